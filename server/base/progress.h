@@ -18,7 +18,8 @@ struct progress {
 };
 
 void progress_start(struct progress *p, const char *stage, const char *unit, uint64_t total);
-void progress_add(struct progress *p, uint64_t n); /* any thread; draws at most ten times a second */
-void progress_end(struct progress *p);             /* final line with the mean rate */
+void progress_add(struct progress *p,
+                  uint64_t n);         /* any thread; draws at most ten times a second */
+void progress_end(struct progress *p); /* final line with the mean rate */
 
 #endif

@@ -1,0 +1,113 @@
+/* Weights: a matrix pressed by a codec, and the products with it.
+ *
+ * A codec is one folder below quant/ and one line in the list of quant/codec.c. encode/decode in plain C *are* the
+ * format; kernels per ISA are found in the codec's own table and tested against decode (tests/ops enumerates the
+ * list). Nobody outside quant/ names a codec or holds a pointer into a weight.
+ *
+ * Panels: all codecs here store rows (outputs) in panels of CODEC_PANEL, so that one SIMD lane is one output: a sum
+ * runs down k in one order whatever the number of input rows. That is what makes products batch-invariant.
+ */
+#ifndef WRING_QUANT_CODEC_H
+#define WRING_QUANT_CODEC_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kernels/backend.h"
+#include "quant/dtype.h"
+#include "server/base/err.h"
+
+enum { CODEC_PANEL = 16, CODEC_PLANES = 3 };
+
+/* What a kernel wants its input to look like. */
+enum prep {
+    PREP_F32, /* as it is */
+    PREP_I8, /* int8 in groups of 32 with an f32 scale amax/127 and the f32 product scale * sum of the group */
+    PREP_BF16, /* rounded to bf16 */
+    PREP_N
+};
+
+/* An input [n][cols] and its preparations, made on demand and shared by every matrix that reads the same input.
+ * ws is scratch of at least input_ws_bytes(n, cols); it belongs to the caller and must outlive the input. */
+struct input {
+    int n, cols;
+    const float *x;
+    void *prep[PREP_N]; /* NULL until made */
+    char *ws;
+    size_t ws_used;
+};
+size_t input_ws_bytes(int n, int cols);
+void input_set(struct input *in, const float *x, int n, int cols, void *ws);
+
+/* One matrix y = W x: rows outputs, cols inputs. */
+struct weight {
+    const struct codec *codec; /* NULL: no such matrix */
+    int rows, cols;
+    int variant;    /* the codec's own: element type, with or without minimum, ... */
+    enum prep prep; /* how its kernel takes the input; chosen by weight_open */
+    void *plane[CODEC_PLANES];
+    size_t bytes[CODEC_PLANES];
+};
+
+/* The kernels of a codec for one ISA level. y[r * ldy + row] = sum_k W[row][k] x[r][k] (+ bias[row] when not NULL) for
+ * all rows in panels [p0, p1) and all n inputs; called from inside par_for, so it must not call par_for. The result of
+ * a row does not depend on n. */
+struct codec_cpu {
+    void (*mul[PREP_N])(const struct weight *w, const struct input *in, const float *bias, float *y,
+                        size_t ldy, int p0, int p1);
+};
+
+struct codec {
+    const char *name;
+    int group; /* cols must be a multiple of this */
+    /* Chooses variant for data of this type and says how good the choice is: 2 the data is kept without any loss,
+     * 1 it can be encoded with loss, 0 it cannot (shape). name: the user's word ("q4", "bf16", ...) or NULL for auto. */
+    int (*fits)(const char *name, enum dtype from, int rows, int cols, int *variant);
+    void (*size)(const struct weight *w,
+                 size_t bytes[CODEC_PLANES]); /* exact sizes of the planes */
+    /* Rows [row0, row0 + n) from f32 [n][cols]; row0 is a multiple of CODEC_PANEL, n too except at the end. */
+    void (*encode)(struct weight *w, int row0, int n, const float *src);
+    /* The same from blocks on disk without loss; NULL or false when type has no exact form here. */
+    bool (*take)(struct weight *w, int row0, int n, enum dtype type, const void *src);
+    void (*decode)(const struct weight *w, int row, float *dst); /* one row to f32 [cols] */
+    /* Preferred preparation given what the user allows (int8 activations or not) and the machine. */
+    enum prep (*prepare)(const struct weight *w, enum cpu_isa isa, bool int8_ok);
+    const struct codec_cpu
+        *cpu[CPU_ISA_N]; /* NULL or a NULL slot: the next lower level; [CPU_REF] is complete */
+};
+
+extern const struct codec *const codec_list[]; /* NULL-terminated */
+
+/* Words for --weights: "auto" and every name some codec understands; for messages. */
+const char *codec_names(void);
+
+/* Makes a weight for data of type `from`: word "auto" keeps what can be kept without loss and re-encodes the rest near
+ * losslessly (q8, else dense); any other word re-encodes to it (falling back to a wider form where the shape does not
+ * fit). int8_ok: kernels may round activations to int8. Allocates the planes from be. ERR_INVALID for an unknown word,
+ * ERR_NOMEM. */
+int weight_open(struct weight *w, struct be *be, const char *word, bool int8_ok, enum dtype from,
+                int rows, int cols, struct err *e) WARN_UNUSED;
+void weight_close(struct weight *w, struct be *be);
+/* Fills rows [row0, row0 + n) from disk data of the type given to weight_open: take when lossless, else decode and
+ * encode. Safe to call from many threads for different panels. scratch: cols * n floats. */
+void weight_fill(struct weight *w, int row0, int n, enum dtype type, const void *src,
+                 float *scratch);
+size_t weight_bytes(const struct weight *w);
+double weight_bits(const struct weight *w); /* bits per weight */
+const char *weight_form(
+    const struct weight *w); /* "q4", "q4m" (with minimum), "bf16", ...: for tables */
+
+/* x[r] = row id[r] of w: the embedding look-up. */
+void weight_rows(const struct weight *w, struct be *be, const int32_t *id, int n, float *x);
+
+/* Products that share one input: y[i] = W[i] x (+ bias[i]), [n][rows] each. All of them are one parallel loop. */
+struct matmul {
+    const struct weight *w;
+    const float *bias; /* [rows] or NULL */
+    float *y;          /* [n][rows] */
+};
+enum { MATMUL_MAX = 4 };
+void weight_matmul(struct be *be, struct input *in, const struct matmul *m, int n_m);
+
+#endif
