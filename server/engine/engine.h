@@ -1,0 +1,127 @@
+/* The engine: one thread that owns the KV pool, the sequences and the batch, and runs the model.
+ *
+ * Other threads see two doors: engine_submit() puts a job into a bounded queue, and job->on_event() tells what became of
+ * it. on_event runs on the engine thread: it must not block and must not call the engine back (except
+ * engine_cancel). A job belongs to the caller until engine_submit returns 0, then to the engine until on_event has been
+ * called with a JOB_DONE event, and to the caller again from then on. Every submitted job gets exactly one JOB_DONE.
+ *
+ * Scheduling: continuous batching; rows of decoding sequences first, then prompt chunks up to max_batch rows; a sequence is
+ * admitted when its prompt's pages are there; when a decoding sequence finds no page, the youngest one is preempted and
+ * later recomputed. A job's tokens do not depend on any of this, bit for bit.
+ */
+#ifndef WRING_SERVER_ENGINE_ENGINE_H
+#define WRING_SERVER_ENGINE_ENGINE_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "kvcache/kv.h"
+#include "server/engine/sample.h"
+#include "server/model/model.h"
+
+enum finish_reason { FINISH_NONE, FINISH_STOP, FINISH_LENGTH, FINISH_CANCELLED, FINISH_ERROR };
+const char *finish_name(enum finish_reason r); /* "stop", "length", "cancelled", "error" */
+
+/* Token counts and times of a finished job. */
+struct job_usage {
+    int prompt_tokens, completion_tokens, cached_tokens;
+    uint64_t queued_ns, prefill_ns, decode_ns; /* waiting, until the first token, after it */
+    size_t kv_bytes,
+        kv_full_bytes; /* physical bytes held at the end, and what a full cache takes */
+    int preemptions;
+};
+
+enum event_kind {
+    JOB_PROMPT, /* the prompt is in the cache; with echo and logprobs: once a prompt token, with its logprob */
+    JOB_TOKEN, /* a token was chosen */
+    JOB_DONE   /* the end; text holds what was held back */
+};
+
+struct job;
+struct job_event {
+    enum event_kind kind;
+    int32_t id; /* JOB_TOKEN, JOB_PROMPT with logprobs */
+    const char
+        *text; /* whole UTF-8; may be empty while a code point or a stop string is held back */
+    size_t text_len;
+    bool has_logprob; /* result is filled */
+    const struct sample_result *result;
+    enum finish_reason finish;     /* JOB_DONE */
+    const struct err *err;         /* JOB_DONE with FINISH_ERROR */
+    const struct job_usage *usage; /* JOB_DONE */
+};
+
+/* One generation. All pointers are the caller's and live until JOB_DONE. */
+struct job {
+    const int32_t *prompt;
+    int n_prompt;   /* at least 1 */
+    int max_tokens; /* new tokens; 0: the prompt only; -1: until the context is full */
+    struct sample_params sample;
+    const char *const *stop; /* strings; the text before the first one is the answer */
+    int n_stop;
+    const int32_t *stop_id;
+    int n_stop_id;
+    bool ignore_eos;
+    bool
+        prompt_logprobs; /* JOB_PROMPT events carry the log-probability of each prompt token but the first */
+    const struct kv_policy *policy; /* NULL: the default */
+    bool no_prefix_cache;
+    void (*on_event)(struct job *j, const struct job_event *ev);
+    void *user;
+    /* the engine's own */
+    _Atomic int cancelled;
+    struct seq *seq;
+    struct job *next;
+    uint64_t submit_ns;
+};
+
+struct engine_config {
+    int ctx;      /* most tokens a sequence may have; 0: the model's, at most what the pool holds */
+    int max_seqs; /* sequences running at once */
+    int max_batch;     /* rows a step */
+    int max_queue;     /* jobs waiting; more are ERR_BUSY */
+    int64_t kv_tokens; /* tokens in the KV pool; 0: from kv_bytes */
+    size_t kv_bytes;   /* bytes of the KV pool; 0 with kv_tokens 0: ctx * min(max_seqs, 4) tokens */
+    enum kv_type kv_type;
+    bool prefix_cache;
+};
+
+/* Numbers for /metrics; atomics, readable from any thread at any time. Times are histograms filled by the engine. */
+struct histogram {
+    const double *bound; /* upper bounds, rising; n of them and one more for the rest */
+    int n;
+    _Atomic uint64_t count[24];
+    _Atomic uint64_t sum_us; /* seconds * 1e6, or plain units * 1e6 */
+};
+struct engine_stats {
+    _Atomic int64_t running, waiting;
+    _Atomic int64_t kv_pages, kv_used, kv_cached;
+    _Atomic uint64_t prompt_tokens, generation_tokens, steps, preemptions;
+    _Atomic uint64_t prefix_queries, prefix_hits;
+    _Atomic uint64_t finished[FINISH_ERROR + 1];
+    struct histogram ttft, inter_token, e2e, queue_time, prefill_time, decode_time, batch_rows,
+        prompt_len, output_len;
+};
+
+struct engine;
+/* Starts the thread. The model outlives the engine. Prints nothing; the plan is model_plan(). */
+int engine_open(struct engine **out, const struct model *m, const struct engine_config *c,
+                struct err *e) WARN_UNUSED;
+/* Cancels what is left, waits for the thread, frees everything. */
+void engine_close(struct engine *en);
+/* 0; ERR_BUSY when the queue is full or the engine drains; ERR_LIMIT when the prompt (or prompt + max_tokens > pool) can
+ * never fit: e says how many tokens there were and how many there may be; ERR_INVALID. Any thread. */
+int engine_submit(struct engine *en, struct job *j, struct err *e) WARN_UNUSED;
+/* Asks for the end of a submitted job; its JOB_DONE (FINISH_CANCELLED unless it ended before) comes within one step. Any thread. */
+void engine_cancel(struct engine *en, struct job *j);
+/* No new jobs; running ones go on. engine_idle() tells when none is left. */
+void engine_drain(struct engine *en);
+bool engine_idle(const struct engine *en);
+const struct engine_stats *engine_stats(const struct engine *en);
+int engine_ctx(const struct engine *en);
+const struct engine_config *engine_settings(const struct engine *en); /* with every 0 filled in */
+int engine_plan(const struct engine *en,
+                struct table **out) WARN_UNUSED; /* the memory plan as a table */
+
+#endif

@@ -1,0 +1,31 @@
+/* Architectures: what a family of models looks like on disk and how it runs. One file each, one line in the list. */
+#ifndef WRING_SERVER_MODEL_ARCH_H
+#define WRING_SERVER_MODEL_ARCH_H
+
+#include "server/model/model.h"
+
+/* A tensor that an architecture wants, and where it goes. Exactly one of w (a matrix) and v (a vector) is set. */
+struct slot {
+    const char *name;
+    struct weight *w;
+    float **v;
+    int rows, cols; /* expected shape; a vector has cols == 0 */
+    bool optional;
+};
+
+struct arch {
+    const char *const *names; /* values of model_config.arch, NULL-terminated */
+    /* Checks and completes the config (derived values, limits); ERR_UNSUPPORTED says which number and why. */
+    int (*check)(struct model_config *c, struct err *e);
+    /* Names the tensors of the whole model: writes at most max slots, returns how many there are (call with max 0 to
+     * count). layer[] and the model's members are allocated. */
+    int (*slots)(struct model *m, struct slot *out, int max);
+    void (*forward)(const struct model *m, struct workspace *ws, struct kv_pool *pool,
+                    const struct batch *b);
+};
+
+extern const struct arch *const arch_list[]; /* NULL-terminated */
+const struct arch *arch_find(const char *name);
+const char *arch_names(void); /* for messages */
+
+#endif

@@ -1,0 +1,92 @@
+/* A loaded model: weights, tokenizer, template, and the forward pass over a batch.
+ *
+ * Immutable after model_open: any thread may read config, tokenizer and template; model_forward is called by one thread
+ * at a time (the engine's) because the workspace is.
+ */
+#ifndef WRING_SERVER_MODEL_MODEL_H
+#define WRING_SERVER_MODEL_MODEL_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "kernels/backend.h"
+#include "kvcache/kv.h"
+#include "quant/codec.h"
+#include "server/base/err.h"
+#include "server/base/table.h"
+#include "server/model/io.h"
+#include "server/model/source.h"
+#include "server/text/template.h"
+#include "server/text/token.h"
+
+struct arch;
+
+/* The matrices and vectors of one layer; absent ones have codec NULL or are NULL. Vectors are f32. */
+struct layer {
+    struct weight q, k, v, o, gate, up, down;
+    float *attn_norm, *ffn_norm;     /* [dim] */
+    float *q_bias, *k_bias, *v_bias; /* [rows of q, k, v] or NULL */
+    float *q_norm, *k_norm;          /* [head_dim] or NULL */
+};
+
+struct model {
+    struct model_config config;
+    const struct arch *arch;
+    struct be *be;
+    struct tokenizer *tok;
+    struct tmpl *tmpl;       /* NULL: no chat template */
+    struct weight embd, out; /* out.codec is NULL when the head is tied */
+    float *out_norm;         /* [dim] */
+    float *inv_freq;         /* [rope_dim / 2], scaling applied */
+    struct layer *layer;     /* [n_layers] */
+    size_t weight_bytes;     /* everything above in backend memory */
+    struct io_report io;     /* how the file was read */
+    double load_seconds;
+};
+
+struct model_options {
+    const char *weights; /* "auto" or a codec's word */
+    bool int8;           /* kernels may round activations to int8 per group of 32 */
+    enum io_method io;
+    bool progress; /* show it on a terminal */
+};
+
+/* path: a .gguf file or a folder. Errors as source_open's, plus ERR_NOMEM and ERR_FORMAT for missing or misshapen
+ * tensors (name, shape found, shape expected). */
+int model_open(struct model **out, const char *path, const struct model_options *o, struct be *be,
+               struct err *e) WARN_UNUSED;
+void model_close(struct model *m);
+void model_kv_shape(const struct model *m, enum kv_type type, struct kv_shape *out);
+
+/* ---- one step ------------------------------------------------------------------------------------------------- */
+/* n_rows tokens of n_seqs sequences; the rows of a sequence are consecutive and its pages are reserved. Logits are
+ * computed for the rows in out_row only. */
+struct batch_seq {
+    struct kv_seq *kv;
+    int row0, n_rows, pos0;
+};
+struct batch {
+    int n_rows, n_seqs, n_out;
+    const int32_t *token; /* [n_rows] */
+    const int32_t *pos;   /* [n_rows] logical positions */
+    const struct batch_seq *seq;
+    const int32_t *out_row; /* [n_out], rising */
+};
+
+/* Activations of one step, sized once: at most max_rows rows and max_out rows of logits. */
+struct workspace;
+int workspace_open(struct workspace **out, const struct model *m, int max_rows, int max_seqs,
+                   int max_out, struct err *e) WARN_UNUSED;
+void workspace_close(struct workspace *ws);
+size_t workspace_bytes(const struct workspace *ws);
+
+/* Runs the batch: appends keys and values to the pages (and raises kv->n_tokens), returns logits [n_out][vocab] in
+ * *logits, valid until the next call. ERR_DEVICE only. Allocates nothing. */
+int model_forward(const struct model *m, struct workspace *ws, struct kv_pool *pool,
+                  const struct batch *b, const float **logits, struct err *e) WARN_UNUSED;
+
+/* What the memory will be used for, as a table: weights, KV pool, workspace. */
+int model_plan(const struct model *m, const struct workspace *ws, const struct kv_pool *pool,
+               struct table **out) WARN_UNUSED;
+
+#endif
