@@ -141,6 +141,8 @@ struct be_ops {
                     int dim, float eps);
     /* x[r][i] += y[r][i] */
     void (*add)(struct be *be, float *x, const float *y, int n, int dim);
+    /* y[r] = x[row[r]] for r < n: the rows that go on. */
+    void (*gather)(struct be *be, float *y, const float *x, const int32_t *row, int n, int dim);
     /* y[r][i] = silu(gate[r][i]) * up[r][i], silu(a) = a / (1 + exp(-a)). y may be gate. (arXiv 2002.05202, SwiGLU) */
     void (*swiglu)(struct be *be, float *y, const float *gate, const float *up, int n, int dim);
 

@@ -33,6 +33,9 @@ bool log_prompts(void);
 void log_line(enum log_level level, const char *event, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 
+/* Plain text on stderr, no record: for a command's last word to the person at the terminal. */
+void log_text(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+
 /* Quotes and escapes s for a logfmt value into out (always terminated; "..." at the end when cut). Returns out. */
 const char *log_quote(char *out, size_t out_size, const char *s);
 #define LOG_STR(s) log_quote((char[256]){ 0 }, 256, (s))

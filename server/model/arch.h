@@ -18,14 +18,13 @@ struct arch {
     /* Checks and completes the config (derived values, limits); ERR_UNSUPPORTED says which number and why. */
     int (*check)(struct model_config *c, struct err *e);
     /* Names the tensors of the whole model: writes at most max slots, returns how many there are (call with max 0 to
-     * count). layer[] and the model's members are allocated. */
-    int (*slots)(struct model *m, struct slot *out, int max);
+     * count). layer[] is allocated; name[] is room for max names, which out[] points into. */
+    int (*slots)(struct model *m, struct slot *out, char (*name)[SLOT_NAME], int max);
     void (*forward)(const struct model *m, struct workspace *ws, struct kv_pool *pool,
                     const struct batch *b);
 };
 
 extern const struct arch *const arch_list[]; /* NULL-terminated */
 const struct arch *arch_find(const char *name);
-const char *arch_names(void); /* for messages */
 
 #endif

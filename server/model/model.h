@@ -20,6 +20,8 @@
 #include "server/text/token.h"
 
 struct arch;
+struct slot;
+enum { SLOT_NAME = 64 };
 
 /* The matrices and vectors of one layer; absent ones have codec NULL or are NULL. Vectors are f32. */
 struct layer {
@@ -37,10 +39,16 @@ struct model {
     struct tmpl *tmpl;       /* NULL: no chat template */
     struct weight embd, out; /* out.codec is NULL when the head is tied */
     float *out_norm;         /* [dim] */
-    float *inv_freq;         /* [rope_dim / 2], scaling applied */
-    struct layer *layer;     /* [n_layers] */
-    size_t weight_bytes;     /* everything above in backend memory */
-    struct io_report io;     /* how the file was read */
+    float *
+        rope_factor; /* [rope_dim / 2] divisors of the frequencies that come with the file, or NULL */
+    float *inv_freq;     /* [rope_dim / 2], scaling applied */
+    float attn_scale;    /* 1 / sqrt(head_dim) */
+    struct layer *layer; /* [n_layers] */
+    struct slot *slot;   /* what was loaded where: model_close() walks it */
+    char (*slot_name)[SLOT_NAME];
+    int n_slots;
+    size_t weight_bytes; /* everything above in backend memory */
+    struct io_report io; /* how the file was read */
     double load_seconds;
 };
 

@@ -1,0 +1,218 @@
+/* wring chat: a conversation in the terminal.
+ *
+ * The main thread reads lines and waits; the engine's thread prints the answer as it comes. Ctrl-C ends an answer, and
+ * at the prompt the program. A line that ends in a backslash goes on; /clear forgets the conversation.
+ */
+#include <errno.h>
+#include <jansson.h>
+#include <semaphore.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "server/base/clock.h"
+#include "server/base/mem.h"
+#include "server/cli/cli.h"
+
+static const char usage[] = "chat MODEL [options]";
+
+struct chat {
+    const struct config *config;
+    const struct model *model;
+    struct engine *engine;
+    json_t *messages;
+    struct tok_ids prompt;
+    struct buf answer; /* written by the engine's thread until `done` */
+    sem_t done;
+    enum finish_reason finish;
+    struct job_usage usage;
+    struct err err;
+};
+
+static volatile sig_atomic_t interrupted;
+
+static void on_sigint(int sig)
+{
+    (void)sig;
+    interrupted = 1;
+}
+
+static void on_event(struct job *j, const struct job_event *ev)
+{
+    struct chat *c = j->user;
+    if (ev->text_len > 0) {
+        fwrite(ev->text, 1, ev->text_len, stdout);
+        fflush(stdout);
+        buf_add(&c->answer, ev->text, ev->text_len);
+    }
+    if (ev->kind != JOB_DONE)
+        return;
+    c->finish = ev->finish;
+    c->usage = *ev->usage;
+    if (ev->err != NULL)
+        c->err = *ev->err;
+    sem_post(&c->done);
+}
+
+static int encode_prompt(struct chat *c, struct err *e)
+{
+    const struct tokenizer *tok = c->model->tok;
+    if (c->model->tmpl == NULL)
+        return err_set(e, ERR_UNSUPPORTED,
+                       "%s has no chat template; `wring serve` and /v1/completions can run it",
+                       c->model->config.name);
+    struct tmpl_output out = { 0 };
+    struct tmpl_input in = {
+        .messages = c->messages,
+        .add_generation_prompt = true,
+        .bos_token = tok_text(tok, tok_bos(tok)),
+        .eos_token = tok_text(tok, tok_eos(tok)),
+        .now_unix = clock_wall_s(),
+    };
+    TRY(tmpl_render(c->model->tmpl, &in, NULL, &out, e));
+    c->prompt.n = 0;
+    int rc = tok_encode_segments(tok, out.text.data, out.seg, out.n_seg, &c->prompt);
+    tmpl_output_free(&out);
+    return rc < 0 ? err_set(e, rc, "no memory for the prompt") : 0;
+}
+
+/* Waits for the answer; Ctrl-C asks the engine to end it. */
+static void wait_done(struct chat *c, struct job *j)
+{
+    while (sem_wait(&c->done) != 0)
+        if (interrupted)
+            engine_cancel(c->engine, j);
+}
+
+static int answer(struct chat *c, struct err *e)
+{
+    TRY(encode_prompt(c, e));
+    buf_clear(&c->answer);
+    struct job j = {
+        .prompt = c->prompt.id,
+        .n_prompt = c->prompt.n,
+        .max_tokens = (int)c->config->max_tokens,
+        .sample = { .temperature = (float)c->config->temperature,
+                    .top_p = (float)c->config->top_p,
+                    .repetition_penalty = 1,
+                    .seed = clock_ns(),
+                    .n_logprobs = -1 },
+        .on_event = on_event,
+        .user = c,
+    };
+    interrupted = 0;
+    TRY(engine_submit(c->engine, &j, e));
+    wait_done(c, &j);
+    interrupted = 0;
+    if (c->finish == FINISH_ERROR) {
+        *e = c->err;
+        return e->code;
+    }
+    double s = (double)c->usage.decode_ns / 1e9;
+    printf("\n");
+    if (isatty(STDOUT_FILENO))
+        printf("\033[2m[%d prompt tokens, %d cached, %d new, %.1f tok/s]\033[0m\n",
+               c->usage.prompt_tokens, c->usage.cached_tokens, c->usage.completion_tokens,
+               s > 0 ? (c->usage.completion_tokens - 1) / s : 0.0);
+    return 0;
+}
+
+static int add_message(struct chat *c, const char *role, const char *text, size_t n)
+{
+    json_t *m = json_pack("{s:s, s:s%}", "role", role, "content", text, n);
+    return m != NULL && json_array_append_new(c->messages, m) == 0 ? 0 : -1;
+}
+
+static int reset(struct chat *c)
+{
+    json_array_clear(c->messages);
+    const char *system = c->config->system;
+    return system[0] != 0 ? add_message(c, "system", system, strlen(system)) : 0;
+}
+
+/* One line of input, joined where it ends in a backslash; false at the end of input or Ctrl-C. */
+static bool read_line(struct buf *line)
+{
+    char part[4096];
+    buf_clear(line);
+    if (isatty(STDIN_FILENO))
+        fputs("> ", stdout);
+    fflush(stdout);
+    while (fgets(part, sizeof part, stdin) != NULL) {
+        buf_adds(line, part);
+        if (line->len == 0 || line->data[line->len - 1] != '\n')
+            continue;
+        line->data[--line->len] = 0;
+        if (line->len == 0 || line->data[line->len - 1] != '\\')
+            return true;
+        line->data[line->len - 1] = '\n';
+    }
+    return line->len > 0 && !interrupted;
+}
+
+static int converse(struct chat *c, struct err *e)
+{
+    struct buf line;
+    int rc = reset(c);
+    buf_init(&line, 1 << 20);
+    while (rc == 0 && read_line(&line)) {
+        if (strcmp(buf_str(&line), "/clear") == 0) {
+            rc = reset(c);
+            continue;
+        }
+        if (line.len == 0)
+            continue;
+        if (add_message(c, "user", line.data, line.len) < 0) {
+            rc = err_set(e, ERR_FORMAT, "the line is not UTF-8");
+            break;
+        }
+        rc = answer(c, e);
+        if (rc == 0 && add_message(c, "assistant", buf_str(&c->answer), c->answer.len) < 0)
+            rc = err_set(e, ERR_NOMEM, "no memory for the conversation");
+    }
+    buf_free(&line);
+    return rc;
+}
+
+static int run_chat(const struct config *config, struct err *e)
+{
+    struct session s = { 0 };
+    struct chat c = { .config = config };
+    struct engine_config ec;
+    buf_init(&c.answer, 64 << 20);
+    sem_init(&c.done, 0, 0);
+    int rc = session_open(&s, config, config->word[0], true, e);
+    if (rc == 0) {
+        c.model = s.model;
+        cli_engine_config(config, s.be, &ec);
+        ec.max_seqs = 1;
+        rc = engine_open(&c.engine, s.model, &ec, e);
+    }
+    if (rc == 0) {
+        struct sigaction sa = { .sa_handler = on_sigint };
+        sigaction(SIGINT, &sa, NULL);
+        c.messages = json_array();
+        rc = c.messages != NULL ? converse(&c, e) : err_set(e, ERR_NOMEM, "no memory");
+    }
+    json_decref(c.messages);
+    engine_close(c.engine);
+    tok_ids_free(&c.prompt);
+    buf_free(&c.answer);
+    sem_destroy(&c.done);
+    session_close(&s);
+    return rc;
+}
+
+int cmd_chat(int argc, char **argv)
+{
+    struct config c;
+    struct err e;
+    bool done;
+    int code = cli_config(&c, CONFIG_CHAT, usage, 1, argc, argv, &done);
+    if (done)
+        return code;
+    code = run_chat(&c, &e) < 0 ? cli_fail(&e) : 0;
+    config_free(&c);
+    return code;
+}

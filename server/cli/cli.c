@@ -1,0 +1,95 @@
+#include "server/cli/cli.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "server/base/log.h"
+
+const struct cmd cmd_list[] = {
+    { "serve", cmd_serve, "serve MODEL [options]", "answer the OpenAI API over HTTP" },
+    { "chat", cmd_chat, "chat MODEL [options]", "talk to a model in the terminal" },
+    { "pull", cmd_pull, "pull NAME", "fetch a model by its recipe" },
+    { "import", cmd_import, "import llama2c MODEL.bin TOKENIZER.bin FOLDER",
+      "turn a llama2.c model into a Hugging Face-style folder" },
+    { "inspect", cmd_inspect, "inspect MODEL [options]",
+      "show what is in a model and what it will take" },
+    { "bench", cmd_bench, "bench MODEL [options]",
+      "measure prefill and decode against the machine's bounds" },
+    { "eval", cmd_eval, "eval ppl MODEL TEXT [options]", "measure perplexity" },
+    { NULL, NULL, NULL, NULL },
+};
+
+int cli_fail(const struct err *e)
+{
+    log_text("wring: %s\n", e->text);
+    return 1;
+}
+
+int cli_usage(const char *fmt, ...)
+{
+    char text[512];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof text, fmt, ap);
+    va_end(ap);
+    log_text("wring: %s\n", text);
+    return 2;
+}
+
+int cli_table(struct table *t, bool json)
+{
+    struct buf b;
+    buf_init(&b, 64u << 20);
+    int rc = table_print(t, json, &b);
+    if (rc == 0)
+        fputs(buf_str(&b), stdout);
+    else
+        cli_usage("the table could not be printed: %s", err_name(rc));
+    buf_free(&b);
+    table_close(t);
+    return rc == 0 ? 0 : 1;
+}
+
+static void setup_log(const struct config *c)
+{
+    enum log_level level = strcmp(c->log_level, "error") == 0  ? LOG_E
+                           : strcmp(c->log_level, "warn") == 0 ? LOG_W
+                           : strcmp(c->log_level, "info") == 0 ? LOG_I
+                                                               : LOG_D;
+    log_setup(&(struct log_config){
+        .level = level, .json = strcmp(c->log_format, "json") == 0, .prompts = c->log_prompts });
+}
+
+static int print_help(enum config_command command, const char *usage)
+{
+    struct buf b;
+    buf_init(&b, 1 << 20);
+    buf_addf(&b, "Usage: wring %s\n", usage);
+    config_help(command, &b);
+    fputs(buf_str(&b), stdout);
+    buf_free(&b);
+    return 0;
+}
+
+int cli_config(struct config *c, enum config_command command, const char *usage, int n_words,
+               int argc, char **argv, bool *done)
+{
+    struct err e;
+    int code = 0;
+    *done = true;
+    if (config_parse(c, command, argc, argv, &e) < 0)
+        code = cli_usage("%s", e.text);
+    else if (c->help)
+        code = print_help(command, usage);
+    else if (c->n_words != n_words)
+        code = cli_usage("usage: wring %s; --help lists the options", usage);
+    else
+        *done = false;
+    if (*done)
+        config_free(c);
+    else
+        setup_log(c);
+    return code;
+}

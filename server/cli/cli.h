@@ -1,0 +1,54 @@
+/* The subcommands: one file each, argv without the program's and the subcommand's name, the exit code as result.
+ *
+ * Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 used wrongly.
+ */
+#ifndef WRING_SERVER_CLI_CLI_H
+#define WRING_SERVER_CLI_CLI_H
+
+#include "kernels/backend.h"
+#include "server/base/table.h"
+#include "server/config.h"
+#include "server/engine/engine.h"
+#include "server/model/model.h"
+
+struct cmd {
+    const char *name;
+    int (*run)(int argc, char **argv);
+    const char *usage, *help;
+};
+extern const struct cmd cmd_list[]; /* ends with a NULL name */
+
+int cmd_serve(int argc, char **argv);
+int cmd_chat(int argc, char **argv);
+int cmd_bench(int argc, char **argv);
+int cmd_eval(int argc, char **argv);
+int cmd_import(int argc, char **argv);
+int cmd_inspect(int argc, char **argv);
+int cmd_pull(int argc, char **argv);
+
+/* "wring: <sentence>" on stderr; returns 1. */
+int cli_fail(const struct err *e);
+/* The same with a sentence of one's own and a hint at --help; returns 2. */
+int cli_usage(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+/* Prints the table to stdout and closes it; returns 0 or 1 (with a message). */
+int cli_table(struct table *t, bool json);
+
+/* ---- for the commands that run a model ------------------------------------------------------------------------- */
+
+/* Parses argv, answers --help (then *done is set and the result is the exit code), sets up the log. n_words is how many
+ * words the command wants; usage is shown when there are others. On success the config is the caller's to free. */
+int cli_config(struct config *c, enum config_command command, const char *usage, int n_words,
+               int argc, char **argv, bool *done) WARN_UNUSED;
+
+struct session {
+    struct be *be;
+    struct model *model;
+};
+/* Backend and model as the config says; model is a path or the name of a recipe. */
+int session_open(struct session *s, const struct config *c, bool progress,
+                 struct err *e) WARN_UNUSED;
+void session_close(struct session *s); /* a zeroed one is accepted */
+enum kv_type cli_kv_type(const struct config *c, const struct be *be);
+void cli_engine_config(const struct config *c, const struct be *be, struct engine_config *out);
+
+#endif

@@ -1,0 +1,33 @@
+/* Runs a model without the engine: sequences and steps in the hands of bench and eval. */
+#ifndef WRING_SERVER_CLI_RUNNER_H
+#define WRING_SERVER_CLI_RUNNER_H
+
+#include "server/model/model.h"
+
+struct runner {
+    const struct model *model;
+    struct workspace *ws;
+    struct kv_pool *pool;
+    struct kv_seq *seq; /* [n_seqs], empty */
+    int n_seqs, ctx, max_rows, max_out;
+    int32_t *pos;     /* [max_rows] scratch */
+    int32_t *out_row; /* [max_out] scratch */
+    struct batch_seq *batch_seq;
+};
+
+int runner_open(struct runner *r, const struct model *m, enum kv_type type, int n_seqs, int ctx,
+                int max_rows, int max_out, struct err *e) WARN_UNUSED;
+void runner_close(struct runner *r); /* a zeroed one is accepted */
+void runner_reset(struct runner *r); /* empties every sequence */
+
+/* One step of one sequence: n tokens (at most max_rows) appended to seq[i_seq]; the logits of the last n_out of them. */
+int runner_append(struct runner *r, int i_seq, const int32_t *token, int n, int n_out,
+                  const float **logits, struct err *e) WARN_UNUSED;
+/* n tokens in steps of at most max_rows, no logits wanted but the last token's. */
+int runner_prefill(struct runner *r, int i_seq, const int32_t *token, int n,
+                   struct err *e) WARN_UNUSED;
+/* One step of one token for each of the first n sequences, with all logits. */
+int runner_decode(struct runner *r, const int32_t *token, int n, const float **logits,
+                  struct err *e) WARN_UNUSED;
+
+#endif

@@ -1,0 +1,411 @@
+#include "server/config.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <yaml.h>
+
+#include "server/base/mem.h"
+
+enum kind { STR, INT, NUM, BYTES, BOOL };
+
+struct option {
+    const char *group; /* a heading when set */
+    const char *name;
+    enum kind kind;
+    size_t at;
+    unsigned commands;
+    const char *def; /* "" for no string */
+    double min, max;
+    const char *words; /* the allowed words of a STR, space separated; NULL: any */
+    const char *help;
+};
+
+#define AT(field) offsetof(struct config, field)
+enum { S = CONFIG_SERVE, C = CONFIG_CHAT, B = CONFIG_BENCH, V = CONFIG_EVAL };
+
+/* clang-format off */
+static const struct option table[] = {
+    { "Machine", "device", STR, AT(device), CONFIG_ALL, "cpu", 0, 0, "cpu", "where the model runs" },
+    { NULL, "threads", INT, AT(threads), CONFIG_ALL, "0", 0, 256, NULL, "worker threads; 0: one per CPU this process may use" },
+    { NULL, "cpu-isa", STR, AT(isa), CONFIG_ALL, "auto", 0, 0, "auto ref avx2 avx512 bf16", "highest instruction set the kernels may use" },
+    { "Model", "weights", STR, AT(weights), CONFIG_ALL, "auto", 0, 0, "auto f32 f16 bf16 q8 q4", "re-encode the weights at load; auto keeps them as they are where that is lossless" },
+    { NULL, "activations", STR, AT(activations), CONFIG_ALL, "int8", 0, 0, "int8 f32", "what products with q8 and q4 weights round their input to: int8 in groups of 32 (fast) or nothing" },
+    { NULL, "io", STR, AT(io), CONFIG_ALL, "auto", 0, 0, "auto uring pread", "how the file is read" },
+    { "Engine", "kv-type", STR, AT(kv_type), CONFIG_ALL, "auto", 0, 0, "auto f16 bf16 f32", "element type of the KV cache; auto: bf16 where the CPU multiplies it natively, else f16" },
+    { NULL, "ctx", INT, AT(ctx), CONFIG_ALL, "0", 0, 1 << 22, NULL, "most tokens of a sequence; 0: what the model was trained for (eval: 512)" },
+    { NULL, "kv-size", BYTES, AT(kv_size), CONFIG_ENGINE, "0", 0, 1e15, NULL, "bytes of the KV pool, as 512M or 2G; 0: four sequences of full length" },
+    { NULL, "max-seqs", INT, AT(max_seqs), CONFIG_ENGINE, "64", 1, 4096, NULL, "sequences that run at once" },
+    { NULL, "max-batch", INT, AT(max_batch), CONFIG_ALL, "512", 1, 65536, NULL, "rows of one step: decoding sequences and prompt tokens together" },
+    { NULL, "max-queue", INT, AT(max_queue), CONFIG_ENGINE, "1024", 1, 1000000, NULL, "requests that may wait; more are answered 429" },
+    { NULL, "prefix-cache", BOOL, AT(prefix_cache), CONFIG_ENGINE, "true", 0, 0, NULL, "share the cache of equal prompt beginnings" },
+    { "HTTP", "host", STR, AT(host), S, "127.0.0.1", 0, 0, NULL, "address to listen on" },
+    { NULL, "port", INT, AT(port), S, "8080", 0, 65535, NULL, "port to listen on; 0: any free one" },
+    { NULL, "api-key", STR, AT(api_key), S, "", 0, 0, NULL, "ask clients for this key (also from WRING_API_KEY)" },
+    { NULL, "alias", STR, AT(alias), S, "", 0, 0, NULL, "name of the model in the API; empty: the file's name" },
+    { NULL, "max-body", BYTES, AT(max_body), S, "8M", 1024, 1e9, NULL, "largest request body; larger ones are answered 413" },
+    { NULL, "max-connections", INT, AT(max_connections), S, "4096", 4, 65536, NULL, "connections open at once" },
+    { NULL, "http-threads", INT, AT(http_threads), S, "2", 1, 64, NULL, "threads that talk to clients" },
+    { NULL, "drain-timeout", INT, AT(drain_timeout), S, "30", 0, 86400, NULL, "seconds that running requests get after SIGTERM" },
+    { "Log", "log-level", STR, AT(log_level), CONFIG_ALL, "info", 0, 0, "error warn info debug", "least important level that is logged" },
+    { NULL, "log-format", STR, AT(log_format), CONFIG_ALL, "logfmt", 0, 0, "logfmt json", "form of a log line" },
+    { NULL, "log-prompts", BOOL, AT(log_prompts), S, "false", 0, 0, NULL, "log what users write and get; off for their privacy" },
+    { "Measuring", "json", BOOL, AT(json), B | V, "false", 0, 0, NULL, "print one JSON object per line instead of a table" },
+    { NULL, "chunks", INT, AT(chunks), V, "0", 0, 1e9, NULL, "stop after this many chunks of text; 0: all" },
+    { NULL, "repeat", INT, AT(repeat), B, "3", 1, 1000, NULL, "runs of each test; the median counts" },
+    { NULL, "prompts", STR, AT(tests), B, "128,512", 0, 0, NULL, "prompt lengths for prefill, comma separated; empty: none" },
+    { NULL, "batches", STR, AT(batches), B, "1,2,4,8", 0, 0, NULL, "numbers of parallel sequences for decode" },
+    { NULL, "depths", STR, AT(depths), B, "0", 0, 0, NULL, "tokens already in the cache for decode" },
+    { "Chat", "system", STR, AT(system), C, "", 0, 0, NULL, "system prompt" },
+    { NULL, "temperature", NUM, AT(temperature), C, "0.7", 0, 2, NULL, "0: always the most likely token" },
+    { NULL, "top-p", NUM, AT(top_p), C, "0.95", 0.01, 1, NULL, "sample from the smallest set with this mass" },
+    { NULL, "max-tokens", INT, AT(max_tokens), C, "1024", 1, 1 << 22, NULL, "longest answer" },
+};
+/* clang-format on */
+enum { N_OPTIONS = sizeof table / sizeof table[0] };
+
+static const struct option *find(const char *name, size_t len)
+{
+    for (int i = 0; i < N_OPTIONS; i++)
+        if (strlen(table[i].name) == len && memcmp(table[i].name, name, len) == 0)
+            return &table[i];
+    return NULL;
+}
+
+static bool has_word(const char *words, const char *w)
+{
+    size_t n = strlen(w);
+    for (const char *p = words; n > 0 && (p = strstr(p, w)) != NULL; p += n)
+        if ((p == words || p[-1] == ' ') && (p[n] == ' ' || p[n] == 0))
+            return true;
+    return false;
+}
+
+static int parse_number(const struct option *o, const char *text, double *out, struct err *e)
+{
+    char *end;
+    errno = 0;
+    double v = strtod(text, &end);
+    if (o->kind == BYTES && *end != 0) {
+        static const char unit[] = "KMGT";
+        const char *u = strchr(unit, *end >= 'a' ? *end - 32 : *end);
+        if (u != NULL) {
+            for (long i = u - unit; i >= 0; i--)
+                v *= 1024;
+            end++;
+            end += strcmp(end, "iB") == 0 ? 2 : strcmp(end, "B") == 0 ? 1 : 0;
+        }
+    }
+    if (errno != 0 || end == text || *end != 0 || !(v >= o->min && v <= o->max) ||
+        (o->kind != NUM && v != (double)(int64_t)v))
+        return err_set(e, ERR_INVALID, "%s: \"%s\" is not %s from %.15g to %.15g", o->name, text,
+                       o->kind == NUM     ? "a number"
+                       : o->kind == BYTES ? "a size (as 512M or 2G)"
+                                          : "a whole number",
+                       o->min, o->max);
+    *out = v;
+    return 0;
+}
+
+static int set(struct config *c, const struct option *o, const char *text, struct err *e)
+{
+    char *field = (char *)c + o->at;
+    double v = 0;
+    if (o->kind == STR) {
+        if (o->words != NULL && !has_word(o->words, text))
+            return err_set(e, ERR_INVALID, "%s: \"%s\" is not one of: %s", o->name, text, o->words);
+        char *copy = mem_strdup(text);
+        if (copy == NULL)
+            return err_set(e, ERR_NOMEM, "no memory for options");
+        mem_free(*(char **)(void *)field);
+        *(char **)(void *)field = copy;
+        return 0;
+    }
+    if (o->kind == BOOL) {
+        if (!has_word("true false yes no on off 1 0", text))
+            return err_set(e, ERR_INVALID, "%s: \"%s\" is neither true nor false", o->name, text);
+        *(bool *)(void *)field = has_word("true yes on 1", text);
+        return 0;
+    }
+    TRY(parse_number(o, text, &v, e));
+    if (o->kind == NUM)
+        *(double *)(void *)field = v;
+    else
+        *(int64_t *)(void *)field = (int64_t)v;
+    return 0;
+}
+
+/* ---- the file ---------------------------------------------------------------------------------------------------- */
+
+static int set_pair(struct config *c, const yaml_node_t *k, const yaml_node_t *v, struct err *e)
+{
+    unsigned long line = k->start_mark.line + 1;
+    if (k->type != YAML_SCALAR_NODE || v->type != YAML_SCALAR_NODE)
+        return err_set(e, ERR_FORMAT, "line %lu: \"option: value\" is expected", line);
+    const char *name = (const char *)k->data.scalar.value;
+    const struct option *o = find(name, k->data.scalar.length);
+    if (o == NULL)
+        return err_set(e, ERR_INVALID,
+                       "line %lu: there is no option \"%s\"; `wring serve --help` lists them", line,
+                       name);
+    if (set(c, o, (const char *)v->data.scalar.value, e) < 0)
+        return err_prefix(e, "line %lu", line);
+    return 0;
+}
+
+static int read_document(struct config *c, yaml_document_t *doc, struct err *e)
+{
+    const yaml_node_t *root = yaml_document_get_root_node(doc);
+    if (root == NULL)
+        return 0;
+    if (root->type != YAML_MAPPING_NODE)
+        return err_set(e, ERR_FORMAT, "a mapping of options to values is expected");
+    for (yaml_node_pair_t *p = root->data.mapping.pairs.start; p < root->data.mapping.pairs.top;
+         p++)
+        TRY(set_pair(c, yaml_document_get_node(doc, p->key), yaml_document_get_node(doc, p->value),
+                     e));
+    return 0;
+}
+
+int config_read(struct config *c, const char *text, size_t n, struct err *e)
+{
+    yaml_parser_t parser;
+    yaml_document_t doc;
+    if (!yaml_parser_initialize(&parser))
+        return err_set(e, ERR_NOMEM, "no memory to read the config");
+    yaml_parser_set_input_string(&parser, (const unsigned char *)text, n);
+    int rc;
+    if (!yaml_parser_load(&parser, &doc)) {
+        rc = err_set(e, ERR_FORMAT, "line %lu: not YAML: %s",
+                     (unsigned long)parser.problem_mark.line + 1,
+                     parser.problem != NULL ? parser.problem : "unreadable");
+    } else {
+        rc = read_document(c, &doc, e);
+        yaml_document_delete(&doc);
+    }
+    yaml_parser_delete(&parser);
+    return rc;
+}
+
+static int read_file(struct config *c, const char *path, struct err *e)
+{
+    struct buf b;
+    buf_init(&b, 1 << 20);
+    int rc = buf_read_file(&b, path, e);
+    if (rc == 0 && (rc = config_read(c, buf_str(&b), b.len, e)) < 0)
+        err_prefix(e, "%s", path);
+    buf_free(&b);
+    return rc;
+}
+
+/* ---- the command line -------------------------------------------------------------------------------------------- */
+
+struct args {
+    struct config *c;
+    enum config_command command;
+    int argc;
+    char **argv;
+};
+
+/* One "--name value", "--name=value", "--flag" or "--no-flag" at argv[i]; returns how many words it took. */
+static int take_option(const struct args *a, int i, struct err *e)
+{
+    const char *name = a->argv[i] + 2;
+    size_t len = strcspn(name, "=");
+    const char *value = name[len] == '=' ? name + len + 1 : NULL;
+    const struct option *o = find(name, len);
+    bool negated = o == NULL && value == NULL && strncmp(name, "no-", 3) == 0;
+    if (negated)
+        o = find(name + 3, len - 3);
+    if (o == NULL || (o->commands & a->command) == 0 || (negated && o->kind != BOOL))
+        return err_set(e, ERR_INVALID, "there is no option --%.*s here; --help lists them",
+                       (int)len, name);
+    if (o->kind == BOOL && value == NULL) {
+        TRY(set(a->c, o, negated ? "false" : "true", e));
+        return 1;
+    }
+    if (value != NULL) {
+        TRY(set(a->c, o, value, e));
+        return 1;
+    }
+    if (i + 1 >= a->argc)
+        return err_set(e, ERR_INVALID, "--%s needs a value", o->name);
+    TRY(set(a->c, o, a->argv[i + 1], e));
+    return 2;
+}
+
+static int take_word(struct config *c, const char *w, struct err *e)
+{
+    if (c->n_words == (int)(sizeof c->word / sizeof c->word[0]))
+        return err_set(e, ERR_INVALID, "\"%s\" is one word too many", w);
+    c->word[c->n_words++] = w;
+    return 0;
+}
+
+static int take_args(const struct args *a, struct err *e)
+{
+    for (int i = 0; i < a->argc;) {
+        const char *w = a->argv[i];
+        int n = 1;
+        if (strcmp(w, "--help") == 0 || strcmp(w, "-h") == 0)
+            a->c->help = true;
+        else if (strcmp(w, "--config") == 0)
+            n = 2; /* read before the rest */
+        else if (strncmp(w, "--config=", 9) == 0)
+            n = 1;
+        else if (strncmp(w, "--", 2) == 0)
+            n = take_option(a, i, e);
+        else
+            n = take_word(a->c, w, e) < 0 ? ERR_INVALID : 1;
+        if (n < 0)
+            return n;
+        i += n;
+    }
+    return 0;
+}
+
+static const char *config_path(const struct args *a)
+{
+    for (int i = 0; i < a->argc; i++) {
+        if (strncmp(a->argv[i], "--config=", 9) == 0)
+            return a->argv[i] + 9;
+        if (strcmp(a->argv[i], "--config") == 0)
+            return i + 1 < a->argc ? a->argv[i + 1] : "";
+    }
+    return NULL;
+}
+
+int config_parse(struct config *c, enum config_command command, int argc, char **argv,
+                 struct err *e)
+{
+    struct args a = { c, command, argc, argv };
+    *c = (struct config){ 0 };
+    for (int i = 0; i < N_OPTIONS; i++)
+        TRY(set(c, &table[i], table[i].def, e));
+    const char *key = getenv("WRING_API_KEY");
+    if (key != NULL)
+        TRY(set(c, find("api-key", 7), key, e));
+    const char *path = config_path(&a);
+    if (path != NULL)
+        TRY(read_file(c, path, e));
+    return take_args(&a, e);
+}
+
+void config_free(struct config *c)
+{
+    for (int i = 0; i < N_OPTIONS; i++) {
+        if (table[i].kind != STR)
+            continue;
+        char **s = (char **)(void *)((char *)c + table[i].at);
+        mem_free(*s);
+        *s = NULL;
+    }
+}
+
+/* ---- the table as text ------------------------------------------------------------------------------------------- */
+
+static const char *value_word(const struct option *o)
+{
+    if (o->words != NULL)
+        return o->words;
+    static const char *const word[] = { "TEXT", "N", "X", "SIZE", "" };
+    return word[o->kind];
+}
+
+int config_help(enum config_command command, struct buf *out)
+{
+    const char *group = NULL;
+    const char *shown = NULL;
+    for (int i = 0; i < N_OPTIONS; i++) {
+        const struct option *o = &table[i];
+        group = o->group != NULL ? o->group : group;
+        if ((o->commands & command) == 0)
+            continue;
+        if (group != shown)
+            buf_addf(out, "\n%s\n", group);
+        shown = group;
+        char left[96];
+        if (o->kind == BOOL)
+            snprintf(left, sizeof left, "--[no-]%s", o->name);
+        else
+            snprintf(left, sizeof left, "--%s %s", o->name, value_word(o));
+        buf_addf(out, "  %-36s %s", left, o->help);
+        if (o->def[0] != 0)
+            buf_addf(out, " [%s]", o->def);
+        buf_addc(out, '\n');
+    }
+    if (command == CONFIG_SERVE)
+        buf_adds(out,
+                 "\n  --config FILE                        read options from a YAML file first\n");
+    return out->bad;
+}
+
+int config_sample(struct buf *out)
+{
+    buf_adds(
+        out,
+        "# Every option of `wring serve` with its default. Use: wring serve MODEL --config FILE\n");
+    for (int i = 0; i < N_OPTIONS; i++) {
+        const struct option *o = &table[i];
+        if ((o->commands & CONFIG_SERVE) == 0)
+            continue;
+        if (o->group != NULL)
+            buf_addf(out, "\n# ---- %s\n", o->group);
+        buf_addf(out, "\n# %s", o->help);
+        if (o->words != NULL)
+            buf_addf(out, " (%s)", o->words);
+        bool quote = o->kind == STR && o->def[0] == 0;
+        buf_addf(out, "\n%s: %s\n", o->name, quote ? "\"\"" : o->def);
+    }
+    return out->bad;
+}
+
+static void command_names(const struct option *o, struct buf *out)
+{
+    static const struct {
+        unsigned bit;
+        const char *name;
+    } cmd[] = { { S, "serve" }, { C, "chat" }, { B, "bench" }, { V, "eval" } };
+    const char *sep = "";
+    for (int i = 0; i < 4; i++) {
+        if ((o->commands & cmd[i].bit) == 0)
+            continue;
+        buf_addf(out, "%s%s", sep, cmd[i].name);
+        sep = " ";
+    }
+}
+
+int config_markdown(struct buf *out)
+{
+    buf_adds(out, "| option | default | commands | what it does |\n|---|---|---|---|\n");
+    for (int i = 0; i < N_OPTIONS; i++) {
+        const struct option *o = &table[i];
+        const char *tick = o->def[0] != 0 ? "`" : "";
+        buf_addf(out, "| `--%s` | %s%s%s | ", o->name, tick, o->def, tick);
+        command_names(o, out);
+        buf_addf(out, " | %s", o->help);
+        if (o->words != NULL)
+            buf_addf(out, " (%s)", o->words);
+        buf_adds(out, " |\n");
+    }
+    return out->bad;
+}
+
+int config_data_home(char *out, size_t n, struct err *e)
+{
+    const char *data = getenv("XDG_DATA_HOME");
+    const char *home = getenv("HOME");
+    int len;
+    if (data != NULL && data[0] == '/')
+        len = snprintf(out, n, "%s", data);
+    else if (home != NULL && home[0] == '/')
+        len = snprintf(out, n, "%s/.local/share", home);
+    else
+        return err_set(e, ERR_NOTFOUND,
+                       "neither XDG_DATA_HOME nor HOME is set to an absolute path");
+    if (len < 0 || (size_t)len >= n)
+        return err_set(e, ERR_LIMIT, "the path of the data folder is too long");
+    return 0;
+}

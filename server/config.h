@@ -1,0 +1,73 @@
+/* Options: one table from which the command line, the config file, --help, the sample config and the README come.
+ *
+ * Precedence: defaults, then the environment (WRING_API_KEY only), then the file of --config, then the command line.
+ * A config file is YAML: one flat mapping of option names to values. Thread: filled by main before any other thread
+ * starts, read-only afterwards. The only file that reads the environment.
+ */
+#ifndef WRING_SERVER_CONFIG_H
+#define WRING_SERVER_CONFIG_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "server/base/buf.h"
+#include "server/base/err.h"
+
+/* Which subcommand an option belongs to. */
+enum config_command {
+    CONFIG_SERVE = 1,
+    CONFIG_CHAT = 2,
+    CONFIG_BENCH = 4,
+    CONFIG_EVAL = 8,
+    CONFIG_ENGINE = CONFIG_SERVE | CONFIG_CHAT,
+    CONFIG_ALL = 15
+};
+
+struct config {
+    /* words without a dash, in order; the first is the model */
+    const char *word[4];
+    int n_words;
+    bool help;
+    /* the machine */
+    char *device, *isa;
+    int64_t threads;
+    /* the model */
+    char *weights, *activations, *io;
+    /* the engine */
+    char *kv_type;
+    int64_t ctx, kv_size, max_seqs, max_batch, max_queue;
+    bool prefix_cache;
+    /* the front */
+    char *host, *api_key, *alias;
+    int64_t port, max_body, max_connections, http_threads, drain_timeout;
+    /* the log */
+    char *log_level, *log_format;
+    bool log_prompts;
+    /* measuring */
+    bool json;
+    int64_t chunks, repeat;
+    char *tests, *batches, *depths;
+    /* chat */
+    char *system;
+    double temperature, top_p;
+    int64_t max_tokens;
+};
+
+/* Fills c for one subcommand from argv (after the subcommand's name). The error names the option or the line of the file
+ * and what would be right. Strings belong to c until config_free. */
+int config_parse(struct config *c, enum config_command command, int argc, char **argv,
+                 struct err *e) WARN_UNUSED;
+void config_free(struct config *c);
+/* The text of a config file on top of what c holds already. */
+int config_read(struct config *c, const char *text, size_t n, struct err *e) WARN_UNUSED;
+
+/* The table as text. */
+int config_help(enum config_command command, struct buf *out) WARN_UNUSED; /* for --help */
+int config_sample(struct buf *out) WARN_UNUSED;   /* a config file with every default */
+int config_markdown(struct buf *out) WARN_UNUSED; /* for the README */
+
+/* $XDG_DATA_HOME, else ~/.local/share; ERR_NOTFOUND when there is no home either. */
+int config_data_home(char *out, size_t n, struct err *e) WARN_UNUSED;
+
+#endif

@@ -1,0 +1,206 @@
+/* Reading and pressing overlap: while the next megabytes are in flight, the panels of the last ones are encoded by all
+ * workers. A request never crosses a panel, so each one can be pressed on its own. */
+#include "server/model/load.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "server/base/mem.h"
+#include "server/base/progress.h"
+
+/* A request's part of a tensor. */
+struct part {
+    const struct tensor *t;
+    const struct slot *slot;
+    int row0, n_rows;
+};
+
+struct load {
+    struct model *m;
+    struct part *part;
+    struct io_request *req;
+    int n, cap;
+    float *scratch; /* [threads][CODEC_PANEL * widest] */
+    size_t scratch_row;
+    bool progress;
+    struct progress bar;
+    /* of the loop under way */
+    const struct part *now;
+    const char *data;
+};
+
+static const char *shape_text(char *out, size_t size, const struct tensor *t)
+{
+    int n = 0;
+    out[0] = 0;
+    for (int i = 0; i < t->n_dims; i++)
+        n += snprintf(out + n, size - (size_t)n, "%s%lld", i ? " x " : "", (long long)t->dim[i]);
+    return out;
+}
+
+static int check_shape(const struct tensor *t, const struct slot *s, struct err *e)
+{
+    bool ok = s->cols == 0 ? t->n_dims == 1 && t->dim[0] == s->rows
+                           : t->n_dims == 2 && t->dim[0] == s->rows && t->dim[1] == s->cols;
+    char found[96];
+    if (ok)
+        return 0;
+    if (s->cols == 0)
+        return err_set(e, ERR_FORMAT, "tensor %s has shape %s, the model's config asks for %d",
+                       s->name, shape_text(found, sizeof found, t), s->rows);
+    return err_set(e, ERR_FORMAT, "tensor %s has shape %s, the model's config asks for %d x %d",
+                   s->name, shape_text(found, sizeof found, t), s->rows, s->cols);
+}
+
+/* The embedding and the head keep at least 8 bits: they are what a 4-bit code hurts most. */
+static const char *word_for(const struct model *m, const struct slot *s, const char *word)
+{
+    bool table = s->w == &m->embd || s->w == &m->out;
+    return table && strcmp(word, "q4") == 0 ? "q8" : word;
+}
+
+static int open_slot(struct model *m, const struct tensor *t, const struct slot *s,
+                     const struct model_options *o, struct err *e)
+{
+    if (s->w != NULL) {
+        int rc = weight_open(s->w, m->be, word_for(m, s, o->weights), o->int8, t->type, s->rows,
+                             s->cols, e);
+        if (rc < 0)
+            return err_prefix(e, "tensor %s", s->name);
+        m->weight_bytes += weight_bytes(s->w);
+        return 0;
+    }
+    size_t bytes = (size_t)s->rows * sizeof(float);
+    *s->v = m->be->ops->alloc(m->be, bytes);
+    if (*s->v == NULL)
+        return err_set(e, ERR_NOMEM, "no memory for tensor %s (%zu bytes)", s->name, bytes);
+    m->weight_bytes += bytes;
+    return 0;
+}
+
+static int add_part(struct load *l, const struct source *src, const struct part *p)
+{
+    if (l->n == l->cap) {
+        int cap = l->cap ? 2 * l->cap : 256;
+        struct part *part = mem_realloc(l->part, (size_t)cap * sizeof *part);
+        if (part == NULL)
+            return ERR_NOMEM;
+        l->part = part;
+        struct io_request *req = mem_realloc(l->req, (size_t)cap * sizeof *req);
+        if (req == NULL)
+            return ERR_NOMEM;
+        l->req = req;
+        l->cap = cap;
+    }
+    const struct source_file *f = &src->file[p->t->file];
+    int64_t cols = p->t->dim[p->t->n_dims - 1];
+    size_t row = dtype_row_bytes(p->t->type, cols);
+    l->part[l->n] = *p;
+    l->req[l->n] = (struct io_request){
+        .fd = f->fd,
+        .path = f->path,
+        .offset = p->t->offset + (uint64_t)p->row0 * row,
+        .bytes = row * (size_t)p->n_rows,
+    };
+    l->n++;
+    return 0;
+}
+
+/* Cuts a tensor into requests of whole panels. */
+static int add_tensor(struct load *l, const struct source *src, const struct tensor *t,
+                      const struct slot *s, struct err *e)
+{
+    int64_t cols = t->dim[t->n_dims - 1];
+    size_t row = dtype_row_bytes(t->type, cols);
+    int rows = s->w != NULL ? s->rows : 1;
+    size_t panel = row * CODEC_PANEL;
+    if ((s->w != NULL ? panel : row) > io_max_request())
+        return err_set(e, ERR_UNSUPPORTED,
+                       "tensor %s has rows of %zu bytes; at most %zu can be read", s->name, row,
+                       io_max_request() / CODEC_PANEL);
+    int step = s->w != NULL ? (int)(io_max_request() / panel) * CODEC_PANEL : 1;
+    for (int r = 0; r < rows; r += step) {
+        struct part p = { t, s, r, rows - r < step ? rows - r : step };
+        if (add_part(l, src, &p) < 0)
+            return err_set(e, ERR_NOMEM, "no memory to plan the reading of %s", s->name);
+    }
+    if (l->scratch_row < (size_t)cols)
+        l->scratch_row = (size_t)cols;
+    return 0;
+}
+
+static void fill_panels(void *arg, int first, int last, int i_thread)
+{
+    struct load *l = arg;
+    const struct part *p = l->now;
+    size_t row = dtype_row_bytes(p->t->type, p->t->dim[1]);
+    float *scratch = l->scratch + (size_t)i_thread * CODEC_PANEL * l->scratch_row;
+    for (int i = first; i < last; i++) {
+        int r = i * CODEC_PANEL;
+        int n = p->n_rows - r < CODEC_PANEL ? p->n_rows - r : CODEC_PANEL;
+        weight_fill(p->slot->w, p->row0 + r, n, p->t->type, l->data + (size_t)r * row, scratch);
+    }
+}
+
+static int on_read(void *arg, const struct io_request *r, const void *data)
+{
+    struct load *l = arg;
+    const struct part *p = &l->part[r - l->req];
+    l->now = p;
+    l->data = data;
+    if (p->slot->w != NULL) {
+        par_for(l->m->be->par, (p->n_rows + CODEC_PANEL - 1) / CODEC_PANEL, 1, fill_panels, l);
+    } else {
+        dtype_decode(p->t->type, data, l->scratch, (size_t)p->slot->rows);
+        l->m->be->ops->upload(l->m->be, *p->slot->v, l->scratch,
+                              (size_t)p->slot->rows * sizeof(float));
+    }
+    if (l->progress)
+        progress_add(&l->bar, r->bytes);
+    return 0;
+}
+
+static int plan(struct load *l, const struct source *src, const struct slot *slot, int n,
+                const struct model_options *o, struct err *e)
+{
+    for (int i = 0; i < n; i++) {
+        const struct tensor *t = source_find(src, slot[i].name);
+        if (t == NULL && slot[i].optional)
+            continue;
+        if (t == NULL)
+            return err_set(e, ERR_FORMAT, "%s: tensor %s is missing; a %s model needs it",
+                           src->file[0].path, slot[i].name, src->config.arch);
+        TRY(check_shape(t, &slot[i], e));
+        TRY(open_slot(l->m, t, &slot[i], o, e));
+        TRY(add_tensor(l, src, t, &slot[i], e));
+    }
+    return 0;
+}
+
+int load_slots(struct model *m, const struct source *src, const struct slot *slot, int n,
+               const struct model_options *o, struct err *e)
+{
+    struct load l = { .m = m, .progress = o->progress };
+    int rc = plan(&l, src, slot, n, o, e);
+    if (rc < 0)
+        goto done;
+    size_t threads = (size_t)par_threads(m->be->par);
+    l.scratch = mem_zalloc(threads * CODEC_PANEL * l.scratch_row, sizeof(float));
+    if (l.scratch == NULL) {
+        rc = err_set(e, ERR_NOMEM, "no memory for decoding");
+        goto done;
+    }
+    uint64_t total = 0;
+    for (int i = 0; i < l.n; i++)
+        total += l.req[i].bytes;
+    if (l.progress)
+        progress_start(&l.bar, "load", "B", total);
+    rc = io_read(l.req, l.n, &(struct io_options){ .method = o->io }, on_read, &l, &m->io, e);
+    if (l.progress)
+        progress_end(&l.bar);
+done:
+    mem_free(l.scratch);
+    mem_free(l.req);
+    mem_free(l.part);
+    return rc;
+}

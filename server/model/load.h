@@ -1,0 +1,12 @@
+/* From tensors on disk to weights in memory: what model_open does with the bytes. */
+#ifndef WRING_SERVER_MODEL_LOAD_H
+#define WRING_SERVER_MODEL_LOAD_H
+
+#include "server/model/arch.h"
+
+/* Finds every slot's tensor, checks its shape, makes the weights and fills them while the file is being read.
+ * Sets m->weight_bytes and m->io. On error what was made stays in m for model_close(). */
+int load_slots(struct model *m, const struct source *src, const struct slot *slot, int n,
+               const struct model_options *o, struct err *e) WARN_UNUSED;
+
+#endif

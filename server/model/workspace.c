@@ -1,0 +1,85 @@
+#include "server/model/workspace.h"
+
+#include <stdint.h>
+
+#include "server/base/mem.h"
+
+static size_t max_size(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
+/* Every buffer starts on a cache line of its own. */
+static size_t carve(struct workspace *ws, void *slot, size_t bytes)
+{
+    void **p = slot;
+    if (ws->block != NULL)
+        *p = ws->block + ws->used;
+    ws->used += (bytes + 63) & ~(size_t)63;
+    return ws->used;
+}
+
+static void layout(struct workspace *ws, const struct model *m)
+{
+    const struct model_config *c = &m->config;
+    size_t n = (size_t)ws->max_rows;
+    size_t f = sizeof(float);
+    size_t qdim = (size_t)c->n_heads * (size_t)c->head_dim;
+    size_t kvdim = (size_t)c->n_kv_heads * (size_t)c->head_dim;
+    size_t widest = max_size(max_size((size_t)c->dim, qdim), (size_t)c->ffn);
+
+    ws->used = 0;
+    carve(ws, &ws->x, n * (size_t)c->dim * f);
+    carve(ws, &ws->xn, n * (size_t)c->dim * f);
+    carve(ws, &ws->q, n * qdim * f);
+    carve(ws, &ws->k, n * kvdim * f);
+    carve(ws, &ws->v, n * kvdim * f);
+    carve(ws, &ws->att, n * qdim * f);
+    carve(ws, &ws->delta, n * (size_t)c->dim * f);
+    carve(ws, &ws->gate, n * (size_t)c->ffn * f);
+    carve(ws, &ws->up, n * (size_t)c->ffn * f);
+    carve(ws, &ws->cos, n * (size_t)(c->rope_dim / 2) * f);
+    carve(ws, &ws->sin, n * (size_t)(c->rope_dim / 2) * f);
+    carve(ws, &ws->logits, (size_t)ws->max_out * (size_t)c->vocab * f);
+    carve(ws, &ws->input, input_ws_bytes(ws->max_rows, (int)widest));
+}
+
+int workspace_open(struct workspace **out, const struct model *m, int max_rows, int max_seqs,
+                   int max_out, struct err *e)
+{
+    struct workspace *ws = mem_zalloc(1, sizeof *ws);
+    if (ws == NULL)
+        return err_set(e, ERR_NOMEM, "no memory for the activations");
+    ws->be = m->be;
+    ws->max_rows = max_rows;
+    ws->max_seqs = max_seqs;
+    ws->max_out = max_out;
+    layout(ws, m);
+    ws->bytes = ws->used;
+    ws->block = ws->be->ops->alloc(ws->be, ws->bytes);
+    ws->seq = mem_zalloc((size_t)max_seqs, sizeof *ws->seq);
+    if (ws->block == NULL || ws->seq == NULL) {
+        int rc = err_set(e, ERR_NOMEM, "no memory for the activations of %d rows (%zu bytes)",
+                         max_rows, ws->bytes);
+        workspace_close(ws);
+        return rc;
+    }
+    layout(ws, m);
+    *out = ws;
+    return 0;
+}
+
+void workspace_close(struct workspace *ws)
+{
+    if (ws == NULL)
+        return;
+    if (ws->block != NULL)
+        ws->be->ops->free(ws->be, ws->block, ws->bytes);
+    mem_free(ws->seq);
+    mem_free(ws);
+}
+
+size_t workspace_bytes(const struct workspace *ws)
+{
+    return ws->bytes;
+}

@@ -1,0 +1,24 @@
+/* The activations of one step: carved once, reused by every step. Backend memory except where said otherwise. */
+#ifndef WRING_SERVER_MODEL_WORKSPACE_H
+#define WRING_SERVER_MODEL_WORKSPACE_H
+
+#include "server/model/model.h"
+
+struct workspace {
+    struct be *be;
+    int max_rows, max_seqs, max_out;
+    float *x;           /* [max_rows][dim] the residual stream */
+    float *xn;          /* [max_rows][dim] normalised */
+    float *q, *k, *v;   /* [max_rows][heads * head_dim], [max_rows][kv heads * head_dim] twice */
+    float *att;         /* [max_rows][heads * head_dim] */
+    float *delta;       /* [max_rows][dim] what a block adds to x */
+    float *gate, *up;   /* [max_rows][ffn] */
+    float *cos, *sin;   /* [max_rows][rope_dim / 2] */
+    float *logits;      /* [max_out][vocab] */
+    void *input;        /* prepared inputs */
+    struct be_seq *seq; /* [max_seqs], host */
+    size_t bytes, used; /* of the one block below */
+    char *block;
+};
+
+#endif
