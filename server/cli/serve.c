@@ -1,0 +1,128 @@
+/* wring serve: opens the model, the engine and the front in this order, waits for a signal, closes them in reverse.
+ *
+ * SIGTERM and SIGINT drain: no new requests, running ones get drain-timeout seconds, exit 0. A second signal while
+ * draining ends at once.
+ */
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "server/base/log.h"
+#include "server/cli/cli.h"
+#include "server/http.h"
+
+static const char usage[] = "serve MODEL [--config FILE] [options]";
+
+struct serve {
+    const struct config *config;
+    struct session session;
+    struct engine *engine;
+    struct http *http;
+    char model_id[256];
+};
+
+/* The alias, or the last part of the path without its ending. */
+static void name_model(struct serve *s)
+{
+    const char *path = s->config->word[0];
+    size_t n = strlen(path);
+    while (n > 1 && path[n - 1] == '/')
+        n--;
+    const char *base = path;
+    for (size_t i = 0; i + 1 < n; i++)
+        if (path[i] == '/')
+            base = path + i + 1;
+    n -= (size_t)(base - path);
+    if (n > 5 && strncmp(base + n - 5, ".gguf", 5) == 0)
+        n -= 5;
+    if (s->config->alias[0] != 0)
+        snprintf(s->model_id, sizeof s->model_id, "%s", s->config->alias);
+    else
+        snprintf(s->model_id, sizeof s->model_id, "%.*s", (int)n, base);
+}
+
+static void print_plan(struct serve *s)
+{
+    struct table *t;
+    struct buf b;
+    if (engine_plan(s->engine, &t) < 0)
+        return;
+    buf_init(&b, 1 << 16);
+    if (table_print(t, false, &b) == 0)
+        log_text("%s", buf_str(&b));
+    buf_free(&b);
+    table_close(t);
+}
+
+static int open_all(struct serve *s, struct err *e)
+{
+    const struct config *c = s->config;
+    struct engine_config ec;
+    TRY(session_open(&s->session, c, c->word[0], isatty(STDERR_FILENO), e));
+    cli_engine_config(c, s->session.be, &ec);
+    TRY(engine_open(&s->engine, s->session.model, &ec, e));
+    if (strcmp(c->log_format, "json") != 0)
+        print_plan(s);
+    name_model(s);
+    struct http_config hc = { .host = c->host,
+                              .port = (int)c->port,
+                              .api_key = c->api_key,
+                              .model_id = s->model_id,
+                              .max_body = (size_t)c->max_body,
+                              .max_connections = (int)c->max_connections,
+                              .threads = (int)c->http_threads };
+    return http_open(&s->http, &hc, s->session.model, s->engine, e);
+}
+
+static void on_second_signal(int sig)
+{
+    (void)sig;
+    _exit(130);
+}
+
+static void wait_and_drain(struct serve *s, const sigset_t *set)
+{
+    int sig = 0;
+    bool any = strcmp(s->config->host, "0.0.0.0") == 0 || strcmp(s->config->host, "::") == 0;
+    LOG(I, "listening", "url=http://%s:%d model=%s ctx=%d", any ? "127.0.0.1" : s->config->host,
+        http_port(s->http), LOG_STR(s->model_id), engine_ctx(s->engine));
+    sigwait(set, &sig);
+    LOG(I, "draining", "signal=%s timeout_s=%lld", sig == SIGTERM ? "TERM" : "INT",
+        (long long)s->config->drain_timeout);
+    struct sigaction sa = { .sa_handler = on_second_signal };
+    sigaction(SIGINT, &sa, NULL);
+    sigaction(SIGTERM, &sa, NULL);
+    pthread_sigmask(SIG_UNBLOCK, set, NULL);
+    http_shutdown(s->http, (double)s->config->drain_timeout);
+}
+
+int cmd_serve(int argc, char **argv)
+{
+    struct config c;
+    struct err e;
+    bool done;
+    int code = cli_config(&c, CONFIG_SERVE, usage, 1, argc, argv, &done);
+    if (done)
+        return code;
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGTERM);
+    signal(SIGPIPE, SIG_IGN);
+    struct serve s = { .config = &c };
+    /* Every thread inherits this mask, so that only the wait below sees the signals. */
+    pthread_sigmask(SIG_BLOCK, &set, NULL);
+    if (open_all(&s, &e) < 0)
+        code = cli_fail(&e);
+    else
+        wait_and_drain(&s, &set);
+    http_close(s.http);
+    engine_close(s.engine);
+    session_close(&s.session);
+    config_free(&c);
+    if (code == 0)
+        LOG(I, "stopped", "code=0");
+    return code;
+}
