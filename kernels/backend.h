@@ -62,7 +62,7 @@ enum cpu_isa cpu_isa_best(void); /* what this machine can do */
  *
  * Pairs because that is what a two-element dot product (VDPBF16PS and its relatives) eats: scores need no transposition
  * and the value sum needs none either. A *wide page* w is the n_kv_heads consecutive blocks w * n_kv_heads + h; a
- * *narrow page* is one block. head_dim is even. */
+ * *narrow page* is one block. head_dim is even and at most BE_HEAD_DIM_MAX. */
 enum { KV_PAGE = 32 };
 
 enum kv_type { KV_F16, KV_BF16, KV_F32, KV_TYPE_N };
@@ -162,12 +162,17 @@ struct be_ops {
     void (*kv_append)(struct be *be, const struct be_kv *kv, const float *k, const float *v);
     /* Causal attention of every row over its sequence's narrow slots and wide tail (which already holds the rows' own
      * keys): out = sum_j softmax_j(q.k_j * scale + beta_j) v_j.
-     * Order: the slots of a (row, head) are cut into spans of ATTEND_SPAN by slot number (narrow first); a span is an
-     * online softmax (arXiv 2205.14135) over tiles of ATTEND_TILE; spans are merged in rising order. The cut depends on
-     * nothing else, so decode, prefill and any chunking agree bit for bit. Never a full score matrix.
+     * Order: narrow slots are cut by their slot number, wide slots by their logical position, into spans of ATTEND_SPAN
+     * and tiles of ATTEND_TILE; a span is an online softmax (arXiv 2205.14135) over its tiles; spans are merged in
+     * rising order, narrow ones first. The cut depends on nothing else and a slot that a row does not see adds exactly
+     * nothing, so decode, prefill and any chunking agree bit for bit. Never a full score matrix. A row that sees
+     * nothing gives 0 with lse = -inf. The window does not apply to narrow slots. Levels with a bf16 dot product round
+     * q and the weights to bf16 when the cache is bf16.
+     * Values of slots that nobody sees must be finite where they share a pair with a visible slot: kv_append zeroes
+     * the partner of a last even slot, and whoever writes narrow slots does the same.
      * Bytes moved: every key and value once per 64 rows or fewer of a group. */
     void (*attend)(struct be *be, const struct be_attend *a);
 };
-enum { ATTEND_TILE = 64, ATTEND_SPAN = 512 };
+enum { ATTEND_TILE = 64, ATTEND_SPAN = 512, BE_HEAD_DIM_MAX = 512 };
 
 #endif

@@ -1,0 +1,60 @@
+/* Attention on the CPU: what the walk (attend.c) and the kernels per instruction set (attend_*.c) say to each other.
+ *
+ * The walk owns the cut: which rows share a walk over the keys, which spans they see, in which order spans are merged.
+ * A kernel owns the arithmetic of one tile for up to CPU_ATTEND_ROWS rows. For a row it does the same operations in
+ * the same order whatever rows are beside it; that, and the cut, make attention batch-invariant.
+ *
+ * Logits are kept in units of log 2 (q is multiplied by scale * log2(e) once), so that exp2 does.
+ */
+#ifndef WRING_KERNELS_CPU_ATTEND_H
+#define WRING_KERNELS_CPU_ATTEND_H
+
+#include "kernels/cpu/cpu.h"
+
+/* Consecutive (token, query head) rows of one sequence and KV head: row i is token i / group, head i % group. */
+struct attend_unit {
+    int i_seq, kv_head;
+    int row0, n_rows;
+    int lo, hi;      /* wide slots that some row sees, by logical position */
+    int n_narrow;    /* narrow slots, seen by every row */
+    int n_spans;     /* narrow spans, then wide ones */
+    int item0;       /* first work item of the unit */
+    int64_t partial; /* floats from the start of the partial results; -1: the unit is one item */
+};
+
+enum { ATTEND_LANES = 16, ATTEND_PAGES = ATTEND_TILE / KV_PAGE };
+
+/* One span of some rows in the making. Everything is scratch of one thread, 64-byte aligned. */
+struct attend_rows {
+    int n;
+    int dim;    /* head_dim */
+    int pitch;  /* elements from row to row of q: dim rounded up to 32; of o: twice that */
+    void *q;    /* [n][pitch] in the kernel's form */
+    float *m;   /* [n] largest logit so far */
+    float *l;   /* [n][ATTEND_LANES] sum of exp2(logit - m), one part a lane */
+    float *o;   /* [n][2 * pitch] sum of exp2(logit - m) v in the kernel's form */
+    char *tile; /* room for a converted tile: 2 * ATTEND_TILE * pitch floats */
+};
+
+struct attend_tile {
+    const void *k[ATTEND_PAGES], *v[ATTEND_PAGES]; /* readable even where nobody sees the page */
+    const void *next_k[ATTEND_PAGES], *next_v[ATTEND_PAGES]; /* of the next tile, to be fetched */
+    const float *beta[ATTEND_PAGES]; /* [KV_PAGE] each; beta[0] NULL: none */
+    const int *lo, *hi;              /* [n] row r sees slots lo[r] <= s < hi[r] of the tile */
+    int lo_all, hi_all;              /* union of them; not empty */
+    bool masked;                     /* some row does not see all of the tile */
+};
+
+struct attend_kernel {
+    /* q[dim] * scale in the kernel's form; zero up to the pitch. */
+    void (*pack)(void *dst, const float *q, float scale, int dim, int pitch);
+    void (*tile)(const struct attend_rows *r, const struct attend_tile *t);
+    /* Sums of row i to l and o[dim]. */
+    void (*finish)(const struct attend_rows *r, int i, float *l, float *o);
+};
+
+extern const struct attend_kernel attend_kernel_avx2[KV_TYPE_N];
+extern const struct attend_kernel attend_kernel_avx512[KV_TYPE_N];
+extern const struct attend_kernel attend_kernel_bf16; /* for a bf16 cache */
+
+#endif
