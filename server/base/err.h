@@ -47,7 +47,8 @@ int err_set(struct err *e, int code, const char *fmt, ...) __attribute__((format
 int err_vset(struct err *e, int code, const char *fmt, va_list ap)
     __attribute__((format(printf, 3, 0)));
 
-/* Puts "where: " in front of the sentence already in e; for callers that know the file or the tensor. Returns e->code. */
+/* Puts "where: " in front of the sentence already in e; for callers that know the file or the tensor. Returns e->code; e may be NULL
+ * (then ERR_INVALID is returned: pass the code on yourself). */
 int err_prefix(struct err *e, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 /* err_set with ": strerror(errno)" appended. */

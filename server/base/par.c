@@ -1,0 +1,229 @@
+/* One loop at a time: the caller publishes it by raising `epoch`, everyone takes ranges from one counter, and the last
+ * worker to run dry wakes the caller.
+ *
+ * A worker that waits spins first, because in a decode step the next loop is microseconds away, and then sleeps on a
+ * futex. The spin is short so that a second engine on the same CPUs gets them.
+
+ * Every worker takes part in every loop, if only to find it empty: the caller returns when all have counted themselves
+ * out, so no worker can be left behind in an old loop while the next one is being set up.
+ */
+#include "server/base/par.h"
+
+#include <errno.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "server/base/clock.h"
+#include "server/base/mem.h"
+
+enum { PAR_MAX = 256, SPIN_NS = 40000 };
+
+struct worker {
+    struct par *p;
+    int i;
+    pthread_t thread;
+};
+
+struct par {
+    void *block; /* what was allocated: the struct sits on a cache line inside it */
+    int n_threads;
+    /* the loop */
+    par_fn *fn;
+    void *arg;
+    int n_items, grain;
+    _Alignas(64) _Atomic uint32_t epoch; /* futex: workers sleep on it */
+    _Atomic int sleeping;
+    _Alignas(64) _Atomic uint32_t next; /* first item not yet taken */
+    _Alignas(
+        64) _Atomic uint32_t busy; /* workers inside the loop; futex: the caller sleeps on it */
+    _Atomic int caller_sleeps;
+    _Atomic bool stop;
+    struct worker worker[PAR_MAX];
+};
+
+static void futex_wait(_Atomic uint32_t *at, uint32_t value)
+{
+    syscall(SYS_futex, at, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0);
+}
+
+static void futex_wake(_Atomic uint32_t *at, int n)
+{
+    syscall(SYS_futex, at, FUTEX_WAKE_PRIVATE, n, NULL, NULL, 0);
+}
+
+static void pause_cpu(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+}
+
+/* Spins until *at differs from value or some time has passed; true when it differs. */
+static bool spin_while(_Atomic uint32_t *at, uint32_t value)
+{
+    uint64_t end = 0;
+    for (unsigned i = 1;; i++) {
+        if (atomic_load_explicit(at, memory_order_acquire) != value)
+            return true;
+        pause_cpu();
+        if (i % 64 != 0)
+            continue;
+        uint64_t now = clock_ns();
+        if (end == 0)
+            end = now + SPIN_NS;
+        else if (now > end)
+            return false;
+    }
+}
+
+static void run_ranges(struct par *p, int i_thread)
+{
+    uint32_t n = (uint32_t)p->n_items;
+    uint32_t grain = (uint32_t)p->grain;
+    for (;;) {
+        uint32_t first = atomic_fetch_add_explicit(&p->next, grain, memory_order_relaxed);
+        if (first >= n)
+            return;
+        uint32_t last = n - first < grain ? n : first + grain;
+        p->fn(p->arg, (int)first, (int)last, i_thread);
+    }
+}
+
+/* Waits for an epoch other than the one seen last. */
+static uint32_t next_epoch(struct par *p, uint32_t seen)
+{
+    while (!spin_while(&p->epoch, seen)) {
+        atomic_fetch_add(&p->sleeping, 1);
+        futex_wait(&p->epoch, seen);
+        atomic_fetch_sub(&p->sleeping, 1);
+    }
+    return atomic_load_explicit(&p->epoch, memory_order_acquire);
+}
+
+static void *work(void *arg)
+{
+    struct worker *w = arg;
+    struct par *p = w->p;
+    uint32_t seen = 0;
+    for (;;) {
+        seen = next_epoch(p, seen);
+        if (atomic_load(&p->stop))
+            return NULL;
+        run_ranges(p, w->i);
+        if (atomic_fetch_sub(&p->busy, 1) == 1 && atomic_load(&p->caller_sleeps))
+            futex_wake(&p->busy, 1);
+    }
+}
+
+static void publish(struct par *p)
+{
+    atomic_fetch_add(&p->epoch, 1);
+    if (atomic_load(&p->sleeping) > 0)
+        futex_wake(&p->epoch, PAR_MAX);
+}
+
+static void wait_idle(struct par *p)
+{
+    uint32_t busy;
+    while ((busy = atomic_load_explicit(&p->busy, memory_order_acquire)) != 0) {
+        if (spin_while(&p->busy, busy))
+            continue;
+        atomic_store(&p->caller_sleeps, 1);
+        busy = atomic_load(&p->busy);
+        if (busy != 0)
+            futex_wait(&p->busy, busy);
+        atomic_store(&p->caller_sleeps, 0);
+    }
+}
+
+void par_for(struct par *p, int n_items, int grain, par_fn *fn, void *arg)
+{
+    if (n_items <= 0)
+        return;
+    if (grain <= 0)
+        grain = (n_items + p->n_threads - 1) / p->n_threads;
+    if (p->n_threads == 1 || n_items <= grain) {
+        for (int i = 0; i < n_items; i += grain)
+            fn(arg, i, n_items - i < grain ? n_items : i + grain, 0);
+        return;
+    }
+    p->fn = fn;
+    p->arg = arg;
+    p->n_items = n_items;
+    p->grain = grain;
+    atomic_store_explicit(&p->next, 0, memory_order_relaxed);
+    atomic_store_explicit(&p->busy, (uint32_t)p->n_threads - 1, memory_order_relaxed);
+    publish(p);
+    run_ranges(p, 0);
+    wait_idle(p);
+}
+
+/* CPUs by affinity, at most the cgroup's quota rounded up. */
+static int usable_cpus(void)
+{
+    cpu_set_t set;
+    int n = 1;
+    long long quota;
+    long long period;
+    char line[64] = "";
+    if (sched_getaffinity(0, sizeof set, &set) == 0)
+        n = CPU_COUNT(&set);
+    FILE *f = fopen("/sys/fs/cgroup/cpu.max", "re");
+    if (f == NULL)
+        return n;
+    if (fgets(line, sizeof line, f) != NULL && sscanf(line, "%lld %lld", &quota, &period) == 2 &&
+        quota > 0 && period > 0 && (quota + period - 1) / period < n)
+        n = (int)((quota + period - 1) / period);
+    fclose(f);
+    return n < 1 ? 1 : n;
+}
+
+int par_open(struct par **out, int n_threads, struct err *e)
+{
+    int n = n_threads > 0 ? n_threads : usable_cpus();
+    n = n > PAR_MAX ? PAR_MAX : n;
+    char *raw = mem_zalloc(1, sizeof(struct par) + 64);
+    if (raw == NULL)
+        return err_set(e, ERR_NOMEM, "no memory for the worker pool");
+    struct par *p = (struct par *)(void *)(raw + (64 - (uintptr_t)raw % 64) % 64);
+    p->block = raw;
+    p->n_threads = 1;
+    for (int i = 1; i < n; i++) {
+        struct worker *w = &p->worker[i];
+        *w = (struct worker){ .p = p, .i = i };
+        int rc = pthread_create(&w->thread, NULL, work, w);
+        if (rc != 0) {
+            errno = rc;
+            err_errno(e, ERR_NOMEM, "cannot start worker thread %d of %d", i, n);
+            par_close(p);
+            return ERR_NOMEM;
+        }
+        p->n_threads = i + 1;
+    }
+    *out = p;
+    return 0;
+}
+
+void par_close(struct par *p)
+{
+    if (p == NULL)
+        return;
+    atomic_store(&p->stop, true);
+    publish(p);
+    for (int i = 1; i < p->n_threads; i++)
+        pthread_join(p->worker[i].thread, NULL);
+    mem_free(p->block);
+}
+
+int par_threads(const struct par *p)
+{
+    return p->n_threads;
+}
