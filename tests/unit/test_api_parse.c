@@ -1,0 +1,365 @@
+/* Request bodies: what is accepted, what is refused, and which field is named. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "api/put.h"
+#include "api/request.h"
+
+static bool is_policy(const char *name)
+{
+    return strcmp(name, "full") == 0 || strcmp(name, "window") == 0;
+}
+
+static const struct api_limits limits = { .n_vocab = 1000,
+                                          .is_kv_policy = is_policy,
+                                          .kv_policy_names = "full, window" };
+
+#define MSG "\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]"
+
+struct bad_case {
+    const char *body, *param;
+    const char *code; /* NULL: null */
+};
+
+static void expect_bad(enum api_kind kind, const struct bad_case *c, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        struct api_request r;
+        struct api_error e;
+        int rc = api_request_parse(&r, kind, c[i].body, strlen(c[i].body), &limits, &e);
+        if (rc != ERR_INVALID)
+            fail_msg("accepted: %s", c[i].body);
+        assert_int_equal(e.status, 400);
+        assert_string_equal(e.type, "invalid_request_error");
+        if (strcmp(e.param, c[i].param) != 0)
+            fail_msg("%s: param '%s', expected '%s' (%s)", c[i].body, e.param, c[i].param,
+                     e.message);
+        if (c[i].code)
+            assert_string_equal(e.code, c[i].code);
+        else
+            assert_null(e.code);
+        assert_true(e.message[0] != 0);
+    }
+}
+
+static void parse(struct api_request *r, enum api_kind kind, const char *body)
+{
+    struct api_error e;
+    if (api_request_parse(r, kind, body, strlen(body), &limits, &e) < 0)
+        fail_msg("refused: %s: %s", body, e.message);
+}
+
+static void chat_refuses(void **state)
+{
+    (void)state;
+    static const struct bad_case c[] = {
+        { "", "", NULL },
+        { "[]", "", NULL },
+        { "{", "", NULL },
+        { "{\"messages\":[],}", "", NULL },
+        { "{" MSG "} x", "", NULL },
+        { "{" MSG ",\"n\":1,\"n\":2}", "", NULL },
+        { "{" MSG ",\"temperature\":1e400}", "", NULL },
+        { "{" MSG ",\"x\":\"\\ud800\"}", "", NULL },
+        { "{" MSG ",\"x\":\"\\u0000\"}", "", NULL },
+        { "{" MSG ",\"x\":\"\xff\"}", "", NULL },
+        { "{" MSG ",\"seed\":99999999999999999999}", "", NULL },
+        { "{" MSG ",\"x\":NaN}", "", NULL },
+        { "{}", "messages", NULL },
+        { "{\"messages\":null}", "messages", NULL },
+        { "{\"messages\":[]}", "messages", NULL },
+        { "{\"messages\":\"hi\"}", "messages", NULL },
+        { "{\"messages\":[1]}", "messages[0]", NULL },
+        { "{\"messages\":[{\"content\":\"x\"}]}", "messages[0].role", NULL },
+        { "{\"messages\":[{\"role\":\"king\",\"content\":\"x\"}]}", "messages[0].role", NULL },
+        { "{\"messages\":[{\"role\":\"user\"}]}", "messages[0].content", NULL },
+        { "{\"messages\":[{\"role\":\"assistant\",\"content\":null}]}", "messages[0].content",
+          NULL },
+        { "{\"messages\":[{\"role\":\"user\",\"content\":7}]}", "messages[0].content", NULL },
+        { "{\"messages\":[{\"role\":\"user\",\"content\":[3]}]}", "messages[0].content[0]", NULL },
+        { "{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"text\"}]}]}",
+          "messages[0].content[0].text", NULL },
+        { "{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"a\"},"
+          "{\"type\":\"image_url\"}]}]}",
+          "messages[0].content[1].type", NULL },
+        { "{\"messages\":[{\"role\":\"assistant\",\"tool_calls\":[{\"id\":\"a\"}]}]}",
+          "messages[0].tool_calls[0].function", NULL },
+        { "{" MSG ",\"model\":3}", "model", NULL },
+        { "{" MSG ",\"n\":0}", "n", NULL },
+        { "{" MSG ",\"n\":9}", "n", NULL },
+        { "{" MSG ",\"n\":1.5}", "n", NULL },
+        { "{" MSG ",\"n\":\"1\"}", "n", NULL },
+        { "{" MSG ",\"temperature\":-0.1}", "temperature", NULL },
+        { "{" MSG ",\"temperature\":2.1}", "temperature", NULL },
+        { "{" MSG ",\"temperature\":true}", "temperature", NULL },
+        { "{" MSG ",\"top_p\":0}", "top_p", NULL },
+        { "{" MSG ",\"top_p\":1.01}", "top_p", NULL },
+        { "{" MSG ",\"top_k\":-2}", "top_k", NULL },
+        { "{" MSG ",\"min_p\":2}", "min_p", NULL },
+        { "{" MSG ",\"presence_penalty\":3}", "presence_penalty", NULL },
+        { "{" MSG ",\"frequency_penalty\":-3}", "frequency_penalty", NULL },
+        { "{" MSG ",\"repetition_penalty\":0}", "repetition_penalty", NULL },
+        { "{" MSG ",\"seed\":1.5}", "seed", NULL },
+        { "{" MSG ",\"max_tokens\":0}", "max_tokens", NULL },
+        { "{" MSG ",\"max_completion_tokens\":-1}", "max_completion_tokens", NULL },
+        { "{" MSG ",\"stop\":[\"a\",\"\"]}", "stop[1]", NULL },
+        { "{" MSG ",\"stop\":[1]}", "stop[0]", NULL },
+        { "{" MSG ",\"stop\":{}}", "stop", NULL },
+        { "{" MSG ",\"stop_token_ids\":[1000]}", "stop_token_ids[0]", NULL },
+        { "{" MSG ",\"logit_bias\":[]}", "logit_bias", NULL },
+        { "{" MSG ",\"logit_bias\":{\"5\":101}}", "logit_bias.5", NULL },
+        { "{" MSG ",\"logit_bias\":{\"foo\":1}}", "logit_bias.foo", NULL },
+        { "{" MSG ",\"logit_bias\":{\"1000\":1}}", "logit_bias.1000", NULL },
+        { "{" MSG ",\"logit_bias\":{\"-1\":1}}", "logit_bias.-1", NULL },
+        { "{" MSG ",\"logit_bias\":{\"7\":1,\"07\":1}}", "logit_bias.07", NULL },
+        { "{" MSG ",\"logprobs\":1}", "logprobs", NULL },
+        { "{" MSG ",\"top_logprobs\":3}", "top_logprobs", NULL },
+        { "{" MSG ",\"logprobs\":true,\"top_logprobs\":21}", "top_logprobs", NULL },
+        { "{" MSG ",\"stream\":\"yes\"}", "stream", NULL },
+        { "{" MSG ",\"stream_options\":{}}", "stream_options", NULL },
+        { "{" MSG ",\"stream\":true,\"stream_options\":{\"include_usage\":1}}",
+          "stream_options.include_usage", NULL },
+        { "{" MSG ",\"response_format\":{\"type\":\"json_object\"}}", "response_format.type",
+          "unsupported_value" },
+        { "{" MSG ",\"response_format\":{\"type\":\"xml\"}}", "response_format.type", NULL },
+        { "{" MSG ",\"tools\":[{\"type\":\"function\"}]}", "tools[0].function", NULL },
+        { "{" MSG ",\"tool_choice\":\"required\"}", "tool_choice", "unsupported_value" },
+        { "{" MSG ",\"tool_choice\":\"maybe\"}", "tool_choice", NULL },
+        { "{" MSG ",\"compression\":{\"kv\":{\"policy\":\"magic\"}}}", "compression.kv.policy",
+          NULL },
+        { "{" MSG ",\"compression\":{\"kv\":{\"budget\":0}}}", "compression.kv.budget", NULL },
+        { "{" MSG ",\"compression\":{\"experts\":{\"prune\":0.5}}}", "compression.experts.prune",
+          "unsupported_value" },
+    };
+    expect_bad(API_CHAT, c, sizeof(c) / sizeof(c[0]));
+}
+
+static void completion_refuses(void **state)
+{
+    (void)state;
+    static const struct bad_case c[] = {
+        { "{}", "prompt", NULL },
+        { "{\"prompt\":[]}", "prompt", NULL },
+        { "{\"prompt\":5}", "prompt", NULL },
+        { "{\"prompt\":[[]]}", "prompt[0]", NULL },
+        { "{\"prompt\":[1,1000]}", "prompt[1]", NULL },
+        { "{\"prompt\":[1,\"a\"]}", "prompt[1]", NULL },
+        { "{\"prompt\":[\"a\",{}]}", "prompt[1]", NULL },
+        { "{\"prompt\":[[1],[-2]]}", "prompt[1][0]", NULL },
+        { "{\"prompt\":\"a\",\"logprobs\":6}", "logprobs", NULL },
+        { "{\"prompt\":\"a\",\"logprobs\":true}", "logprobs", NULL },
+        { "{\"prompt\":\"a\",\"max_tokens\":-1}", "max_tokens", NULL },
+        { "{\"prompt\":\"a\",\"suffix\":\"b\"}", "suffix", "unsupported_value" },
+        { "{\"prompt\":\"a\",\"best_of\":3}", "best_of", "unsupported_value" },
+        { "{\"prompt\":\"a\",\"echo\":\"yes\"}", "echo", NULL },
+    };
+    expect_bad(API_COMPLETION, c, sizeof(c) / sizeof(c[0]));
+}
+
+static void depth_is_bounded(void **state)
+{
+    (void)state;
+    char body[2048];
+    struct api_request r;
+    struct api_error e;
+
+    for (int depth = API_MAX_DEPTH - 2; depth <= API_MAX_DEPTH + 1; depth++) {
+        size_t n = 0;
+        n += (size_t)snprintf(body, sizeof(body), "{" MSG ",\"x\":");
+        for (int i = 0; i < depth; i++)
+            body[n++] = '[';
+        for (int i = 0; i < depth; i++)
+            body[n++] = ']';
+        body[n++] = '}';
+        int rc = api_request_parse(&r, API_CHAT, body, n, &limits, &e);
+        assert_int_equal(rc, depth + 1 <= API_MAX_DEPTH ? 0 : ERR_INVALID);
+        if (rc == 0)
+            api_request_free(&r);
+    }
+}
+
+static void chat_defaults(void **state)
+{
+    (void)state;
+    struct api_request r;
+    parse(&r, API_CHAT,
+          "{" MSG ",\"temperature\":null,\"stop\":null,\"tools\":null,\"n\":null,\"user\":5,"
+          "\"no_such_field\":{\"a\":[1]},\"logit_bias\":{\"foo\":0}}");
+    assert_null(r.model);
+    assert_int_equal(r.n, 1);
+    assert_false(r.stream);
+    assert_true(r.add_generation_prompt);
+    assert_null(r.tools);
+    assert_true(r.sampling.temperature == 1 && r.sampling.top_p == 1);
+    assert_int_equal(r.sampling.max_tokens, -1);
+    assert_int_equal(r.sampling.logprobs, -1);
+    assert_int_equal(r.sampling.n_bias, 0);
+    assert_false(r.sampling.has_seed);
+    api_request_free(&r);
+}
+
+static void chat_fields(void **state)
+{
+    (void)state;
+    struct api_request r;
+    parse(&r, API_CHAT,
+          "{" MSG ",\"model\":\"m\",\"n\":2.0,\"temperature\":0,\"top_k\":-1,\"seed\":-5,"
+          "\"max_tokens\":3,\"max_completion_tokens\":4,\"stop\":\"END\",\"stop_token_ids\":[7],"
+          "\"logit_bias\":{\"50\":-100},\"logprobs\":true,\"top_logprobs\":2,\"stream\":true,"
+          "\"stream_options\":{\"include_usage\":true,\"include_obfuscation\":false},"
+          "\"ignore_eos\":true,\"compression\":{\"kv\":{\"policy\":\"window\",\"budget\":256}}}");
+    assert_string_equal(r.model, "m");
+    assert_int_equal(r.n, 2);
+    assert_true(r.sampling.temperature == 0);
+    assert_int_equal(r.sampling.top_k, 0);
+    assert_true(r.sampling.has_seed && r.sampling.seed == -5);
+    assert_int_equal(r.sampling.max_tokens, 4);
+    assert_int_equal(r.sampling.n_stop, 1);
+    assert_string_equal(r.sampling.stop[0].p, "END");
+    assert_int_equal(r.sampling.stop_ids[0], 7);
+    assert_int_equal(r.sampling.bias[0].id, 50);
+    assert_true(r.sampling.bias[0].bias == -100);
+    assert_int_equal(r.sampling.logprobs, 2);
+    assert_true(r.stream && r.include_usage && r.sampling.ignore_eos);
+    assert_string_equal(r.compression.kv_policy, "window");
+    assert_int_equal(r.compression.kv_budget, 256);
+    api_request_free(&r);
+}
+
+static const char *member(const json_t *msg, const char *key)
+{
+    return json_string_value(json_object_get(msg, key));
+}
+
+static void messages_are_normalised(void **state)
+{
+    (void)state;
+    struct api_request r;
+    parse(&r, API_CHAT,
+          "{\"messages\":[{\"role\":\"developer\",\"content\":\"be brief\"},"
+          "{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"a\"},"
+          "{\"type\":\"text\",\"text\":\"b\"}]},"
+          "{\"role\":\"assistant\",\"content\":null,\"tool_calls\":[{\"id\":\"1\",\"type\":"
+          "\"function\",\"function\":{\"name\":\"f\",\"arguments\":\"{\\\"x\\\":3}\"}}]},"
+          "{\"role\":\"tool\",\"tool_call_id\":\"1\",\"content\":\"ok\"}],"
+          "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\",\"parameters\":{}}}]}");
+    assert_string_equal(member(json_array_get(r.messages, 0), "role"), "system");
+    assert_string_equal(member(json_array_get(r.messages, 1), "content"), "a\nb");
+    assert_string_equal(member(json_array_get(r.messages, 2), "content"), "");
+    json_t *call = json_array_get(json_object_get(json_array_get(r.messages, 2), "tool_calls"), 0);
+    json_t *args = json_object_get(json_object_get(call, "function"), "arguments");
+    assert_int_equal(json_integer_value(json_object_get(args, "x")), 3);
+    assert_non_null(r.tools);
+    api_request_free(&r);
+    parse(&r, API_CHAT,
+          "{" MSG ",\"tool_choice\":\"none\",\"tools\":[{\"type\":\"function\",\"function\":"
+          "{\"name\":\"f\"}}]}");
+    assert_null(r.tools);
+    api_request_free(&r);
+}
+
+static void prompts_have_four_forms(void **state)
+{
+    (void)state;
+    struct api_request r;
+
+    parse(&r, API_COMPLETION, "{\"prompt\":\"\"}");
+    assert_int_equal(r.n_prompts, 1);
+    assert_string_equal(r.prompts[0].text.p, "");
+    assert_int_equal(r.sampling.max_tokens, 16);
+    api_request_free(&r);
+    parse(&r, API_COMPLETION,
+          "{\"prompt\":[\"a\",\"bc\"],\"echo\":true,\"max_tokens\":0,\"logprobs\":0}");
+    assert_int_equal(r.n_prompts, 2);
+    assert_int_equal(r.prompts[1].text.n, 2);
+    assert_true(r.echo);
+    assert_int_equal(r.sampling.max_tokens, 0);
+    assert_int_equal(r.sampling.logprobs, 0);
+    api_request_free(&r);
+    parse(&r, API_COMPLETION, "{\"prompt\":[1,2,999]}");
+    assert_int_equal(r.n_prompts, 1);
+    assert_int_equal(r.prompts[0].n_ids, 3);
+    assert_int_equal(r.prompts[0].ids[2], 999);
+    api_request_free(&r);
+    parse(&r, API_COMPLETION, "{\"prompt\":[[1],[2,3]],\"n\":8,\"best_of\":8}");
+    assert_int_equal(r.n_prompts, 2);
+    assert_int_equal(r.prompts[1].ids[1], 3);
+    api_request_free(&r);
+}
+
+static void token_routes(void **state)
+{
+    (void)state;
+    struct api_tokenize t;
+    struct api_detokenize d;
+    struct api_error e;
+    const char *s = "{\"content\":\"hi\",\"add_special\":true,\"with_pieces\":true}";
+
+    assert_int_equal(api_tokenize_parse(&t, s, strlen(s), &e), 0);
+    assert_true(t.add_special && t.parse_special && t.with_pieces && !t.is_chat);
+    assert_string_equal(t.text.p, "hi");
+    api_tokenize_free(&t);
+    s = "{\"prompt\":\"hi\"}";
+    assert_int_equal(api_tokenize_parse(&t, s, strlen(s), &e), 0);
+    assert_true(t.add_special);
+    api_tokenize_free(&t);
+    s = "{" MSG "}";
+    assert_int_equal(api_tokenize_parse(&t, s, strlen(s), &e), 0);
+    assert_true(t.is_chat);
+    api_tokenize_free(&t);
+    s = "{\"content\":[]}";
+    assert_int_equal(api_tokenize_parse(&t, s, strlen(s), &e), ERR_INVALID);
+    assert_string_equal(e.param, "content");
+    s = "{\"tokens\":[5,6]}";
+    assert_int_equal(api_detokenize_parse(&d, s, strlen(s), &limits, &e), 0);
+    assert_int_equal(d.n_ids, 2);
+    api_detokenize_free(&d);
+    s = "{\"tokens\":[5,6000]}";
+    assert_int_equal(api_detokenize_parse(&d, s, strlen(s), &limits, &e), ERR_INVALID);
+    assert_string_equal(e.param, "tokens[1]");
+}
+
+/* Every allocation of ours fails once: an error or a good parse, never a crash or a leak. */
+static void memory_may_run_out(void **state)
+{
+    (void)state;
+    const char *s = "{\"prompt\":[[1],[2,3]],\"stop\":[\"a\"],\"logit_bias\":{\"3\":1}}";
+    struct mem_stats before, after;
+
+    mem_stats(&before);
+    for (uint64_t n = 1; n < 20; n++) {
+        struct api_request r;
+        struct api_error e;
+        mem_fail_at(n);
+        int rc = api_request_parse(&r, API_COMPLETION, s, strlen(s), &limits, &e);
+        mem_fail_at(0);
+        if (rc == 0)
+            api_request_free(&r);
+        else
+            assert_int_equal(e.status, 500);
+    }
+    mem_stats(&after);
+    assert_int_equal(before.blocks, after.blocks);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(chat_refuses),
+        cmocka_unit_test(completion_refuses),
+        cmocka_unit_test(depth_is_bounded),
+        cmocka_unit_test(chat_defaults),
+        cmocka_unit_test(chat_fields),
+        cmocka_unit_test(messages_are_normalised),
+        cmocka_unit_test(prompts_have_four_forms),
+        cmocka_unit_test(token_routes),
+        cmocka_unit_test(memory_may_run_out),
+    };
+    return cmocka_run_group_tests_name("api parse", tests, NULL, NULL);
+}
