@@ -76,6 +76,8 @@ int kv_seq_open(struct kv_seq *s, struct kv_pool *p, const struct kv_policy *pol
                 int max_tokens) WARN_UNUSED;
 void kv_seq_close(struct kv_seq *s,
                   struct kv_pool *p); /* drops every reference; safe on a zeroed seq */
+/* Drops every reference and keeps the tables: empty, ready for the same tokens again. Allocates nothing. */
+void kv_seq_clear(struct kv_seq *s, struct kv_pool *p);
 /* Pages for tokens up to n_tokens in all layers, evicting cached pages if needed. All or nothing: ERR_LIMIT. */
 int kv_seq_reserve(struct kv_seq *s, struct kv_pool *p, int n_tokens) WARN_UNUSED;
 /* Wide pages (all layers) that kv_seq_reserve(s, n_tokens) would have to take now. */
