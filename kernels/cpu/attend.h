@@ -53,6 +53,13 @@ struct attend_kernel {
     void (*finish)(const struct attend_rows *r, int i, float *l, float *o);
 };
 
+/* Bits lo ... hi - 1; 0 <= lo <= hi <= 64. */
+static inline uint64_t attend_seen(int lo, int hi)
+{
+    uint64_t below_hi = hi == 64 ? ~(uint64_t)0 : ((uint64_t)1 << hi) - 1;
+    return lo == 64 ? 0 : below_hi >> lo << lo;
+}
+
 extern const struct attend_kernel attend_kernel_avx2[KV_TYPE_N];
 extern const struct attend_kernel attend_kernel_avx512[KV_TYPE_N];
 extern const struct attend_kernel attend_kernel_bf16; /* for a bf16 cache */

@@ -152,7 +152,17 @@ static void fill_tables(struct cpu_state *s, enum cpu_isa isa)
     ops->step_end = cpu_step;
     ops->close = cpu_close;
     cpu_ops_ref(ops);
-    (void)isa;
+    if (isa >= CPU_AVX2)
+        cpu_ops_avx2(ops);
+    if (isa >= CPU_AVX512)
+        cpu_ops_avx512(ops);
+    if (isa == CPU_REF)
+        return;
+    ops->attend = cpu_attend;
+    for (int t = 0; t < KV_TYPE_N; t++)
+        s->attend[t] = isa >= CPU_AVX512 ? &attend_kernel_avx512[t] : &attend_kernel_avx2[t];
+    if (isa >= CPU_BF16)
+        s->attend[KV_BF16] = &attend_kernel_bf16;
 }
 
 static int open_state(struct be *be, struct err *e)
@@ -176,7 +186,7 @@ static int open_state(struct be *be, struct err *e)
 
 int cpu_open(struct be **out, const struct be_config *c, struct err *e)
 {
-    enum cpu_isa isa;
+    enum cpu_isa isa = CPU_REF;
     TRY(pick_isa(&isa, c->isa, e));
     struct be *be = mem_zalloc(1, sizeof(*be));
     if (!be)

@@ -1,0 +1,220 @@
+/* Attention with f32 arithmetic for any cache type, written once for every vector width.
+ *
+ * Included by attend_<isa>.c after its vec_<isa>.h, with ROWS defined: rows that are worked on together, so that their
+ * sums (4 registers each) stay in registers. A tile of a 16-bit cache is converted once for all rows of the unit. Pairs
+ * stay side by side: even and odd dims (of a logit) and even and odd tokens (of an output) have sums of their own that
+ * are added at the end.
+ */
+#ifndef WRING_KERNELS_CPU_ATTEND_F32_H
+#define WRING_KERNELS_CPU_ATTEND_F32_H
+
+#include "kernels/cpu/attend.h"
+
+enum { VECS = 4, FLOATS = VECS * VEC_N };
+
+static void pack(void *dst, const float *q, float scale, int dim, int pitch)
+{
+    float *d = dst;
+    for (int i = 0; i < pitch; i += VEC_N)
+        vec_store(d + i, vec_mul(vec_load_head(q + i, dim - i), vec_set(scale)));
+}
+
+/* s[r][slot0 ...] = q[r] . k for one page */
+VEC_FN void page_scores(const struct attend_rows *a, const float *k, int row0, const int n,
+                        float (*s)[ATTEND_TILE], int slot0)
+{
+    const float *q[ROWS];
+    for (int r = 0; r < n; r++)
+        q[r] = (const float *)a->q + (size_t)(row0 + r) * (size_t)a->pitch;
+    for (int at = 0; at < 2 * KV_PAGE; at += FLOATS) {
+        VEC sum[ROWS][VECS];
+        for (int r = 0; r < n; r++)
+            for (int i = 0; i < VECS; i++)
+                sum[r][i] = vec_zero();
+        for (int d = 0; d < a->dim / 2; d++) {
+            const float *p = k + d * 2 * KV_PAGE + at;
+            VEC x[VECS];
+            for (int i = 0; i < VECS; i++)
+                x[i] = vec_load(p + i * VEC_N);
+#pragma GCC unroll 6
+            for (int r = 0; r < n; r++) {
+                VEC w = vec_pair(q[r] + 2 * d);
+#pragma GCC unroll 4
+                for (int i = 0; i < VECS; i++)
+                    sum[r][i] = vec_fma(w, x[i], sum[r][i]);
+            }
+        }
+        for (int r = 0; r < n; r++)
+            for (int i = 0; i < VECS; i += 2)
+                vec_store(s[r] + slot0 + at / 2 + i / 2 * VEC_N,
+                          vec_pair_sums(sum[r][i], sum[r][i + 1]));
+    }
+}
+
+/* Turns the logits of a row into weights and folds them into m and l; returns the factor for what was there. */
+VEC_FN float weigh(const struct attend_rows *a, const struct attend_tile *t, int row, float *s)
+{
+    uint64_t seen = attend_seen(t->lo[row], t->hi[row]);
+    VEC max = vec_set(-INFINITY);
+    for (int i = 0; i < ATTEND_TILE; i += VEC_N) {
+        VEC x = vec_load(s + i);
+        if (t->beta[0])
+            x = vec_fma(vec_load(t->beta[i / KV_PAGE] + i % KV_PAGE), vec_set(VEC_LOG2E), x);
+        if (t->masked)
+            x = vec_hide(x, seen >> i);
+        vec_store(s + i, x);
+        max = vec_max(max, x);
+    }
+    float old = a->m[row], top = vec_max_of(max);
+    top = top <= old ? old : top; /* NaN stays */
+    float base = top == -INFINITY ? 0.0f : top;
+    float *l = a->l + (size_t)row * ATTEND_LANES;
+    float f = vec_exp2_one(old - base);
+    VEC sum = vec_mul(vec_load(l), vec_set(f));
+    for (int i = 0; i < ATTEND_TILE; i += VEC_N) {
+        VEC p = vec_exp2(vec_sub(vec_load(s + i), vec_set(base)));
+        vec_store(s + i, p);
+        sum = vec_add(sum, p);
+    }
+    vec_store(l, sum);
+    a->m[row] = top;
+    return f;
+}
+
+/* o[r][at ...] of nv registers, in pairs (even tokens, odd tokens) a dim; the last one may be short. */
+VEC_FN void values(const struct attend_rows *a, const struct attend_tile *t,
+                   const float *const *page, int row0, const int n, const int nv, int at,
+                   float (*p)[ATTEND_TILE], const float *f)
+{
+    VEC o[ROWS][VECS];
+    int last = 2 * a->dim - at - (nv - 1) * VEC_N;
+    for (int r = 0; r < n; r++)
+        for (int i = 0; i < nv; i++)
+            o[r][i] = vec_mul(vec_load(a->o + (size_t)(row0 + r) * 2 * (size_t)a->pitch +
+                                       (size_t)(at + i * VEC_N)),
+                              vec_set(f[r]));
+    for (int j = t->lo_all / 2; j < (t->hi_all + 1) / 2; j++) {
+        const float *v =
+            page[j / (KV_PAGE / 2)] + (size_t)(j % (KV_PAGE / 2)) * 2 * (size_t)a->dim + (size_t)at;
+        VEC x[VECS];
+        for (int i = 0; i < nv - 1; i++)
+            x[i] = vec_load(v + i * VEC_N);
+        x[nv - 1] = vec_load_head(v + (nv - 1) * VEC_N, last);
+#pragma GCC unroll 6
+        for (int r = 0; r < n; r++) {
+            VEC w = vec_pair(p[r] + 2 * j);
+#pragma GCC unroll 4
+            for (int i = 0; i < nv; i++)
+                o[r][i] = vec_fma(w, x[i], o[r][i]);
+        }
+    }
+    for (int r = 0; r < n; r++)
+        for (int i = 0; i < nv; i++)
+            vec_store(a->o + (size_t)(row0 + r) * 2 * (size_t)a->pitch + (size_t)(at + i * VEC_N),
+                      o[r][i]);
+}
+
+VEC_FN void rows_tile(const struct attend_rows *a, const struct attend_tile *t,
+                      const float *const *k, const float *const *v, int row0, const int n)
+{
+    float s[ROWS][ATTEND_TILE] __attribute__((aligned(64)));
+    float f[ROWS];
+    for (int i = 0; i < ATTEND_PAGES; i++)
+        page_scores(a, k[i], row0, n, s, i * KV_PAGE);
+    for (int r = 0; r < n; r++)
+        f[r] = weigh(a, t, row0 + r, s[r]);
+    int at = 0;
+    for (; at + FLOATS - VEC_N < 2 * a->dim; at += FLOATS)
+        values(a, t, v, row0, n, VECS, at, s, f);
+    for (; at + VEC_N < 2 * a->dim; at += 2 * VEC_N)
+        values(a, t, v, row0, n, 2, at, s, f);
+    if (at < 2 * a->dim)
+        values(a, t, v, row0, n, 1, at, s, f);
+}
+
+/* One page of n elements to f32, fetching the page that comes next. */
+VEC_FN const float *page_f32(const enum kv_type type, const void *src, const void *next, float *dst,
+                             int n)
+{
+    if (type == KV_F32)
+        return src;
+    const uint16_t *p = src;
+    for (int i = 0; i < n; i += 32) { /* a cache line; n is a multiple of 2 * KV_PAGE */
+        _mm_prefetch((const char *)next + 2 * (size_t)i, _MM_HINT_T0);
+        for (int j = i; j < i + 32; j += VEC_N)
+            vec_store(dst + j, type == KV_F16 ? vec_load_f16(p + j) : vec_load_bf16(p + j));
+    }
+    return dst;
+}
+
+#define ROWS_FN(n)                                                                                 \
+    static void rows_##n(const struct attend_rows *a, const struct attend_tile *t,                 \
+                         const float *const *k, const float *const *v, int row0)                   \
+    {                                                                                              \
+        rows_tile(a, t, k, v, row0, n);                                                            \
+    }
+ROWS_FN(1)
+ROWS_FN(2)
+ROWS_FN(3)
+#if ROWS > 3
+ROWS_FN(4)
+ROWS_FN(5)
+ROWS_FN(6)
+#endif
+
+typedef void rows_fn(const struct attend_rows *a, const struct attend_tile *t,
+                     const float *const *k, const float *const *v, int row0);
+static rows_fn *const rows_of[ROWS + 1] = {
+    NULL,   rows_1, rows_2, rows_3,
+#if ROWS > 3
+    rows_4, rows_5, rows_6,
+#endif
+};
+
+VEC_FN void tile_any(const enum kv_type type, const struct attend_rows *a,
+                     const struct attend_tile *t)
+{
+    const float *k[ATTEND_PAGES], *v[ATTEND_PAGES];
+    int n = KV_PAGE * a->dim;
+    float *dst = (float *)(void *)a->tile;
+    for (int i = 0; i < ATTEND_PAGES; i++) {
+        k[i] = page_f32(type, t->k[i], t->next_k[i], dst + 2 * i * n, n);
+        v[i] = page_f32(type, t->v[i], t->next_v[i], dst + (2 * i + 1) * n, n);
+    }
+    int r = 0;
+    for (; r + ROWS <= a->n; r += ROWS)
+        rows_of[ROWS](a, t, k, v, r);
+    if (r < a->n)
+        rows_of[a->n - r](a, t, k, v, r);
+}
+
+static void tile_f16(const struct attend_rows *a, const struct attend_tile *t)
+{
+    tile_any(KV_F16, a, t);
+}
+
+static void tile_bf16(const struct attend_rows *a, const struct attend_tile *t)
+{
+    tile_any(KV_BF16, a, t);
+}
+
+static void tile_f32(const struct attend_rows *a, const struct attend_tile *t)
+{
+    tile_any(KV_F32, a, t);
+}
+
+static void finish(const struct attend_rows *a, int row, float *l, float *o)
+{
+    *l = vec_sum_of(vec_load(a->l + (size_t)row * ATTEND_LANES));
+    const float *sum = a->o + (size_t)row * 2 * (size_t)a->pitch;
+    for (int i = 0; i < a->dim; i++)
+        o[i] = sum[2 * i] + sum[2 * i + 1];
+}
+
+#define ATTEND_KERNELS                                                                             \
+    {                                                                                              \
+        [KV_F16] = { pack, tile_f16, finish }, [KV_BF16] = { pack, tile_bf16, finish },            \
+        [KV_F32] = { pack, tile_f32, finish },                                                     \
+    }
+
+#endif
