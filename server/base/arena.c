@@ -13,7 +13,8 @@ enum { CHUNK = 16384 };
 
 void arena_init(struct arena *a, size_t max_total)
 {
-    *a = (struct arena){ .max_total = max_total };
+    size_t most = PTRDIFF_MAX / 2; /* sums below never overflow */
+    *a = (struct arena){ .max_total = max_total < most ? max_total : most };
 }
 
 static struct arena_chunk *grow(struct arena *a, size_t bytes)

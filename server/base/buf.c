@@ -1,6 +1,7 @@
 #include "server/base/buf.h"
 
 #include <stdarg.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -8,7 +9,8 @@
 
 void buf_init(struct buf *b, size_t max)
 {
-    *b = (struct buf){ .max = max };
+    size_t most = PTRDIFF_MAX / 4; /* doubling never overflows below it */
+    *b = (struct buf){ .max = max < most ? max : most };
 }
 
 void buf_free(struct buf *b)

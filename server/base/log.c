@@ -1,9 +1,9 @@
 #include "server/base/log.h"
 
 #include <stdarg.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
@@ -50,10 +50,11 @@ void log_text(const char *fmt, ...)
         put(text, (size_t)n < sizeof text ? (size_t)n : sizeof text - 1);
 }
 
-/* Appends s with JSON escapes; stops when full. */
-static size_t add_json(char *out, size_t at, size_t size, const char *s, size_t n)
+/* Appends s with JSON escapes; stops when full, which *cut then says. */
+static size_t add_json(char *out, size_t at, size_t size, const char *s, size_t n, bool *cut)
 {
-    for (size_t i = 0; i < n && at + 8 < size; i++) {
+    size_t i = 0;
+    for (; i < n && at + 8 < size; i++) {
         unsigned char c = (unsigned char)s[i];
         if (c == '"' || c == '\\') {
             out[at++] = '\\';
@@ -64,30 +65,51 @@ static size_t add_json(char *out, size_t at, size_t size, const char *s, size_t 
             out[at++] = (char)c;
         }
     }
+    *cut = i < n;
     return at;
 }
 
-static bool is_number(const char *s, size_t n)
+static size_t digits(const char *s, size_t n, size_t at)
 {
-    char text[40];
-    char *end;
-    if (n == 0 || n >= sizeof text || strspn(s, "0123456789+-.eE") < n)
-        return false;
-    memcpy(text, s, n);
-    text[n] = 0;
-    (void)strtod(text, &end);
-    return *end == 0 && text[0] != '+' && text[0] != '.' && text[n - 1] != '.';
+    while (at < n && s[at] >= '0' && s[at] <= '9')
+        at++;
+    return at;
 }
 
-/* Length of the value at s: to the next blank, or to the closing quote. */
-static size_t value_len(const char *s)
+/* A number by JSON's own grammar, which is stricter than strtod's. */
+static bool is_number(const char *s, size_t n)
+{
+    size_t at = n > 0 && s[0] == '-';
+    size_t end = digits(s, n, at);
+    if (end == at || (s[at] == '0' && end > at + 1))
+        return false;
+    at = end;
+    if (at < n && s[at] == '.') {
+        end = digits(s, n, at + 1);
+        if (end == at + 1)
+            return false;
+        at = end;
+    }
+    if (at < n && (s[at] == 'e' || s[at] == 'E')) {
+        at++;
+        at += at < n && (s[at] == '+' || s[at] == '-');
+        end = digits(s, n, at);
+        if (end == at)
+            return false;
+        at = end;
+    }
+    return at == n;
+}
+
+/* Length of the value at s: to the next blank, or to the closing quote; -1 when that is missing (a record cut short). */
+static ptrdiff_t value_len(const char *s)
 {
     if (*s != '"')
-        return strcspn(s, " ");
+        return (ptrdiff_t)strcspn(s, " ");
     size_t n = 1;
     while (s[n] != 0 && s[n] != '"')
         n += s[n] == '\\' && s[n + 1] != 0 ? 2 : 1;
-    return s[n] == '"' ? n + 1 : n;
+    return s[n] == '"' ? (ptrdiff_t)n + 1 : -1;
 }
 
 /* The key=value pairs of a record as members of a JSON object. A quoted value is already a JSON string. */
@@ -99,18 +121,18 @@ static size_t pairs_to_json(char *out, size_t at, size_t size, const char *pairs
         if (pairs[key] != '=')
             break;
         const char *v = pairs + key + 1;
-        size_t n = value_len(v);
-        if (at + key + 16 > size)
+        ptrdiff_t len = value_len(v);
+        size_t n = (size_t)len;
+        bool cut;
+        if (len < 0 || at + key + (*v == '"' ? n : 0) + 64 > size)
             break;
         at += (size_t)snprintf(out + at, size - at, ",\"%.*s\":", (int)key, pairs);
-        if (*v == '"' || is_number(v, n)) {
-            if (at + n + 4 > size)
-                break;
+        if (*v == '"' || (n < 40 && is_number(v, n))) {
             memcpy(out + at, v, n);
             at += n;
         } else {
             out[at++] = '"';
-            at = add_json(out, at, size, v, n);
+            at = add_json(out, at, size, v, n, &cut);
             out[at++] = '"';
         }
         pairs = v + n;
@@ -154,13 +176,20 @@ void log_line(enum log_level level, const char *event, const char *fmt, ...)
 const char *log_quote(char *out, size_t out_size, const char *s)
 {
     size_t at = 0;
-    size_t len = strlen(s);
+    bool cut;
+    size_t size = out_size - 4; /* room for "...", and the last quote */
     out[at++] = '"';
-    at = add_json(out, at, out_size - 4, s, len);
-    if (len + 10 > out_size && at + 8 >= out_size - 4)
-        for (int i = 0; i < 3; i++)
-            out[at++] = '.';
+    at = add_json(out, at, size, s, strlen(s), &cut);
+    if (cut) {
+        /* A cut never leaves half a code point behind. */
+        while (at > 1 && ((unsigned char)out[at - 1] & 0xC0) == 0x80)
+            at--;
+        if (at > 1 && (unsigned char)out[at - 1] >= 0xC0)
+            at--;
+        memcpy(out + at, "...", 3);
+        at += 3;
+    }
     out[at++] = '"';
-    out[at < out_size ? at : out_size - 1] = 0;
+    out[at] = 0;
     return out;
 }

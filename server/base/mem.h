@@ -18,6 +18,7 @@ void *mem_zalloc(size_t n, size_t size) WARN_UNUSED;
 /* p may be NULL. On failure p stays valid. */
 void *mem_realloc(void *p, size_t bytes) WARN_UNUSED;
 char *mem_strdup(const char *s) WARN_UNUSED;
+/* Copies exactly n bytes and adds the NUL: s must hold n bytes. */
 char *mem_strndup(const char *s, size_t n) WARN_UNUSED;
 /* NULL is accepted. Frees what any of the functions above returned. */
 void mem_free(void *p);
@@ -46,6 +47,7 @@ struct arena {
 };
 void arena_init(struct arena *a, size_t max_total);
 void *arena_alloc(struct arena *a, size_t bytes) WARN_UNUSED;
+/* Like mem_strndup. */
 char *arena_strndup(struct arena *a, const char *s, size_t n) WARN_UNUSED;
 void arena_clear(struct arena *a); /* gives everything back; ready again */
 

@@ -3,7 +3,7 @@
  *
  * A worker that waits spins first, because in a decode step the next loop is microseconds away, and then sleeps on a
  * futex. The spin is short so that a second engine on the same CPUs gets them.
-
+ *
  * Every worker takes part in every loop, if only to find it empty: the caller returns when all have counted themselves
  * out, so no worker can be left behind in an old loop while the next one is being set up.
  */
@@ -41,9 +41,10 @@ struct par {
     int n_items, grain;
     _Alignas(64) _Atomic uint32_t epoch; /* futex: workers sleep on it */
     _Atomic int sleeping;
-    _Alignas(64) _Atomic uint32_t next; /* first item not yet taken */
-    _Alignas(
-        64) _Atomic uint32_t busy; /* workers inside the loop; futex: the caller sleeps on it */
+    _Alignas(64) _Atomic uint64_t
+        next; /* first item not yet taken; wide, as every thread may overshoot */
+    /* workers inside the loop; futex: the caller sleeps on it */
+    _Alignas(64) _Atomic uint32_t busy;
     _Atomic int caller_sleeps;
     _Atomic bool stop;
     struct worker worker[PAR_MAX];
@@ -86,13 +87,13 @@ static bool spin_while(_Atomic uint32_t *at, uint32_t value)
 
 static void run_ranges(struct par *p, int i_thread)
 {
-    uint32_t n = (uint32_t)p->n_items;
-    uint32_t grain = (uint32_t)p->grain;
+    uint64_t n = (uint64_t)p->n_items;
+    uint64_t grain = (uint64_t)p->grain;
     for (;;) {
-        uint32_t first = atomic_fetch_add_explicit(&p->next, grain, memory_order_relaxed);
+        uint64_t first = atomic_fetch_add_explicit(&p->next, grain, memory_order_relaxed);
         if (first >= n)
             return;
-        uint32_t last = n - first < grain ? n : first + grain;
+        uint64_t last = n - first < grain ? n : first + grain;
         p->fn(p->arg, (int)first, (int)last, i_thread);
     }
 }
@@ -149,10 +150,13 @@ void par_for(struct par *p, int n_items, int grain, par_fn *fn, void *arg)
     if (n_items <= 0)
         return;
     if (grain <= 0)
-        grain = (n_items + p->n_threads - 1) / p->n_threads;
+        grain = n_items / p->n_threads + (n_items % p->n_threads != 0);
     if (p->n_threads == 1 || n_items <= grain) {
-        for (int i = 0; i < n_items; i += grain)
-            fn(arg, i, n_items - i < grain ? n_items : i + grain, 0);
+        for (int i = 0; i < n_items;) {
+            int last = n_items - i < grain ? n_items : i + grain;
+            fn(arg, i, last, 0);
+            i = last;
+        }
         return;
     }
     p->fn = fn;

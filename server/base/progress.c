@@ -33,12 +33,13 @@ static void draw_bar(const struct progress *p, double done, double seconds)
     char r[16];
     char eta[32] = "";
     double part = p->total > 0 ? done / (double)p->total : 0;
+    part = part > 1 ? 1 : part; /* a total may have been a guess */
     int full = (int)(part * 30);
     memset(bar, '#', (size_t)full);
     memset(bar + full, '.', (size_t)(30 - full));
     bar[30] = 0;
     double rate = seconds > 0 ? done / seconds : 0;
-    if (rate > 0 && p->total > 0)
+    if (rate > 0 && part > 0 && part < 1)
         snprintf(eta, sizeof eta, " ETA %.0fs", ((double)p->total - done) / rate);
     log_text("\r\033[K%s [%s] %s/%s%s %s%s/s%s", p->stage, bar, human(a, sizeof a, done),
              human(b, sizeof b, (double)p->total), p->unit, human(r, sizeof r, rate), p->unit, eta);
@@ -60,14 +61,14 @@ void progress_add(struct progress *p, uint64_t n)
     uint64_t done = atomic_fetch_add(&p->done, n) + n;
     uint64_t now = clock_ns();
     uint64_t drawn = atomic_load(&p->drawn_ns);
-    if (now - drawn < (p->tty ? BAR_NS : LINE_NS) ||
+    if (now < drawn || now - drawn < (p->tty ? BAR_NS : LINE_NS) ||
         !atomic_compare_exchange_strong(&p->drawn_ns, &drawn, now))
         return;
     double seconds = (double)(now - p->start_ns) / 1e9;
     if (p->tty)
         draw_bar(p, (double)done, seconds);
     else
-        LOG(I, "progress", "stage=%s done=%llu total=%llu unit=%s rate=%.1f", p->stage,
+        LOG(I, "progress", "stage=%s done=%llu total=%llu unit=%s rate=%.1f", LOG_STR(p->stage),
             (unsigned long long)done, (unsigned long long)p->total, p->unit,
             (double)done / seconds);
 }
@@ -78,6 +79,6 @@ void progress_end(struct progress *p)
     double seconds = (double)(clock_ns() - p->start_ns) / 1e9;
     if (p->tty)
         log_text("\r\033[K");
-    LOG(I, "finished", "stage=%s done=%llu unit=%s seconds=%.3f rate=%.1f", p->stage,
+    LOG(I, "finished", "stage=%s done=%llu unit=%s seconds=%.3f rate=%.1f", LOG_STR(p->stage),
         (unsigned long long)done, p->unit, seconds, seconds > 0 ? (double)done / seconds : 0.0);
 }
