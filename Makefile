@@ -55,6 +55,9 @@ $(O)/%.o: %.c $(O)/.flags
 	@mkdir -p $(@D); [ -z "$(Q)" ] || echo "  CC   $<"
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) $(call isa_of,$<) -MMD -MP -c -o $@ $<
 
+# The chat page is embedded with .incbin, which -MMD does not see.
+$(O)/api/chat_page.o: api/chat.html
+
 $(LIB): $(LIB_SRC:%.c=$(O)/%.o)
 	$(Q)rm -f $@; ar rcs $@ $^
 

@@ -1,0 +1,397 @@
+/* A generation's life: made from a request, submitted, read, released. See http_internal.h. */
+#include "server/gen_internal.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "server/base/clock.h"
+#include "server/base/log.h"
+#include "server/base/mem.h"
+
+enum {
+    BACKLOG_MAX = 256 << 10,  /* bytes a stream may be ahead of its reader */
+    LOGPROBS_MAX = 256 << 20, /* bytes of JSON */
+    PROMPT_LOGPROB_BYTES =
+        6 << 10 /* what one prompt token may add to a backlog: it comes in one burst */
+};
+static const uint64_t ping_ns = 10ull * 1000000000;
+
+static void gen_free(struct gen *g)
+{
+    for (int i = 0; g->choice && i < g->n; i++) {
+        struct choice *c = &g->choice[i];
+        if (c->owns_ids)
+            mem_free(c->ids);
+        buf_free(&c->text);
+        api_logprobs_free(&c->lp);
+    }
+    atomic_fetch_sub(&g->h->n_gens, 1);
+    api_stream_free(&g->stream);
+    buf_free(&g->out);
+    api_request_free(&g->req);
+    pthread_mutex_destroy(&g->lock);
+    mem_free(g->bias);
+    mem_free(g->stop);
+    mem_free(g->choice);
+    mem_free(g);
+}
+
+void gen_wake(struct gen *g)
+{
+    if (!g->suspended)
+        return;
+    g->suspended = false;
+    MHD_resume_connection(g->mhd);
+}
+
+void gen_unref(struct gen *g)
+{
+    pthread_mutex_lock(&g->lock);
+    int left = --g->refs;
+    pthread_mutex_unlock(&g->lock);
+    if (left == 0)
+        gen_free(g);
+}
+
+/* Without the lock: the engine may be in one of our events. A job that has just ended takes no harm. */
+static void cancel_jobs(struct gen *g)
+{
+    for (int i = 0; i < g->n; i++) {
+        pthread_mutex_lock(&g->lock);
+        bool live = g->choice[i].submitted && !g->choice[i].done;
+        pthread_mutex_unlock(&g->lock);
+        if (live)
+            engine_cancel(g->h->en, &g->choice[i].job);
+    }
+}
+
+void gen_usage(const struct gen *g, struct api_usage *u)
+{
+    *u = (struct api_usage){ .kv_policy = g->choice[0].job.policy->name };
+    for (int i = 0; i < g->n; i++) {
+        const struct choice *c = &g->choice[i];
+        /* n choices of one prompt count the prompt once, as OpenAI does. */
+        if (c->owns_ids) {
+            u->n_prompt += c->usage.prompt_tokens;
+            u->n_cached += c->usage.cached_tokens;
+        }
+        u->n_completion += c->usage.completion_tokens;
+        u->kv_bytes += (int64_t)c->usage.kv_bytes;
+        u->kv_full_bytes += (int64_t)c->usage.kv_full_bytes;
+    }
+}
+
+/* ---- making and submitting --------------------------------------------------------------------------------------- */
+
+static int no_memory(struct api_error *e)
+{
+    return api_error_internal(e, "The server ran out of memory.");
+}
+
+static int check_length(const struct gen *g, struct choice *c, struct api_error *e)
+{
+    const struct api_sampling *s = &g->req.sampling;
+    int ctx = engine_ctx(g->h->en), n = c->job.n_prompt;
+    const char *param = g->req.kind == API_CHAT ? "messages" : "prompt";
+
+    if (n > ctx || (n == ctx && s->max_tokens != 0))
+        return api_error_context(e, param, n, 0, ctx);
+    if (s->max_tokens > ctx - n) {
+        if (s->has_max_tokens)
+            return api_error_context(e, param, n, s->max_tokens, ctx);
+        c->job.max_tokens = ctx - n;
+    }
+    return 0;
+}
+
+static int make_choice(struct gen *g, int i, uint64_t seed, struct api_error *e)
+{
+    const struct api_sampling *s = &g->req.sampling;
+    struct choice *c = &g->choice[i];
+    int first = i - i % g->req.n;
+
+    c->g = g;
+    c->index = i;
+    c->i_prompt = i / g->req.n;
+    buf_init(&c->text, TEXT_MAX);
+    api_logprobs_init(&c->lp, g->req.kind, LOGPROBS_MAX);
+    if (i == first) {
+        TRY(prompt_tokens(g->h, &g->req, c->i_prompt, &c->ids, &c->job.n_prompt, e));
+        c->owns_ids = true;
+    } else {
+        c->ids = g->choice[first].ids;
+        c->job.n_prompt = g->choice[first].job.n_prompt;
+    }
+    c->job.prompt = c->ids;
+    c->job.max_tokens = s->max_tokens;
+    c->job.sample = (struct sample_params){
+        .temperature = (float)s->temperature,
+        .top_p = (float)s->top_p,
+        .min_p = (float)s->min_p,
+        .top_k = s->top_k,
+        .repetition_penalty = (float)s->repetition_penalty,
+        .presence_penalty = (float)s->presence_penalty,
+        .frequency_penalty = (float)s->frequency_penalty,
+        .seed = seed + (uint64_t)i,
+        .bias = g->bias,
+        .n_bias = s->n_bias,
+        .n_logprobs = s->logprobs,
+    };
+    c->job.stop = g->stop;
+    c->job.n_stop = s->n_stop;
+    c->job.stop_id = s->stop_ids;
+    c->job.n_stop_id = s->n_stop_ids;
+    c->job.ignore_eos = s->ignore_eos;
+    c->job.prompt_logprobs = g->req.echo && s->logprobs >= 0;
+    const char *policy = g->req.compression.kv_policy;
+    c->job.policy = policy ? kv_policy_find(policy) : kv_policy_list[0];
+    c->job.on_event = stream_on_event;
+    c->job.user = c;
+    return check_length(g, c, e);
+}
+
+static int copy_lists(struct gen *g, struct api_error *e)
+{
+    const struct api_sampling *s = &g->req.sampling;
+
+    if (s->n_stop > 0) {
+        g->stop = mem_zalloc((size_t)s->n_stop, sizeof(*g->stop));
+        if (!g->stop)
+            return no_memory(e);
+        for (int i = 0; i < s->n_stop; i++)
+            g->stop[i] = s->stop[i].p;
+    }
+    if (s->n_bias > 0) {
+        g->bias = mem_zalloc((size_t)s->n_bias, sizeof(*g->bias));
+        if (!g->bias)
+            return no_memory(e);
+        for (int i = 0; i < s->n_bias; i++)
+            g->bias[i] = (struct logit_bias){ s->bias[i].id, s->bias[i].bias };
+    }
+    return 0;
+}
+
+static size_t backlog_max(const struct gen *g)
+{
+    size_t max = BACKLOG_MAX;
+    for (int i = 0; i < g->n; i++) {
+        if (g->req.echo)
+            max += 6 * g->req.prompts[g->choice[i].i_prompt].text.n +
+                   64 * (size_t)g->choice[i].job.n_prompt;
+        if (g->choice[i].job.prompt_logprobs)
+            max += PROMPT_LOGPROB_BYTES * (size_t)g->choice[i].job.n_prompt;
+    }
+    return max;
+}
+
+static int fill(struct gen *g, struct api_error *e)
+{
+    uint64_t seed = (uint64_t)g->req.sampling.seed;
+
+    g->choice = mem_zalloc((size_t)g->n, sizeof(*g->choice));
+    if (!g->choice)
+        return no_memory(e);
+    TRY(copy_lists(g, e));
+    if (!g->req.sampling.has_seed && getrandom(&seed, sizeof(seed), 0) != sizeof(seed))
+        seed = clock_wall_ns();
+    for (int i = 0; i < g->n; i++)
+        TRY(make_choice(g, i, seed, e));
+    buf_init(&g->out, backlog_max(g));
+    char hex[25];
+    http_random_hex(hex, 12);
+    snprintf(g->id, sizeof(g->id), "%s-%s", g->req.kind == API_CHAT ? "chatcmpl" : "cmpl", hex);
+    g->head = (struct api_head){ .kind = g->req.kind,
+                                 .id = g->id,
+                                 .model = g->h->c.model_id,
+                                 .fingerprint = g->h->fingerprint,
+                                 .created = clock_wall_s(),
+                                 .include_usage = g->req.include_usage };
+    return api_stream_init(&g->stream, &g->head) < 0 ? no_memory(e) : 0;
+}
+
+int gen_new(struct gen **out, struct http *h, struct MHD_Connection *mhd, struct api_request *req,
+            struct api_error *e)
+{
+    struct gen *g = mem_zalloc(1, sizeof(*g));
+    if (!g) {
+        api_request_free(req);
+        return no_memory(e);
+    }
+    *g = (struct gen){ .h = h, .mhd = mhd, .req = *req, .refs = 1, .start_ns = clock_ns() };
+    g->n = req->n_prompts * req->n;
+    g->last_ns = g->start_ns;
+    pthread_mutex_init(&g->lock, NULL);
+    atomic_fetch_add(&h->n_gens, 1);
+    int rc = fill(g, e);
+    if (rc < 0) {
+        gen_free(g);
+        return rc;
+    }
+    *out = g;
+    return 0;
+}
+
+int gen_submit(struct gen *g, struct api_error *e)
+{
+    struct err why = { 0 };
+    int rc = 0, i = 0;
+
+    /* All jobs count as running before the first is submitted: an early end must not look like the last one. */
+    g->n_running = g->n;
+    g->refs++;
+    for (; i < g->n && rc == 0; i++) {
+        pthread_mutex_lock(&g->lock);
+        g->choice[i].submitted = true;
+        pthread_mutex_unlock(&g->lock);
+        rc = engine_submit(g->h->en, &g->choice[i].job, &why);
+    }
+    if (rc == 0)
+        return 0;
+    i--;
+    pthread_mutex_lock(&g->lock);
+    g->choice[i].submitted = false;
+    g->gone = true;
+    g->n_running -= g->n - i;
+    bool last = g->n_running == 0;
+    pthread_mutex_unlock(&g->lock);
+    cancel_jobs(g);
+    if (last)
+        gen_unref(g);
+    if (rc == ERR_BUSY && atomic_load(&g->h->draining))
+        return api_error_unavailable(e, "shutting_down", "The server is shutting down.", 5);
+    if (rc == ERR_BUSY)
+        return api_error_busy(e, "The server's queue is full.", http_retry_after(g->h));
+    if (rc == ERR_LIMIT) {
+        api_error_code(e, "context_length_exceeded",
+                       g->req.kind == API_CHAT ? "messages" : "prompt", "%s", why.text);
+        return ERR_INVALID;
+    }
+    return api_error_from(e, &why, NULL);
+}
+
+/* ---- the connection's side --------------------------------------------------------------------------------------- */
+
+bool gen_wait(struct gen *g)
+{
+    pthread_mutex_lock(&g->lock);
+    bool ready = g->finished || g->gone;
+    if (!ready) {
+        g->suspended = true;
+        MHD_suspend_connection(g->mhd);
+    }
+    pthread_mutex_unlock(&g->lock);
+    return ready;
+}
+
+int gen_reply(struct gen *g, struct buf *out, struct api_error *e)
+{
+    pthread_mutex_lock(&g->lock);
+    bool gone = g->gone;
+    pthread_mutex_unlock(&g->lock);
+    if (gone)
+        return ERR_CANCELLED;
+    if (g->err.status) {
+        *e = g->err;
+        return ERR_INVALID;
+    }
+    struct api_choice *c = mem_zalloc((size_t)g->n, sizeof(*c));
+    if (!c)
+        return no_memory(e);
+    int bad = 0;
+    for (int i = 0; i < g->n; i++) {
+        const struct choice *from = &g->choice[i];
+        bad = bad ? bad : from->text.bad;
+        c[i] = (struct api_choice){ .text = { buf_str(&from->text), from->text.len },
+                                    .finish_reason = finish_name(from->finish),
+                                    .logprobs = g->req.sampling.logprobs >= 0 ? &from->lp : NULL };
+    }
+    struct api_usage u;
+    gen_usage(g, &u);
+    api_reply_write(&g->head, c, g->n, &u, out);
+    mem_free(c);
+    return bad || out->bad ? api_error_internal(e, "The reply is larger than this server sends.")
+                           : 0;
+}
+
+ssize_t gen_read(void *cls, uint64_t pos, char *out, size_t max)
+{
+    struct gen *g = cls;
+    ssize_t n;
+
+    (void)pos;
+    pthread_mutex_lock(&g->lock);
+    if (g->gone) {
+        n = MHD_CONTENT_READER_END_WITH_ERROR;
+    } else if (g->out.len > 0) {
+        size_t take = g->out.len < max ? g->out.len : max;
+        memcpy(out, g->out.data, take);
+        buf_shift(&g->out, take);
+        n = (ssize_t)take;
+    } else if (g->finished) {
+        n = MHD_CONTENT_READER_END_OF_STREAM;
+    } else {
+        g->suspended = true;
+        MHD_suspend_connection(g->mhd);
+        n = 0;
+    }
+    pthread_mutex_unlock(&g->lock);
+    return n;
+}
+
+void gen_hangup(struct gen *g)
+{
+    pthread_mutex_lock(&g->lock);
+    bool running = !g->gone && g->n_running > 0;
+    if (running)
+        atomic_fetch_add(&g->h->metrics.cancelled[g->decoding ? PHASE_DECODE : PHASE_PROMPT], 1);
+    g->gone = true;
+    gen_wake(g);
+    pthread_mutex_unlock(&g->lock);
+    if (running)
+        cancel_jobs(g);
+}
+
+void gen_stop(struct gen *g)
+{
+    cancel_jobs(g);
+}
+
+bool gen_tick(struct gen *g, uint64_t now_ns)
+{
+    pthread_mutex_lock(&g->lock);
+    bool quiet = g->req.stream && !g->gone && !g->finished && g->out.len == 0;
+    if (quiet && now_ns > g->last_ns + ping_ns) {
+        api_stream_ping(&g->out);
+        g->last_ns = now_ns;
+        gen_wake(g);
+    }
+    bool overflow = g->overflow;
+    pthread_mutex_unlock(&g->lock);
+    return overflow;
+}
+
+static void log_end(struct gen *g)
+{
+    struct api_usage u;
+    pthread_mutex_lock(&g->lock);
+    gen_usage(g, &u);
+    bool finished = g->finished;
+    pthread_mutex_unlock(&g->lock);
+    LOG(I, "generation",
+        "id=%s kind=%s stream=%d choices=%d prompt=%lld cached=%lld completion=%lld finish=%s "
+        "ms=%.1f",
+        g->id, g->req.kind == API_CHAT ? "chat" : "completion", g->req.stream, g->n,
+        (long long)u.n_prompt, (long long)u.n_cached, (long long)u.n_completion,
+        finished ? finish_name(g->choice[0].finish) : "gone",
+        (double)(clock_ns() - g->start_ns) / 1e6);
+}
+
+void gen_release(struct gen *g)
+{
+    if (!g)
+        return;
+    gen_hangup(g);
+    log_end(g);
+    gen_unref(g);
+}

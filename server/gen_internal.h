@@ -1,0 +1,63 @@
+/* One generation: the jobs of one HTTP request, and the bytes they become. For gen.c and stream.c only. */
+#ifndef WRING_SERVER_GEN_INTERNAL_H
+#define WRING_SERVER_GEN_INTERNAL_H
+
+#include "server/http_internal.h"
+
+enum { TEXT_MAX = 64 << 20 }; /* bytes of one answer */
+
+/* One sequence. */
+struct choice {
+    struct gen *g;
+    struct job job;
+    int index;
+    int32_t *ids; /* the prompt; owned by the first choice of each prompt */
+    bool owns_ids;
+    int i_prompt;
+    int n_scored;    /* prompt tokens whose logprobs are in lp */
+    bool submitted;  /* and not done yet when done is false */
+    bool done;       /* its last event has come */
+    bool begun;      /* a stream: role or echo has been sent */
+    struct buf text; /* not a stream */
+    struct api_logprobs lp;
+    enum finish_reason finish;
+    struct job_usage usage;
+};
+
+struct gen {
+    struct http *h;
+    struct MHD_Connection *mhd;
+    struct api_request req;
+    struct api_head head;
+    char id[48];
+    struct choice *choice; /* [n] */
+    int n;
+    const char **stop; /* the request's stop strings as the engine wants them */
+    struct logit_bias *bias;
+    uint64_t start_ns;
+
+    pthread_mutex_t lock; /* everything below, and the choices once submitted */
+    int refs;             /* the request, and one for all running jobs */
+    int n_running;
+    bool gone;      /* nobody is there to read */
+    bool stopped;   /* the server goes */
+    bool overflow;  /* the reader has fallen behind */
+    bool finished;  /* everything has been written to out */
+    bool suspended; /* the connection sleeps until wake() */
+    bool decoding;  /* a first token has come */
+    struct api_stream stream;
+    struct buf out;
+    uint64_t last_ns; /* when out was last written to */
+    struct api_error err;
+};
+
+/* stream.c: what the engine's thread calls. */
+void stream_on_event(struct job *j, const struct job_event *ev);
+/* Under the lock: resumes a suspended connection. */
+void gen_wake(struct gen *g);
+/* Drops a reference; the last one frees. Without the lock. */
+void gen_unref(struct gen *g);
+/* Totals of all choices. Under the lock, or when nothing runs. */
+void gen_usage(const struct gen *g, struct api_usage *u);
+
+#endif

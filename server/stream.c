@@ -1,0 +1,167 @@
+/* From the engine's events to bytes. See http_internal.h.
+ *
+ * Events run on the engine's thread and append to a buffer; libmicrohttpd's reader (gen.c) takes from it on an I/O thread
+ * and suspends its connection, under the lock, when there is nothing; whoever appends resumes it. A reader that falls
+ * more than a ceiling behind loses its stream: the engine never waits for anybody.
+ */
+#include "server/base/clock.h"
+#include "server/gen_internal.h"
+
+static struct api_token token_of(const struct gen *g, int32_t id, float logprob)
+{
+    return (struct api_token){ .text = http_piece(g->h, id), .logprob = logprob };
+}
+
+static void add_logprobs(struct choice *c, int32_t id, const struct sample_result *r)
+{
+    const struct gen *g = c->g;
+    struct api_token top[SAMPLE_MAX_LOGPROBS + 1];
+    struct api_token t = token_of(g, id, r ? r->logprob : 0);
+    int n = 0;
+    bool listed = false;
+
+    t.no_logprob = r == NULL;
+    for (; r && n < r->n_top; n++) {
+        top[n] = token_of(g, r->top[n].id, r->top[n].logprob);
+        listed = listed || r->top[n].id == id;
+    }
+    /* Completions promise the chosen token among the alternatives, one more than asked for if need be. */
+    if (r && !listed && g->req.kind == API_COMPLETION && g->req.sampling.logprobs > 0)
+        top[n++] = t;
+    api_logprobs_add(&c->lp, &t, top, n);
+}
+
+/* Echo with logprobs: the tokens of the prompt, the first of which nothing predicts. */
+static void score_prompt(struct choice *c, const struct job_event *ev)
+{
+    const struct gen *g = c->g;
+
+    if (!c->job.prompt_logprobs)
+        return;
+    if (c->n_scored == 0) {
+        add_logprobs(c, c->job.prompt[0], NULL);
+        c->n_scored = 1;
+        /* A beginning-of-text token that the tokenizer put in front is no part of the echoed text. */
+        if (g->req.prompts[c->i_prompt].text.p && c->job.prompt[0] == tok_bos(g->h->model->tok))
+            c->lp.offset = 0;
+    }
+    if (ev->kind == JOB_PROMPT && ev->has_logprob && c->n_scored < c->job.n_prompt)
+        add_logprobs(c, c->job.prompt[c->n_scored++], ev->result);
+}
+
+static void put_text(struct choice *c, const char *text, size_t n, bool has_logprobs)
+{
+    struct gen *g = c->g;
+    if (!g->req.stream) {
+        (void)buf_add(&c->text, text, n);
+        return;
+    }
+    if (n == 0 && !has_logprobs)
+        return;
+    api_stream_text(&g->stream, c->index, text, n, has_logprobs ? &c->lp : NULL, &g->out);
+    api_logprobs_clear(&c->lp);
+}
+
+/* Before the first token: the role, or the echo of the prompt. */
+static void begin(struct choice *c)
+{
+    struct gen *g = c->g;
+    if (c->begun)
+        return;
+    c->begun = true;
+    if (g->req.kind == API_CHAT && g->req.stream)
+        api_stream_role(&g->stream, c->index, &g->out);
+    if (!g->req.echo)
+        return;
+    const struct api_prompt *p = &g->req.prompts[c->i_prompt];
+    if (p->text.p) {
+        put_text(c, p->text.p, p->text.n, c->lp.n > 0);
+        return;
+    }
+    struct buf text;
+    buf_init(&text, TEXT_MAX);
+    (void)tok_decode(g->h->model->tok, p->ids, p->n_ids, true, &text);
+    put_text(c, buf_str(&text), text.len, c->lp.n > 0);
+    buf_free(&text);
+}
+
+static void job_failed(struct gen *g, const struct job_event *ev)
+{
+    if (g->err.status)
+        return;
+    if (ev->finish == FINISH_ERROR && ev->err)
+        api_error_from(&g->err, ev->err, NULL);
+    else
+        api_error_unavailable(&g->err, "shutting_down", "The server is shutting down.", 5);
+}
+
+static void job_done(struct choice *c, const struct job_event *ev)
+{
+    struct gen *g = c->g;
+
+    c->done = true;
+    c->finish = ev->finish;
+    if (ev->usage)
+        c->usage = *ev->usage;
+    g->n_running--;
+    if (ev->finish == FINISH_ERROR || ev->finish == FINISH_CANCELLED)
+        job_failed(g, ev);
+    else if (g->req.stream && !g->err.status)
+        api_stream_finish(&g->stream, c->index, finish_name(ev->finish), &g->out);
+    if (g->n_running > 0)
+        return;
+    g->finished = true;
+    if (!g->req.stream)
+        return;
+    if (g->err.status) {
+        api_stream_error(&g->err, &g->out);
+        return;
+    }
+    struct api_usage u;
+    gen_usage(g, &u);
+    api_stream_usage(&g->stream, &g->head, &u, &g->out);
+    api_stream_done(&g->out);
+}
+
+static void write_event(struct choice *c, const struct job_event *ev)
+{
+    struct gen *g = c->g;
+
+    score_prompt(c, ev);
+    if (ev->kind != JOB_PROMPT)
+        begin(c);
+    bool has_logprobs = ev->kind == JOB_TOKEN && ev->has_logprob && g->req.sampling.logprobs >= 0;
+    if (has_logprobs)
+        add_logprobs(c, ev->id, ev->result);
+    if (ev->kind != JOB_PROMPT)
+        put_text(c, ev->text, ev->text_len, has_logprobs);
+    g->decoding = g->decoding || ev->kind == JOB_TOKEN;
+}
+
+/* Engine thread. */
+void stream_on_event(struct job *j, const struct job_event *ev)
+{
+    struct choice *c = j->user;
+    struct gen *g = c->g;
+
+    pthread_mutex_lock(&g->lock);
+    if (!g->gone && !g->err.status)
+        write_event(c, ev);
+    if (ev->kind == JOB_DONE)
+        job_done(c, ev);
+    if (g->out.bad && !g->gone) {
+        g->overflow = g->gone = true;
+        atomic_fetch_add(&g->h->metrics.slow_readers, 1);
+    }
+    bool cancel = g->overflow && g->n_running > 0;
+    bool last = g->n_running == 0 && ev->kind == JOB_DONE;
+    if (g->finished || g->gone || g->out.len > 0)
+        gen_wake(g);
+    if (g->out.len > 0)
+        g->last_ns = clock_ns();
+    pthread_mutex_unlock(&g->lock);
+    if (cancel)
+        engine_cancel(g->h->en, j);
+    if (last)
+        gen_unref(g);
+}
