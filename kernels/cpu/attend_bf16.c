@@ -48,10 +48,10 @@ INLINE void scores(const struct attend_rows *a, const struct attend_tile *t, int
         __m512bh k[VECS] = { load_bh(k0 + at), load_bh(k0 + at + 64), load_bh(k1 + at),
                              load_bh(k1 + at + 64) };
         if (fetch) {
-            _mm_prefetch(f0 + at, _MM_HINT_T0);
-            _mm_prefetch(f0 + at + 64, _MM_HINT_T0);
-            _mm_prefetch(f1 + at, _MM_HINT_T0);
-            _mm_prefetch(f1 + at + 64, _MM_HINT_T0);
+            _mm_prefetch(f0 + at, _MM_HINT_T1);
+            _mm_prefetch(f0 + at + 64, _MM_HINT_T1);
+            _mm_prefetch(f1 + at, _MM_HINT_T1);
+            _mm_prefetch(f1 + at + 64, _MM_HINT_T1);
         }
 #pragma GCC unroll 6
         for (int r = 0; r < n; r++) {
@@ -118,7 +118,7 @@ INLINE void values(const struct attend_rows *a, const struct attend_tile *t, int
                               : (__m512bh)_mm512_maskz_loadu_epi32(last, v + i * 64);
         if (fetch)
             for (int i = 0; i < nv; i++)
-                _mm_prefetch((const char *)t->next_v[j / (KV_PAGE / 2)] + at + i * 64, _MM_HINT_T0);
+                _mm_prefetch((const char *)t->next_v[j / (KV_PAGE / 2)] + at + i * 64, _MM_HINT_T1);
 #pragma GCC unroll 6
         for (int r = 0; r < n; r++) {
             __m512bh w = pair_bh((const uint32_t *)(const void *)p[r] + j);

@@ -140,7 +140,7 @@ VEC_FN const float *page_f32(const enum kv_type type, const void *src, const voi
         return src;
     const uint16_t *p = src;
     for (int i = 0; i < n; i += 32) { /* a cache line; n is a multiple of 2 * KV_PAGE */
-        _mm_prefetch((const char *)next + 2 * (size_t)i, _MM_HINT_T0);
+        _mm_prefetch((const char *)next + 2 * (size_t)i, _MM_HINT_T1);
         for (int j = i; j < i + 32; j += VEC_N)
             vec_store(dst + j, type == KV_F16 ? vec_load_f16(p + j) : vec_load_bf16(p + j));
     }

@@ -1,7 +1,7 @@
 /* What this machine can do at best, measured: the number that a speed is put next to.
  *
- * Both use all threads of the backend, allocate for the time of the call, and give the best of several passes, since a
- * neighbour can only make a pass slower. About 0.2 s each. Called by benchmarks, not by ops.
+ * Both use all threads of the backend and take about 0.3 s. Reading is the median of nine passes, arithmetic the best of
+ * eighteen. Called by benchmarks, not by ops.
  */
 #ifndef WRING_KERNELS_CPU_BOUND_H
 #define WRING_KERNELS_CPU_BOUND_H
