@@ -23,8 +23,7 @@ enum { CODEC_PANEL = 16, CODEC_PLANES = 3 };
 /* What a kernel wants its input to look like. */
 enum prep {
     PREP_F32, /* as it is */
-    PREP_I8, /* int8 in groups of 32 with an f32 scale amax/127 and the f32 product scale * sum of the group */
-    PREP_BF16, /* rounded to bf16 */
+    PREP_I8,  /* int8 in groups of 32 with an f32 scale: quant/input.h */
     PREP_N
 };
 
@@ -71,6 +70,8 @@ struct codec {
     /* The same from blocks on disk without loss; NULL or false when type has no exact form here. */
     bool (*take)(struct weight *w, int row0, int n, enum dtype type, const void *src);
     void (*decode)(const struct weight *w, int row, float *dst); /* one row to f32 [cols] */
+    const char *(*form)(
+        const struct weight *w); /* "q4", "q4m", "bf16", ...: what weight_form() shows */
     /* Preferred preparation given what the user allows (int8 activations or not) and the machine. */
     enum prep (*prepare)(const struct weight *w, enum cpu_isa isa, bool int8_ok);
     const struct codec_cpu

@@ -1,0 +1,184 @@
+#include "quant/codec.h"
+
+#include <string.h>
+
+#include "quant/input.h"
+
+extern const struct codec codec_dense, codec_q8, codec_q4;
+
+const struct codec *const codec_list[] = { &codec_dense, &codec_q8, &codec_q4, NULL };
+
+static const char *const words[] = { "auto", "f32", "f16", "bf16", "q8", "q4", NULL };
+
+const char *codec_names(void)
+{
+    return "auto, f32, f16, bf16, q8, q4";
+}
+
+static bool known(const char *word)
+{
+    for (int i = 0; words[i] != NULL; i++)
+        if (strcmp(words[i], word) == 0)
+            return true;
+    return false;
+}
+
+/* The best member for the word (NULL: without loss only); false when none takes it. */
+static bool choose(struct weight *w, const char *word, enum dtype from)
+{
+    int best = 0;
+    for (int i = 0; codec_list[i] != NULL; i++) {
+        int variant = 0;
+        int good = codec_list[i]->fits(word, from, w->rows, w->cols, &variant);
+        if (good > best && (word != NULL || good == 2)) {
+            best = good;
+            w->codec = codec_list[i];
+            w->variant = variant;
+        }
+    }
+    return best > 0;
+}
+
+int weight_open(struct weight *w, struct be *be, const char *word, bool int8_ok, enum dtype from,
+                int rows, int cols, struct err *e)
+{
+    *w = (struct weight){ .rows = rows, .cols = cols };
+    if (!known(word))
+        return err_set(e, ERR_INVALID, "\"%s\" is no form of weights; known are %s", word,
+                       codec_names());
+    bool is_auto = strcmp(word, "auto") == 0;
+    if (!choose(w, is_auto ? NULL : word, from) && !choose(w, is_auto ? "q8" : word, from) &&
+        !choose(w, "f32", from))
+        return err_set(e, ERR_UNSUPPORTED, "no codec takes %d x %d of %s", rows, cols,
+                       dtype_name(from));
+    size_t bytes[CODEC_PLANES] = { 0 };
+    w->codec->size(w, bytes);
+    for (int i = 0; i < CODEC_PLANES; i++) {
+        if (bytes[i] == 0)
+            continue;
+        w->plane[i] = be->ops->alloc(be, bytes[i]);
+        if (w->plane[i] == NULL) {
+            weight_close(w, be);
+            return err_set(e, ERR_NOMEM, "no memory for %d x %d weights (%zu bytes)", rows, cols,
+                           bytes[i]);
+        }
+        w->bytes[i] = bytes[i];
+    }
+    w->prep = w->codec->prepare(w, be->isa, int8_ok);
+    return 0;
+}
+
+void weight_close(struct weight *w, struct be *be)
+{
+    for (int i = 0; i < CODEC_PLANES; i++)
+        if (w->plane[i] != NULL)
+            be->ops->free(be, w->plane[i], w->bytes[i]);
+    *w = (struct weight){ 0 };
+}
+
+void weight_fill(struct weight *w, int row0, int n, enum dtype type, const void *src,
+                 float *scratch)
+{
+    if (w->codec->take != NULL && w->codec->take(w, row0, n, type, src))
+        return;
+    dtype_decode(type, src, scratch, (size_t)n * (size_t)w->cols);
+    w->codec->encode(w, row0, n, scratch);
+}
+
+size_t weight_bytes(const struct weight *w)
+{
+    size_t sum = 0;
+    for (int i = 0; i < CODEC_PLANES; i++)
+        sum += w->bytes[i];
+    return sum;
+}
+
+double weight_bits(const struct weight *w)
+{
+    return 8.0 * (double)weight_bytes(w) / ((double)w->rows * w->cols);
+}
+
+const char *weight_form(const struct weight *w)
+{
+    return w->codec != NULL ? w->codec->form(w) : "-";
+}
+
+/* ---- look-up ----------------------------------------------------------------------------------------------------- */
+
+struct rows {
+    const struct weight *w;
+    const int32_t *id;
+    float *x;
+};
+
+static void some_rows(void *arg, int first, int last, int i_thread)
+{
+    const struct rows *r = arg;
+    (void)i_thread;
+    for (int i = first; i < last; i++)
+        r->w->codec->decode(r->w, r->id[i], r->x + (size_t)i * (size_t)r->w->cols);
+}
+
+void weight_rows(const struct weight *w, struct be *be, const int32_t *id, int n, float *x)
+{
+    struct rows r = { w, id, x };
+    if (n > 16)
+        par_for(be->par, n, 0, some_rows, &r);
+    else
+        some_rows(&r, 0, n, 0);
+}
+
+/* ---- products ---------------------------------------------------------------------------------------------------- */
+
+typedef void mul_fn(const struct weight *w, const struct input *in, const float *bias, float *y,
+                    size_t ldy, int p0, int p1);
+
+struct product {
+    const struct matmul *m;
+    const struct input *in;
+    int n_m;
+    int end[MATMUL_MAX]; /* panels of all matrices up to this one */
+    mul_fn *mul[MATMUL_MAX];
+};
+
+static int panels(const struct weight *w)
+{
+    return (w->rows + CODEC_PANEL - 1) / CODEC_PANEL;
+}
+
+static mul_fn *kernel(const struct weight *w, enum cpu_isa isa)
+{
+    for (int i = (int)isa; i > CPU_REF; i--)
+        if (w->codec->cpu[i] != NULL && w->codec->cpu[i]->mul[w->prep] != NULL)
+            return w->codec->cpu[i]->mul[w->prep];
+    return w->codec->cpu[CPU_REF]->mul[w->prep];
+}
+
+static void some_panels(void *arg, int first, int last, int i_thread)
+{
+    const struct product *p = arg;
+    (void)i_thread;
+    int start = 0;
+    for (int i = 0; i < p->n_m; i++) {
+        int a = first > start ? first : start;
+        int b = last < p->end[i] ? last : p->end[i];
+        const struct matmul *m = &p->m[i];
+        if (a < b)
+            p->mul[i](m->w, p->in, m->bias, m->y, (size_t)m->w->rows, a - start, b - start);
+        start = p->end[i];
+    }
+}
+
+void weight_matmul(struct be *be, struct input *in, const struct matmul *m, int n_m)
+{
+    struct product p = { .m = m, .in = in, .n_m = n_m };
+    int total = 0;
+    for (int i = 0; i < n_m; i++) {
+        input_prepare(in, be, m[i].w->prep);
+        p.mul[i] = kernel(m[i].w, be->isa);
+        p.end[i] = total += panels(m[i].w);
+    }
+    /* Some ranges a thread, so that a slow one does not keep the others waiting; long enough to stream. */
+    int grain = total / (par_threads(be->par) * 6);
+    par_for(be->par, total, grain < 1 ? 1 : grain, some_panels, &p);
+}

@@ -1,0 +1,2 @@
+#define DENSE_TABLE dense_avx2
+#include "quant/dense/dense_kernel.h"

@@ -1,0 +1,318 @@
+/* Sixteen lanes, one lane an output row: the few operations that every codec's kernel is written in.
+ *
+ * Three implementations with one meaning, chosen by the flags a file is compiled with (its suffix decides those): AVX-512
+ * with VNNI, AVX2 with FMA, plain C. Fused multiply-adds round once in all of them and integer sums are exact, so a
+ * kernel written with these gives the same bits on every level.
+ */
+#ifndef WRING_QUANT_VEC16_H
+#define WRING_QUANT_VEC16_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "quant/dtype.h"
+
+static inline int32_t load_i32(const void *p)
+{
+    int32_t v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+/*  v16           16 floats                        v16i          16 int32
+ *  v16_f16(p)    from 16 halves                   v16_bf16(p)   from 16 bfloat16
+ *  v16_fma(a, b, c) = a * b + c
+ *  v16i_dp4(acc, w, x)   acc[l] += sum of w[4l+b] * x[b], b = 0..3, w unsigned below 16, x signed
+ *  v16i_dp8(acc, w, x)   the same for w up to 255
+ *  v16q                  64 bytes of codes; v16q_lo / v16q_hi: its low or high nibbles
+ *  v16q_byte(q, b)       byte b of each lane as floats */
+
+#if defined(__AVX512VNNI__)
+
+#    include <immintrin.h>
+
+typedef __m512 v16;
+typedef __m512i v16i;
+typedef __m512i v16q;
+
+static inline v16 v16_set1(float x)
+{
+    return _mm512_set1_ps(x);
+}
+static inline v16 v16_load(const float *p)
+{
+    return _mm512_loadu_ps(p);
+}
+static inline void v16_store(float *p, v16 v)
+{
+    _mm512_storeu_ps(p, v);
+}
+static inline v16 v16_fma(v16 a, v16 b, v16 c)
+{
+    return _mm512_fmadd_ps(a, b, c);
+}
+static inline v16 v16_mul(v16 a, v16 b)
+{
+    return _mm512_mul_ps(a, b);
+}
+static inline v16 v16_add(v16 a, v16 b)
+{
+    return _mm512_add_ps(a, b);
+}
+static inline v16 v16_f16(const uint16_t *p)
+{
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const void *)p));
+}
+static inline v16 v16_bf16(const uint16_t *p)
+{
+    return _mm512_castsi512_ps(
+        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)p)), 16));
+}
+static inline v16i v16i_set1(int32_t x)
+{
+    return _mm512_set1_epi32(x);
+}
+static inline v16 v16i_float(v16i v)
+{
+    return _mm512_cvtepi32_ps(v);
+}
+static inline v16q v16q_load(const uint8_t *p)
+{
+    return _mm512_loadu_si512((const void *)p);
+}
+static inline v16q v16q_lo(v16q q)
+{
+    return _mm512_and_si512(q, _mm512_set1_epi8(15));
+}
+static inline v16q v16q_hi(v16q q)
+{
+    return _mm512_and_si512(_mm512_srli_epi16(q, 4), _mm512_set1_epi8(15));
+}
+static inline v16i v16i_dp4(v16i acc, v16q w, int32_t x)
+{
+    return _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(x));
+}
+static inline v16i v16i_dp8(v16i acc, v16q w, int32_t x)
+{
+    return _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(x));
+}
+static inline v16 v16q_byte(v16q q, int b)
+{
+    return _mm512_cvtepi32_ps(
+        _mm512_and_si512(_mm512_srli_epi32(q, (unsigned)(8 * b)), _mm512_set1_epi32(255)));
+}
+static inline void v16q_prefetch(const uint8_t *p)
+{
+    _mm_prefetch((const char *)p, _MM_HINT_T0);
+}
+
+#elif defined(__AVX2__)
+
+#    include <immintrin.h>
+
+typedef struct {
+    __m256 a, b; /* lanes 0-7, 8-15 */
+} v16;
+typedef struct {
+    __m256i a, b;
+} v16i;
+typedef v16i v16q;
+
+static inline v16 v16_set1(float x)
+{
+    return (v16){ _mm256_set1_ps(x), _mm256_set1_ps(x) };
+}
+static inline v16 v16_load(const float *p)
+{
+    return (v16){ _mm256_loadu_ps(p), _mm256_loadu_ps(p + 8) };
+}
+static inline void v16_store(float *p, v16 v)
+{
+    _mm256_storeu_ps(p, v.a);
+    _mm256_storeu_ps(p + 8, v.b);
+}
+static inline v16 v16_fma(v16 x, v16 y, v16 z)
+{
+    return (v16){ _mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b) };
+}
+static inline v16 v16_mul(v16 x, v16 y)
+{
+    return (v16){ _mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b) };
+}
+static inline v16 v16_add(v16 x, v16 y)
+{
+    return (v16){ _mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b) };
+}
+static inline __m128i v16_half(const void *p)
+{
+    return _mm_loadu_si128(p);
+}
+static inline v16 v16_f16(const uint16_t *p)
+{
+    return (v16){ _mm256_cvtph_ps(v16_half(p)), _mm256_cvtph_ps(v16_half(p + 8)) };
+}
+static inline __m256 v16_wide(__m128i h)
+{
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+}
+static inline v16 v16_bf16(const uint16_t *p)
+{
+    return (v16){ v16_wide(v16_half(p)), v16_wide(v16_half(p + 8)) };
+}
+static inline v16i v16i_set1(int32_t x)
+{
+    return (v16i){ _mm256_set1_epi32(x), _mm256_set1_epi32(x) };
+}
+static inline v16 v16i_float(v16i v)
+{
+    return (v16){ _mm256_cvtepi32_ps(v.a), _mm256_cvtepi32_ps(v.b) };
+}
+static inline v16q v16q_load(const uint8_t *p)
+{
+    return (v16q){ _mm256_loadu_si256((const void *)p),
+                   _mm256_loadu_si256((const void *)(p + 32)) };
+}
+static inline v16q v16q_lo(v16q q)
+{
+    __m256i m = _mm256_set1_epi8(15);
+    return (v16q){ _mm256_and_si256(q.a, m), _mm256_and_si256(q.b, m) };
+}
+static inline v16q v16q_hi(v16q q)
+{
+    return v16q_lo((v16q){ _mm256_srli_epi16(q.a, 4), _mm256_srli_epi16(q.b, 4) });
+}
+static inline __m256i v16_pairs(__m256i w, __m256i x)
+{
+    return _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1));
+}
+static inline v16i v16i_dp4(v16i acc, v16q w, int32_t x4)
+{
+    __m256i x = _mm256_set1_epi32(x4);
+    return (v16i){ _mm256_add_epi32(acc.a, v16_pairs(w.a, x)),
+                   _mm256_add_epi32(acc.b, v16_pairs(w.b, x)) };
+}
+/* VPMADDUBSW saturates at 16 bits, which 255 * 127 * 2 passes: the upper seven bits and the lowest one go apart. */
+static inline __m256i v16_split(__m256i acc, __m256i w, __m256i x)
+{
+    __m256i high = _mm256_and_si256(_mm256_srli_epi16(w, 1), _mm256_set1_epi8(127));
+    __m256i low = _mm256_and_si256(w, _mm256_set1_epi8(1));
+    acc = _mm256_add_epi32(acc, _mm256_slli_epi32(v16_pairs(high, x), 1));
+    return _mm256_add_epi32(acc, v16_pairs(low, x));
+}
+static inline v16i v16i_dp8(v16i acc, v16q w, int32_t x4)
+{
+    __m256i x = _mm256_set1_epi32(x4);
+    return (v16i){ v16_split(acc.a, w.a, x), v16_split(acc.b, w.b, x) };
+}
+static inline v16 v16q_byte(v16q q, int b)
+{
+    __m256i m = _mm256_set1_epi32(255);
+    return (v16){ _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(q.a, 8 * b), m)),
+                  _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(q.b, 8 * b), m)) };
+}
+static inline void v16q_prefetch(const uint8_t *p)
+{
+    _mm_prefetch((const char *)p, _MM_HINT_T0);
+}
+
+#else
+
+typedef struct {
+    float l[16];
+} v16;
+typedef struct {
+    int32_t l[16];
+} v16i;
+typedef struct {
+    uint8_t l[64];
+} v16q;
+
+#    define V16_EACH(type, expr)                                                                   \
+        type r;                                                                                    \
+        for (int i = 0; i < 16; i++)                                                               \
+            r.l[i] = (expr);                                                                       \
+        return r
+
+static inline v16 v16_set1(float x)
+{
+    V16_EACH(v16, x);
+}
+static inline v16 v16_load(const float *p)
+{
+    V16_EACH(v16, p[i]);
+}
+static inline void v16_store(float *p, v16 v)
+{
+    memcpy(p, v.l, sizeof v.l);
+}
+static inline v16 v16_fma(v16 a, v16 b, v16 c)
+{
+    V16_EACH(v16, fmaf(a.l[i], b.l[i], c.l[i]));
+}
+static inline v16 v16_mul(v16 a, v16 b)
+{
+    V16_EACH(v16, a.l[i] * b.l[i]);
+}
+static inline v16 v16_add(v16 a, v16 b)
+{
+    V16_EACH(v16, a.l[i] + b.l[i]);
+}
+static inline v16 v16_f16(const uint16_t *p)
+{
+    V16_EACH(v16, f16_to_f32(p[i]));
+}
+static inline v16 v16_bf16(const uint16_t *p)
+{
+    V16_EACH(v16, bf16_to_f32(p[i]));
+}
+static inline v16i v16i_set1(int32_t x)
+{
+    V16_EACH(v16i, x);
+}
+static inline v16 v16i_float(v16i v)
+{
+    V16_EACH(v16, (float)v.l[i]);
+}
+static inline v16q v16q_load(const uint8_t *p)
+{
+    v16q r;
+    memcpy(r.l, p, sizeof r.l);
+    return r;
+}
+static inline v16q v16q_lo(v16q q)
+{
+    for (int i = 0; i < 64; i++)
+        q.l[i] &= 15;
+    return q;
+}
+static inline v16q v16q_hi(v16q q)
+{
+    for (int i = 0; i < 64; i++)
+        q.l[i] = (uint8_t)(q.l[i] >> 4);
+    return q;
+}
+static inline v16i v16i_dp8(v16i acc, v16q w, int32_t x4)
+{
+    int8_t x[4];
+    memcpy(x, &x4, sizeof x);
+    for (int i = 0; i < 64; i++)
+        acc.l[i / 4] += w.l[i] * x[i % 4];
+    return acc;
+}
+static inline v16i v16i_dp4(v16i acc, v16q w, int32_t x4)
+{
+    return v16i_dp8(acc, w, x4);
+}
+static inline v16 v16q_byte(v16q q, int b)
+{
+    V16_EACH(v16, (float)q.l[4 * i + b]);
+}
+static inline void v16q_prefetch(const uint8_t *p)
+{
+    (void)p;
+}
+
+#endif
+
+#endif
