@@ -1,11 +1,12 @@
-/* One loop at a time: the caller publishes it by raising `epoch`, everyone takes ranges from one counter, and the last
- * worker to run dry wakes the caller.
+/* One loop at a time. The caller opens the gate, raises `epoch`, and everyone takes ranges from one counter; when they
+ * are used up the caller shuts the gate and waits for those still inside.
+ *
+ * A worker takes part in a loop only by passing the open gate, so a worker that has no CPU just now holds nobody up:
+ * the others do its share. The loop's description is read only inside, and the caller rewrites it only when the gate is
+ * shut and nobody is inside.
  *
  * A worker that waits spins first, because in a decode step the next loop is microseconds away, and then sleeps on a
  * futex. The spin is short so that a second engine on the same CPUs gets them.
- *
- * Every worker takes part in every loop, if only to find it empty: the caller returns when all have counted themselves
- * out, so no worker can be left behind in an old loop while the next one is being set up.
  */
 #include "server/base/par.h"
 
@@ -24,7 +25,9 @@
 #include "server/base/clock.h"
 #include "server/base/mem.h"
 
-enum { PAR_MAX = 256, SPIN_NS = 40000 };
+/* A worker woken only to find the gate shut is likely to share its CPU with the caller: it spins for MISSED_NS. */
+enum { PAR_MAX = 256, SPIN_NS = 40000, MISSED_NS = 5000 };
+static const uint32_t OPEN = 1u << 31;
 
 struct worker {
     struct par *p;
@@ -43,8 +46,8 @@ struct par {
     _Atomic int sleeping;
     _Alignas(64) _Atomic uint64_t
         next; /* first item not yet taken; wide, as every thread may overshoot */
-    /* workers inside the loop; futex: the caller sleeps on it */
-    _Alignas(64) _Atomic uint32_t busy;
+    /* OPEN and the number of workers inside; futex: the caller sleeps on it */
+    _Alignas(64) _Atomic uint32_t gate;
     _Atomic int caller_sleeps;
     _Atomic bool stop;
     struct worker worker[PAR_MAX];
@@ -68,7 +71,7 @@ static void pause_cpu(void)
 }
 
 /* Spins until *at differs from value or some time has passed; true when it differs. */
-static bool spin_while(_Atomic uint32_t *at, uint32_t value)
+static bool spin_while(_Atomic uint32_t *at, uint32_t value, unsigned spin_ns)
 {
     uint64_t end = 0;
     for (unsigned i = 1;; i++) {
@@ -79,7 +82,7 @@ static bool spin_while(_Atomic uint32_t *at, uint32_t value)
             continue;
         uint64_t now = clock_ns();
         if (end == 0)
-            end = now + SPIN_NS;
+            end = now + spin_ns;
         else if (now > end)
             return false;
     }
@@ -98,15 +101,33 @@ static void run_ranges(struct par *p, int i_thread)
     }
 }
 
-/* Waits for an epoch other than the one seen last. */
-static uint32_t next_epoch(struct par *p, uint32_t seen)
+/* Waits for an epoch other than the one seen last; true when it had to sleep for it. */
+static bool next_epoch(struct par *p, uint32_t *seen, unsigned spin_ns)
 {
-    while (!spin_while(&p->epoch, seen)) {
+    bool slept = false;
+    while (!spin_while(&p->epoch, *seen, slept ? 0 : spin_ns)) {
         atomic_fetch_add(&p->sleeping, 1);
-        futex_wait(&p->epoch, seen);
+        futex_wait(&p->epoch, *seen);
         atomic_fetch_sub(&p->sleeping, 1);
+        slept = true;
     }
-    return atomic_load_explicit(&p->epoch, memory_order_acquire);
+    *seen = atomic_load_explicit(&p->epoch, memory_order_acquire);
+    return slept;
+}
+
+static bool enter(struct par *p)
+{
+    uint32_t g = atomic_load_explicit(&p->gate, memory_order_relaxed);
+    while (g & OPEN)
+        if (atomic_compare_exchange_weak(&p->gate, &g, g + 1))
+            return true;
+    return false;
+}
+
+static void leave(struct par *p)
+{
+    if (atomic_fetch_sub(&p->gate, 1) == 1 && atomic_load(&p->caller_sleeps))
+        futex_wake(&p->gate, 1);
 }
 
 static void *work(void *arg)
@@ -114,13 +135,17 @@ static void *work(void *arg)
     struct worker *w = arg;
     struct par *p = w->p;
     uint32_t seen = 0;
+    unsigned spin_ns = SPIN_NS;
     for (;;) {
-        seen = next_epoch(p, seen);
+        bool slept = next_epoch(p, &seen, spin_ns);
         if (atomic_load(&p->stop))
             return NULL;
-        run_ranges(p, w->i);
-        if (atomic_fetch_sub(&p->busy, 1) == 1 && atomic_load(&p->caller_sleeps))
-            futex_wake(&p->busy, 1);
+        spin_ns = slept ? MISSED_NS : SPIN_NS;
+        if (enter(p)) {
+            run_ranges(p, w->i);
+            leave(p);
+            spin_ns = SPIN_NS;
+        }
     }
 }
 
@@ -131,16 +156,17 @@ static void publish(struct par *p)
         futex_wake(&p->epoch, PAR_MAX);
 }
 
-static void wait_idle(struct par *p)
+static void shut(struct par *p)
 {
-    uint32_t busy;
-    while ((busy = atomic_load_explicit(&p->busy, memory_order_acquire)) != 0) {
-        if (spin_while(&p->busy, busy))
+    atomic_fetch_and(&p->gate, ~OPEN);
+    uint32_t inside;
+    while ((inside = atomic_load_explicit(&p->gate, memory_order_acquire)) != 0) {
+        if (spin_while(&p->gate, inside, SPIN_NS))
             continue;
         atomic_store(&p->caller_sleeps, 1);
-        busy = atomic_load(&p->busy);
-        if (busy != 0)
-            futex_wait(&p->busy, busy);
+        inside = atomic_load(&p->gate);
+        if (inside != 0)
+            futex_wait(&p->gate, inside);
         atomic_store(&p->caller_sleeps, 0);
     }
 }
@@ -164,10 +190,10 @@ void par_for(struct par *p, int n_items, int grain, par_fn *fn, void *arg)
     p->n_items = n_items;
     p->grain = grain;
     atomic_store_explicit(&p->next, 0, memory_order_relaxed);
-    atomic_store_explicit(&p->busy, (uint32_t)p->n_threads - 1, memory_order_relaxed);
+    atomic_store_explicit(&p->gate, OPEN, memory_order_release);
     publish(p);
     run_ranges(p, 0);
-    wait_idle(p);
+    shut(p);
 }
 
 /* CPUs by affinity, at most the cgroup's quota rounded up. */
