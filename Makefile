@@ -40,16 +40,26 @@ isa_of = $(isa_$(lastword $(subst _, ,$(basename $(notdir $1)))))
 LIB_SRC := $(sort $(wildcard server/base/*.c server/text/*.c server/model/*.c server/engine/*.c server/cli/*.c \
   kernels/*.c kernels/cpu/*.c quant/*.c quant/*/*.c kvcache/*.c kvcache/*/*.c api/*.c) \
   $(filter-out server/main.c,$(wildcard server/*.c)))
+PROTO    := $(wildcard server/*/*.proto api/*.proto)
+GEN      := $(PROTO:%.proto=$(O)/gen/%.pb-c)
+LIB_OBJ  := $(LIB_SRC:%.c=$(O)/%.o) $(GEN:%=%.o)
 TEST_SRC := $(sort $(wildcard tests/unit/*.c tests/ops/*.c))
-FUZZ_SRC := $(sort $(wildcard tests/fuzz/*.c))
-LIB := $(O)/libwring.a
-TESTS := $(patsubst tests/%.c,$(O)/test/%,$(TEST_SRC))
+FUZZ_SRC := $(sort $(wildcard tests/fuzz/fuzz_*.c))
+LIB    := $(O)/libwring.a
+TESTS  := $(patsubst tests/%.c,$(O)/test/%,$(TEST_SRC))
+REPLAY := $(patsubst tests/fuzz/fuzz_%.c,$(O)/test/fuzz/%,$(FUZZ_SRC))
+FUZZ   := $(patsubst tests/fuzz/fuzz_%.c,$(O)/fuzz/%,$(FUZZ_SRC))
+JOBS   := $(shell nproc 2>/dev/null || echo 2)
+# Targets that first install something start a second make, which then sees what was installed.
+AGAIN = +$(MAKE) --no-print-directory -j$(JOBS)
 
 .PHONY: all help FORCE clean
 all: $(BIN)/wring ## build the program (build/wring)
 
+FLAGS := $(CC) $(CPPFLAGS) $(CFLAGS) $(isa_bf16) $(LDLIBS)
 $(O)/.flags: FORCE
-	@mkdir -p $(@D); echo '$(CC) $(CPPFLAGS) $(CFLAGS) $(isa_bf16) $(LDLIBS)' | cmp -s - $@ || echo '$(CC) $(CPPFLAGS) $(CFLAGS) $(isa_bf16) $(LDLIBS)' > $@
+	@mkdir -p $(@D); printf '%s\n' '$(FLAGS)' | cmp -s - $@ || { CC='$(CC)' tests/tools/probe $(PKGS) && \
+	printf '%s\n' '$(FLAGS)' > $@; }
 
 $(O)/%.o: %.c $(O)/.flags
 	@mkdir -p $(@D); [ -z "$(Q)" ] || echo "  CC   $<"
@@ -58,19 +68,95 @@ $(O)/%.o: %.c $(O)/.flags
 # The chat page is embedded with .incbin, which -MMD does not see.
 $(O)/api/chat_page.o: api/chat.html
 
-$(LIB): $(LIB_SRC:%.c=$(O)/%.o)
+# Protocol buffers: generated code is built without our warnings.
+$(O)/gen/%.pb-c.c $(O)/gen/%.pb-c.h &: %.proto
+	@mkdir -p $(O)/gen; [ -z "$(Q)" ] || echo "  GEN  $<"
+	$(Q)protoc-c --c_out=$(O)/gen $<
+
+$(O)/gen/%.pb-c.o: $(O)/gen/%.pb-c.c $(O)/.flags
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -w -MMD -MP -c -o $@ $<
+
+$(filter-out $(O)/gen/%,$(LIB_OBJ)): | $(GEN:%=%.h)
+
+$(LIB): $(LIB_OBJ)
 	$(Q)rm -f $@; ar rcs $@ $^
 
 $(BIN)/wring: $(O)/server/main.o $(LIB)
 	@mkdir -p $(@D); [ -z "$(Q)" ] || echo "  LD   $@"
 	$(Q)$(CC) $(CFLAGS) -o $@ $(O)/server/main.o $(LIB) $(LDLIBS)
 
+# The fuzz targets also link with a plain driver that replays their kept corpus.
+$(REPLAY): $(O)/test/fuzz/%: $(O)/tests/fuzz/fuzz_%.o $(O)/tests/fuzz/driver.o $(LIB)
+	@mkdir -p $(@D); [ -z "$(Q)" ] || echo "  LD   $@"
+	$(Q)$(CC) $(CFLAGS) -o $@ $(filter %.o,$^) $(LIB) $(LDLIBS)
+
+$(O)/fuzz/%: $(O)/tests/fuzz/fuzz_%.o $(LIB)
+	@mkdir -p $(@D); [ -z "$(Q)" ] || echo "  LD   $@"
+	$(Q)$(CC) $(CFLAGS) -fsanitize=fuzzer -o $@ $< $(LIB) $(LDLIBS)
+
 $(O)/test/%: $(O)/tests/%.o $(LIB)
 	@mkdir -p $(@D); [ -z "$(Q)" ] || echo "  LD   $@"
 	$(Q)$(CC) $(CFLAGS) -o $@ $< $(LIB) $(LDLIBS) -lcmocka
 
-tests: $(TESTS)
-.PHONY: tests
+.PHONY: tests fuzz-programs demo test bench fuzz check cov format tidy install deps deps-test deps-ci probe
+tests: $(TESTS) $(REPLAY)
+fuzz-programs: $(FUZZ)
+
+demo: deps ## get the small default model and chat with it
+	$(AGAIN) all
+	configs/demo.sh $(BIN)/wring
+
+test: deps deps-test ## build and run every test; T="unit ops" runs a part
+	$(AGAIN) all tests
+	OBJ=$(O) WRING=$(BIN)/wring tests/run $(T)
+
+bench: all $(patsubst tests/%.c,$(O)/test/%,$(wildcard tests/bench/*.c)) ## measure speed, next to its bounds
+	@[ ! -x tests/bench/run ] || OBJ=$(O) WRING=$(BIN)/wring tests/bench/run
+
+FUZZ_TIME ?= 60
+FUZZ_BUILD = CC=clang SAN=fuzzer-no-link,address,undefined
+fuzz: deps deps-test deps-ci ## fuzz each target for FUZZ_TIME=60 seconds
+	$(AGAIN) $(FUZZ_BUILD) fuzz-programs
+	FUZZ_TIME=$(FUZZ_TIME) tests/fuzz/run $(BUILD)/obj/clang-fuzzer-no-link+address+undefined/fuzz
+
+check: $(LIB) $(O)/server/main.o ## the lints: layers, headers, symbols, text, format
+	@O=$(O) CC=$(CC) CXX=$(CXX) CPPFLAGS='$(CPPFLAGS)' tests/lint/run
+
+cov: deps deps-test deps-ci ## line coverage of the unit tests
+	$(AGAIN) CC=clang COV=1 tests
+	rm -rf $(BUILD)/cov
+	LLVM_PROFILE_FILE=$(abspath $(BUILD))/cov/%m-%p.profraw OBJ=$(BUILD)/obj/clang-cov tests/run unit ops fuzz
+	llvm-profdata merge -o $(BUILD)/cov/all.profdata $(BUILD)/cov/*.profraw
+	llvm-cov report -instr-profile=$(BUILD)/cov/all.profdata \
+	  $(patsubst $(O)/%,-object $(BUILD)/obj/clang-cov/%,$(TESTS) $(REPLAY)) -ignore-filename-regex='tests/|/gen/' | \
+	  tee $(BUILD)/cov/report.txt
+
+C_FILES = $(shell git ls-files '*.c' '*.h')
+format: ## format every C file in place
+	clang-format -i $(C_FILES)
+
+tidy: $(GEN:%=%.h) ## clang-tidy over the library
+	printf '%s\n' $(LIB_SRC) server/main.c | xargs -P$(JOBS) -n4 clang-tidy --quiet --warnings-as-errors='*' -- \
+	  -std=c11 $(CPPFLAGS) $(isa_bf16)
+
+PREFIX ?= /usr/local
+install: all ## copy the program and its configs to DESTDIR/PREFIX
+	install -D -m 755 $(BIN)/wring $(DESTDIR)$(PREFIX)/bin/wring
+	cd configs && find . -type f -name '*.yaml' -exec install -D -m 644 '{}' '$(DESTDIR)$(PREFIX)/share/wring/{}' \;
+
+DEPS := gcc make pkg-config libmicrohttpd-dev libjansson-dev liburing-dev libpcre2-dev libutf8proc-dev libyaml-dev \
+  libxxhash-dev libcurl4-openssl-dev libssl-dev libprotobuf-c-dev protobuf-c-compiler curl ca-certificates python3 python3-pip
+DEPS_TEST := libcmocka-dev python3-venv chromium wrk
+DEPS_CI := git g++ clang clang-format clang-tidy libclang-rt-14-dev llvm shellcheck
+deps: ## install the Debian packages that the program needs
+	@tests/tools/apt $(DEPS)
+deps-test: ## install what the tests need besides
+	@tests/tools/apt $(DEPS_TEST)
+deps-ci: ## install what lints, sanitizers and fuzzing need besides
+	@tests/tools/apt $(DEPS_CI)
+
+probe: ## say what is here to build with
+	@CC='$(CC)' tests/tools/probe $(PKGS)
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z_.-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
