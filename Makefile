@@ -46,6 +46,8 @@ LIB_OBJ  := $(LIB_SRC:%.c=$(O)/%.o) $(GEN:%=%.o)
 TEST_SRC := $(sort $(wildcard tests/unit/*.c tests/ops/*.c))
 FUZZ_SRC := $(sort $(wildcard tests/fuzz/fuzz_*.c))
 LIB    := $(O)/libwring.a
+TEST_LIB_SRC := $(sort $(wildcard tests/tools/*.c))
+TEST_LIB := $(O)/libtest.a
 TESTS  := $(patsubst tests/%.c,$(O)/test/%,$(TEST_SRC))
 REPLAY := $(patsubst tests/fuzz/fuzz_%.c,$(O)/test/fuzz/%,$(FUZZ_SRC))
 FUZZ   := $(patsubst tests/fuzz/fuzz_%.c,$(O)/fuzz/%,$(FUZZ_SRC))
@@ -94,9 +96,13 @@ $(O)/fuzz/%: $(O)/tests/fuzz/fuzz_%.o $(LIB)
 	@mkdir -p $(@D); [ -z "$(Q)" ] || echo "  LD   $@"
 	$(Q)$(CC) $(CFLAGS) -fsanitize=fuzzer -o $@ $< $(LIB) $(LDLIBS)
 
-$(O)/test/%: $(O)/tests/%.o $(LIB)
+# What tests share (a toy model, ...); an archive, so that each program takes what it uses.
+$(TEST_LIB): $(TEST_LIB_SRC:%.c=$(O)/%.o)
+	$(Q)rm -f $@; ar rcs $@ $^
+
+$(O)/test/%: $(O)/tests/%.o $(TEST_LIB) $(LIB)
 	@mkdir -p $(@D); [ -z "$(Q)" ] || echo "  LD   $@"
-	$(Q)$(CC) $(CFLAGS) -o $@ $< $(LIB) $(LDLIBS) -lcmocka
+	$(Q)$(CC) $(CFLAGS) -o $@ $< $(TEST_LIB) $(LIB) $(LDLIBS) -lcmocka
 
 .PHONY: tests fuzz-programs demo test bench fuzz check cov format tidy install deps deps-test deps-ci probe
 tests: $(TESTS) $(REPLAY)
