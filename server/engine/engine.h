@@ -71,7 +71,6 @@ struct job {
     void *user;
     /* the engine's own */
     _Atomic int cancelled;
-    struct seq *seq;
     struct job *next;
     uint64_t submit_ns;
 };

@@ -1,0 +1,251 @@
+/* The engine's doors, and its opening and closing. The work is in step.c. */
+#include <signal.h>
+#include <unistd.h>
+
+#include "server/base/clock.h"
+#include "server/base/mem.h"
+#include "server/engine/engine_internal.h"
+#include "server/engine/stats.h"
+
+const char *finish_name(enum finish_reason r)
+{
+    static const char *const name[] = { "none", "stop", "length", "cancelled", "error" };
+    return (unsigned)r <= FINISH_ERROR ? name[r] : "unknown";
+}
+
+/* ---- opening ------------------------------------------------------------------------------------------------- */
+
+static int64_t page_round(int64_t n_tokens)
+{
+    return (n_tokens + KV_PAGE - 1) / KV_PAGE * KV_PAGE;
+}
+
+/* Four sequences of full length, but no more than a quarter of the machine's memory: cached prefixes fill the pool
+ * sooner or later. A context that was asked for fits once in any case. */
+static int64_t default_tokens(const struct engine_config *c, int64_t ctx, size_t token_bytes)
+{
+    int64_t n = page_round(ctx) * (c->max_seqs < 4 ? c->max_seqs : 4);
+    int64_t memory = (int64_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE) / 4;
+    int64_t most = memory / (int64_t)token_bytes / KV_PAGE * KV_PAGE;
+    if (n > most)
+        n = most;
+    if (n < page_round(c->ctx))
+        n = page_round(c->ctx);
+    return n > KV_PAGE ? n : KV_PAGE;
+}
+
+static int fill_config(struct engine_config *c, const struct model *m, const struct kv_shape *shape,
+                       struct err *e)
+{
+    if (c->ctx < 0 || c->max_seqs < 0 || c->max_batch < 0 || c->max_queue < 0 || c->kv_tokens < 0)
+        return err_set(e, ERR_INVALID, "a negative number in the engine's settings");
+    size_t token_bytes = kv_token_bytes(shape);
+    if (c->max_seqs == 0)
+        c->max_seqs = 64;
+    if (c->max_batch == 0)
+        c->max_batch = 512;
+    if (c->max_batch < c->max_seqs) /* every decoding sequence has its row in every step */
+        c->max_batch = c->max_seqs;
+    if (c->max_queue == 0)
+        c->max_queue = 1024;
+    int64_t ctx = c->ctx > 0 ? c->ctx : m->config.ctx_train;
+    if (c->kv_tokens > 0)
+        c->kv_tokens = page_round(c->kv_tokens);
+    else if (c->kv_bytes > 0)
+        c->kv_tokens = (int64_t)(c->kv_bytes / token_bytes) / KV_PAGE * KV_PAGE;
+    else
+        c->kv_tokens = default_tokens(c, ctx, token_bytes);
+    if (c->kv_tokens < KV_PAGE || c->kv_tokens < c->ctx)
+        return err_set(
+            e, ERR_INVALID,
+            "a KV pool of %zu bytes holds %lld tokens; a context of %lld takes %zu bytes",
+            c->kv_bytes, (long long)c->kv_tokens, (long long)ctx,
+            (size_t)page_round(ctx) * token_bytes);
+    c->kv_bytes = (size_t)c->kv_tokens * token_bytes;
+    c->ctx = (int)(ctx < c->kv_tokens ? ctx : c->kv_tokens);
+    return 0;
+}
+
+static bool open_arrays(struct engine *en)
+{
+    size_t seqs = (size_t)en->config.max_seqs, rows = (size_t)en->config.max_batch;
+    size_t out = (size_t)en->max_out;
+    return (en->running = mem_zalloc(seqs, sizeof *en->running)) != NULL &&
+           (en->held = mem_zalloc(seqs + 1, sizeof *en->held)) != NULL &&
+           (en->plan = mem_zalloc(seqs, sizeof *en->plan)) != NULL &&
+           (en->rows = mem_zalloc(seqs, sizeof *en->rows)) != NULL &&
+           (en->batch_seq = mem_zalloc(seqs, sizeof *en->batch_seq)) != NULL &&
+           (en->token = mem_zalloc(rows, sizeof *en->token)) != NULL &&
+           (en->pos = mem_zalloc(rows, sizeof *en->pos)) != NULL &&
+           (en->out_row = mem_zalloc(out, sizeof *en->out_row)) != NULL &&
+           (en->out = mem_zalloc(out, sizeof *en->out)) != NULL;
+}
+
+static void free_engine(struct engine *en)
+{
+    mem_free(en->out);
+    mem_free(en->out_row);
+    mem_free(en->pos);
+    mem_free(en->token);
+    mem_free(en->batch_seq);
+    mem_free(en->rows);
+    mem_free(en->plan);
+    mem_free(en->held);
+    mem_free(en->running);
+    workspace_close(en->ws);
+    kv_pool_close(en->pool);
+    pthread_cond_destroy(&en->wake);
+    pthread_mutex_destroy(&en->lock);
+    mem_free(en);
+}
+
+/* Signals are the main thread's: the new thread starts with all of them blocked. */
+static int start_thread(struct engine *en)
+{
+    sigset_t all, old;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    int rc = pthread_create(&en->thread, NULL, engine_main, en);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    return rc;
+}
+
+static int open_parts(struct engine *en, struct err *e)
+{
+    struct kv_shape shape;
+    struct engine_config *c = &en->config;
+    model_kv_shape(en->model, c->kv_type, &shape);
+    TRY(fill_config(c, en->model, &shape, e));
+    en->max_out = c->max_seqs > 64 ? c->max_seqs : 64;
+    if (en->max_out > c->max_batch)
+        en->max_out = c->max_batch;
+    TRY(kv_pool_open(&en->pool, en->model->be, &shape, c->kv_tokens, e));
+    TRY(workspace_open(&en->ws, en->model, c->max_batch, c->max_seqs, en->max_out, e));
+    if (!open_arrays(en))
+        return err_set(e, ERR_NOMEM, "no memory for a batch of %d rows", c->max_batch);
+    struct kv_stats st;
+    kv_pool_stats(en->pool, &st);
+    stats_init(&en->stats);
+    atomic_store(&en->stats.kv_pages, st.pages);
+    if (start_thread(en) != 0)
+        return err_set(e, ERR_NOMEM, "the engine's thread cannot be started");
+    return 0;
+}
+
+int engine_open(struct engine **out, const struct model *m, const struct engine_config *c,
+                struct err *e)
+{
+    struct engine *en = mem_zalloc(1, sizeof *en);
+    if (en == NULL)
+        return err_set(e, ERR_NOMEM, "no memory for the engine");
+    en->model = m;
+    en->config = *c;
+    en->queue_end = &en->queue;
+    pthread_mutex_init(&en->lock, NULL);
+    pthread_cond_init(&en->wake, NULL);
+    int rc = open_parts(en, e);
+    if (rc < 0) {
+        free_engine(en);
+        return rc;
+    }
+    *out = en;
+    return 0;
+}
+
+void engine_close(struct engine *en)
+{
+    if (en == NULL)
+        return;
+    pthread_mutex_lock(&en->lock);
+    en->stop = true;
+    pthread_cond_signal(&en->wake);
+    pthread_mutex_unlock(&en->lock);
+    pthread_join(en->thread, NULL);
+    free_engine(en);
+}
+
+/* ---- jobs ---------------------------------------------------------------------------------------------------- */
+
+static int check_job(const struct engine *en, const struct job *j, struct err *e)
+{
+    int ctx = en->config.ctx;
+    if (j->n_prompt < 1 || j->max_tokens < -1)
+        return err_set(e, ERR_INVALID, "%d prompt tokens, %d tokens to make", j->n_prompt,
+                       j->max_tokens);
+    for (int i = 0; i < j->n_prompt; i++)
+        if (j->prompt[i] < 0 || j->prompt[i] >= en->model->config.vocab)
+            return err_set(e, ERR_INVALID, "prompt token %d is %d; the vocabulary has %d tokens", i,
+                           j->prompt[i], en->model->config.vocab);
+    if (j->n_prompt > ctx || (j->n_prompt == ctx && j->max_tokens != 0))
+        return err_set(e, ERR_LIMIT,
+                       "the prompt has %d tokens; at most %d fit the context of %d tokens",
+                       j->n_prompt, j->max_tokens != 0 ? ctx - 1 : ctx, ctx);
+    return 0;
+}
+
+int engine_submit(struct engine *en, struct job *j, struct err *e)
+{
+    TRY(check_job(en, j, e));
+    int rc = 0;
+    pthread_mutex_lock(&en->lock);
+    if (en->dead.code != 0)
+        rc = err_set(e, en->dead.code, "%s", en->dead.text);
+    else if (en->draining || en->stop)
+        rc = err_set(e, ERR_BUSY, "the engine takes no new jobs");
+    else if (en->n_waiting >= en->config.max_queue)
+        rc = err_set(e, ERR_BUSY, "%d jobs are waiting already", en->n_waiting);
+    if (rc == 0) {
+        atomic_store(&j->cancelled, 0);
+        j->next = NULL;
+        j->submit_ns = clock_ns();
+        *en->queue_end = j;
+        en->queue_end = &j->next;
+        en->n_waiting++;
+        atomic_store_explicit(&en->stats.waiting, en->n_waiting, memory_order_relaxed);
+        atomic_fetch_add(&en->live, 1);
+        pthread_cond_signal(&en->wake);
+    }
+    pthread_mutex_unlock(&en->lock);
+    return rc;
+}
+
+/* The engine thread is awake while any job lives, and looks after every step. */
+void engine_cancel(struct engine *en, struct job *j)
+{
+    atomic_store(&j->cancelled, 1);
+    atomic_fetch_add(&en->n_cancels, 1);
+}
+
+void engine_drain(struct engine *en)
+{
+    pthread_mutex_lock(&en->lock);
+    en->draining = true;
+    pthread_mutex_unlock(&en->lock);
+}
+
+bool engine_idle(const struct engine *en)
+{
+    return atomic_load(&en->live) == 0;
+}
+
+/* ---- looking in ---------------------------------------------------------------------------------------------- */
+
+const struct engine_stats *engine_stats(const struct engine *en)
+{
+    return &en->stats;
+}
+
+int engine_ctx(const struct engine *en)
+{
+    return en->config.ctx;
+}
+
+const struct engine_config *engine_settings(const struct engine *en)
+{
+    return &en->config;
+}
+
+int engine_plan(const struct engine *en, struct table **out)
+{
+    return model_plan(en->model, en->ws, en->pool, out);
+}

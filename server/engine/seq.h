@@ -1,0 +1,59 @@
+/* One generation on its way: tokens, page table, sampler, text. Owned by the engine thread from the first try to admit its
+ * job until its JOB_DONE. Everything it needs is allocated on opening, sized by the job's limits.
+ */
+#ifndef WRING_SERVER_ENGINE_SEQ_H
+#define WRING_SERVER_ENGINE_SEQ_H
+
+#include "server/base/buf.h"
+#include "server/engine/engine.h"
+#include "server/engine/stop.h"
+
+struct seq {
+    struct job *job;
+    uint64_t serial; /* order of submission: smaller is older */
+    int32_t *token;  /* [limit] prompt, then output */
+    int n_tokens;
+    int limit;    /* most tokens it may have: prompt and max_tokens, at most the context */
+    int n_scored; /* prompt tokens reported with prompt_logprobs */
+    struct kv_seq kv;
+    struct sampler *sampler;
+    struct detok detok;
+    struct stop stop;
+    struct buf text; /* generated and not yet handed out */
+    bool prompt_done;
+    bool shares;                          /* may read and write the prefix index */
+    enum finish_reason finish;            /* set during a step, acted on at its end */
+    struct err err;                       /* with FINISH_ERROR */
+    uint64_t admit_ns, first_ns, last_ns; /* 0: not yet */
+    int n_cached, preemptions;
+};
+
+/* ERR_NOMEM, ERR_INVALID (sampling parameters). */
+int seq_open(struct seq **out, struct job *j, const struct model *m, struct kv_pool *pool,
+             const struct engine_config *c, struct err *e) WARN_UNUSED;
+void seq_close(struct seq *s, struct kv_pool *pool); /* NULL is accepted */
+
+static inline int seq_todo(const struct seq *s)
+{
+    return s->n_tokens - s->kv.n_tokens;
+}
+static inline int seq_room(const struct seq *s)
+{
+    return s->kv.wide_pos0 + s->kv.n_blocks * KV_PAGE - s->kv.n_tokens;
+}
+/* Prompt tokens are still to be reported with their logprobs. */
+static inline bool seq_scores(const struct seq *s)
+{
+    return s->job->prompt_logprobs && s->n_scored < s->job->n_prompt;
+}
+/* Whether the row at position pos must give logits: it predicts a prompt token that is to be reported, or the next token. */
+bool seq_wants_row(const struct seq *s, int pos);
+
+/* Reports prompt tokens: the next one with its logits (of the row before it). The first has none: logits NULL. */
+void seq_score(struct seq *s, const float *logits, int n_vocab);
+/* Appends the token that these logits give, reports it, and sets finish when it was the last. */
+void seq_next(struct seq *s, const float *logits, const struct tokenizer *tok, uint64_t now_ns);
+/* JOB_DONE; from then on the job is the caller's. */
+void seq_done(struct seq *s, const struct job_usage *u);
+
+#endif
