@@ -1,0 +1,160 @@
+/* Pre-tokenisers: the regular expressions that cut text into words before any merging.
+ *
+ * A pre-tokeniser is a list of stages; each stage cuts every piece of the one before. Where a pattern does not match, and
+ * where bytes are not UTF-8, the text between matches is a piece of its own.
+ * Sources: GPT-2's encoder.py, Llama 3's tokenizer.py, Qwen2's and SmolLM2's tokenizer.json.
+ */
+#define PCRE2_CODE_UNIT_WIDTH 8
+#include <pcre2.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "server/base/mem.h"
+#include "server/text/token_internal.h"
+
+/* Unicode White_Space, spelt out: PCRE2's \s also has U+180E, which the others' \s has not. */
+#define SPACE                                                                                      \
+    "\\t-\\r "                                                                                     \
+    "\\x{85}\\x{A0}\\x{1680}\\x{2000}-\\x{200A}\\x{2028}\\x{2029}\\x{202F}\\x{205F}\\x{3000}"
+#define S     "[" SPACE "]"
+#define NOT_S "[^" SPACE "]"
+#define TAIL  "|" S "+(?!" NOT_S ")|" S "+"
+
+#define GPT2 "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^" SPACE "\\p{L}\\p{N}]+" TAIL
+#define CL100K(digits)                                                                             \
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|" digits "| ?[^" SPACE             \
+    "\\p{L}\\p{N}]+[\\r\\n]*|" S "*[\\r\\n]+" TAIL
+
+enum { MAX_STAGES = 2 };
+
+static const struct {
+    const char *name;
+    const char *stage[MAX_STAGES];
+    bool whole_words;
+} known[] = {
+    { "gpt-2", { GPT2 }, false },
+    { "gpt2", { GPT2 }, false },
+    { "default", { GPT2 }, false },
+    { "mpt", { GPT2 }, false },
+    { "olmo", { GPT2 }, false },
+    { "phi-2", { GPT2 }, false },
+    { "smollm", { "\\p{N}", GPT2 }, false },
+    { "starcoder", { "\\p{N}", GPT2 }, false },
+    { "refact", { "\\p{N}", GPT2 }, false },
+    { "llama-bpe", { CL100K("\\p{N}{1,3}") }, true },
+    { "llama3", { CL100K("\\p{N}{1,3}") }, true },
+    { "llama-v3", { CL100K("\\p{N}{1,3}") }, true },
+    { "qwen2", { CL100K("\\p{N}") }, false },
+    { "deepseek-r1-qwen", { CL100K("\\p{N}") }, false },
+};
+enum { N_KNOWN = sizeof known / sizeof known[0] };
+
+struct pretoken {
+    pcre2_code *code[MAX_STAGES];
+    int n;
+};
+
+static int compile(struct pretoken *p, const char *pattern, struct err *e)
+{
+    int number;
+    PCRE2_SIZE at;
+    pcre2_code *c =
+        pcre2_compile((PCRE2_SPTR)pattern, PCRE2_ZERO_TERMINATED,
+                      PCRE2_UTF | PCRE2_UCP | PCRE2_MATCH_INVALID_UTF, &number, &at, NULL);
+    if (c == NULL)
+        return err_set(e, ERR_NOMEM,
+                       "the pre-tokeniser's pattern does not compile (PCRE2 error %d)", number);
+    /* Without JIT (no executable memory) matching is slower, not different. */
+    (void)pcre2_jit_compile(c, PCRE2_JIT_COMPLETE);
+    p->code[p->n++] = c;
+    return 0;
+}
+
+static int unknown_name(const char *name, struct err *e)
+{
+    char list[256] = "";
+    size_t n = 0;
+    for (int i = 0; i < N_KNOWN; i++)
+        n += (size_t)snprintf(list + n, sizeof list - n, "%s%s", i ? ", " : "", known[i].name);
+    return err_set(e, ERR_UNSUPPORTED, "pre-tokeniser \"%s\" is not known; known are %s", name,
+                   list);
+}
+
+int pretoken_open(struct pretoken **out, const char *name, bool *whole_words, struct err *e)
+{
+    int i = 0;
+    while (i < N_KNOWN && strcmp(known[i].name, name) != 0)
+        i++;
+    if (i == N_KNOWN)
+        return unknown_name(name, e);
+    struct pretoken *p = mem_zalloc(1, sizeof *p);
+    if (p == NULL)
+        return err_set(e, ERR_NOMEM, "no memory for the pre-tokeniser");
+    for (int k = 0; k < MAX_STAGES && known[i].stage[k] != NULL; k++)
+        if (compile(p, known[i].stage[k], e) < 0) {
+            pretoken_close(p);
+            return ERR_NOMEM;
+        }
+    *whole_words = known[i].whole_words;
+    *out = p;
+    return 0;
+}
+
+void pretoken_close(struct pretoken *p)
+{
+    if (p == NULL)
+        return;
+    for (int i = 0; i < p->n; i++)
+        pcre2_code_free(p->code[i]);
+    mem_free(p);
+}
+
+struct run {
+    const struct pretoken *p;
+    pcre2_match_data *match[MAX_STAGES];
+    pretoken_fn *fn;
+    void *arg;
+};
+
+static int run_stage(const struct run *r, int stage, const char *s, size_t n);
+
+static int next_stage(const struct run *r, int stage, const char *s, size_t n)
+{
+    if (n == 0)
+        return 0;
+    return stage + 1 < r->p->n ? run_stage(r, stage + 1, s, n) : r->fn(r->arg, s, n);
+}
+
+/* At most MAX_STAGES deep. */
+static int run_stage(const struct run *r, int stage, const char *s, size_t n)
+{
+    size_t at = 0;
+    while (at < n) {
+        /* The subject starts at the piece, so that look-ahead ends with it. */
+        int rc = pcre2_match(r->p->code[stage], (PCRE2_SPTR)s, n, at, 0, r->match[stage], NULL);
+        if (rc < 0)
+            return next_stage(r, stage, s + at,
+                              n - at); /* no match left, or a limit: the rest is one word */
+        const PCRE2_SIZE *v = pcre2_get_ovector_pointer(r->match[stage]);
+        TRY(next_stage(r, stage, s + at, v[0] - at));
+        TRY(next_stage(r, stage, s + v[0], v[1] - v[0]));
+        at = v[1] > at ? v[1] : at + 1;
+    }
+    return 0;
+}
+
+int pretoken_run(const struct pretoken *p, const char *s, size_t n, pretoken_fn *fn, void *arg)
+{
+    struct run r = { .p = p, .fn = fn, .arg = arg };
+    int rc = 0;
+    for (int i = 0; i < p->n; i++) {
+        r.match[i] = pcre2_match_data_create(1, NULL);
+        if (r.match[i] == NULL)
+            rc = ERR_NOMEM;
+    }
+    if (rc == 0 && n > 0)
+        rc = run_stage(&r, 0, s, n);
+    for (int i = 0; i < p->n; i++)
+        pcre2_match_data_free(r.match[i]);
+    return rc;
+}

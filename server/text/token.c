@@ -1,0 +1,504 @@
+/* The tables of a tokenizer, and the walk over special tokens. */
+#include "server/text/token.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <xxhash.h>
+
+#include "server/base/mem.h"
+#include "server/text/token_internal.h"
+
+enum { MAX_TOKENS = 1 << 22 };
+
+/* ---- building ---------------------------------------------------------------------------------------------------- */
+
+/* GPT-2's alphabet: printable Latin-1 stands for itself, the other bytes for U+0100 and up, in order. */
+static bool prints_itself(int b)
+{
+    return (b >= '!' && b <= '~') || (b >= 0xA1 && b <= 0xAC) || b >= 0xAE;
+}
+
+static void make_alphabet(int16_t byte_of[512])
+{
+    int next = 256;
+    memset(byte_of, -1, 512 * sizeof *byte_of);
+    for (int b = 0; b < 256; b++)
+        byte_of[prints_itself(b) ? b : next++] = (int16_t)b;
+}
+
+/* A text in that alphabet to bytes; false when it has other characters. */
+static bool from_alphabet(const int16_t byte_of[512], const char *s, size_t n, char *out,
+                          size_t *len)
+{
+    size_t at = 0;
+    for (size_t i = 0; i < n; i++) {
+        unsigned c = (unsigned char)s[i];
+        if (c >= 0xC2 && c <= 0xC7 && i + 1 < n && ((unsigned char)s[i + 1] & 0xC0) == 0x80)
+            c = (c & 31) << 6 | ((unsigned char)s[++i] & 63);
+        else if (c >= 0x80)
+            return false;
+        if (byte_of[c] < 0)
+            return false;
+        out[at++] = (char)byte_of[c];
+    }
+    *len = at;
+    return true;
+}
+
+static int kind_of(const struct tok_vocab *v, int id)
+{
+    return v->kind != NULL ? v->kind[id] : TOK_NORMAL;
+}
+
+static bool is_text(int kind)
+{
+    return kind == TOK_NORMAL || kind == TOK_USER_DEFINED;
+}
+
+/* "<0x41>" */
+static int byte_name(const char *s, size_t n)
+{
+    unsigned b;
+    return n == 6 && sscanf(s, "<0x%2x>", &b) == 1 && s[5] == '>' ? (int)b : -1;
+}
+
+/* U+2581 to spaces, into out. */
+static size_t with_spaces(const char *s, size_t n, char *out)
+{
+    size_t at = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (n - i >= 3 && memcmp(s + i, "\xE2\x96\x81", 3) == 0) {
+            out[at++] = ' ';
+            i += 2;
+        } else {
+            out[at++] = s[i];
+        }
+    }
+    return at;
+}
+
+static int add_piece(struct tokenizer *t, const struct tok_vocab *v, const int16_t byte_of[512],
+                     int id, size_t *used, struct err *e)
+{
+    const char *s = v->text[id];
+    size_t n = v->len[id];
+    size_t len = n;
+    char *out = t->pool + *used;
+    int kind = kind_of(v, id);
+    if (kind == TOK_BYTE) {
+        int b = byte_name(s, n);
+        if (b < 0)
+            return err_set(e, ERR_FORMAT, "token %d is a byte but is not called <0x00> to <0xFF>",
+                           id);
+        out[0] = (char)b;
+        len = 1;
+        t->byte_id[b] = id;
+    } else if (kind != TOK_NORMAL) {
+        memcpy(out, s, n);
+    } else if (v->model == TOK_SPM) {
+        len = with_spaces(s, n, out);
+    } else if (!from_alphabet(byte_of, s, n, out, &len)) {
+        memcpy(out, s, n); /* some vocabularies hold added words as they are */
+        len = n;
+    }
+    out[len] = 0;
+    t->piece[id] = (struct tok_piece){ (uint32_t)*used, (uint32_t)len };
+    t->kind[id] = (uint8_t)kind;
+    *used += len + 1;
+    return 0;
+}
+
+static uint32_t hash_bytes(const char *s, size_t n)
+{
+    return (uint32_t)XXH3_64bits(s, n);
+}
+
+static bool same_piece(const struct tokenizer *t, int32_t id, const char *s, size_t n)
+{
+    return t->piece[id].len == n && memcmp(t->pool + t->piece[id].at, s, n) == 0;
+}
+
+static uint32_t find_slot(const struct tokenizer *t, const char *s, size_t n)
+{
+    uint32_t i = hash_bytes(s, n) & t->slot_mask;
+    while (t->slot[i] >= 0 && !same_piece(t, t->slot[i], s, n))
+        i = (i + 1) & t->slot_mask;
+    return i;
+}
+
+static uint32_t table_size(int n)
+{
+    uint32_t size = 16;
+    while (size < 2 * (uint32_t)n)
+        size *= 2;
+    return size;
+}
+
+static int build_pieces(struct tokenizer *t, const struct tok_vocab *v, struct err *e)
+{
+    int16_t byte_of[512];
+    size_t total = 0;
+    for (int i = 0; i < v->n; i++)
+        total += v->len[i] + 2;
+    uint32_t slots = table_size(v->n);
+    t->pool = total < UINT32_MAX ? mem_alloc(total) : NULL;
+    t->piece = mem_zalloc((size_t)v->n, sizeof *t->piece);
+    t->kind = mem_zalloc((size_t)v->n, 1);
+    t->eog = mem_zalloc((size_t)v->n, sizeof *t->eog);
+    t->score = mem_zalloc((size_t)v->n, sizeof *t->score);
+    t->slot = mem_alloc(slots * sizeof *t->slot);
+    if (t->pool == NULL || t->piece == NULL || t->kind == NULL || t->eog == NULL ||
+        t->score == NULL || t->slot == NULL)
+        return err_set(e, ERR_NOMEM, "no memory for a vocabulary of %d tokens", v->n);
+    memset(t->slot, -1, slots * sizeof *t->slot);
+    t->slot_mask = slots - 1;
+    memset(t->byte_id, -1, sizeof t->byte_id);
+    make_alphabet(byte_of);
+    size_t used = 0;
+    for (int i = 0; i < v->n; i++) {
+        TRY(add_piece(t, v, byte_of, i, &used, e));
+        t->score[i] = v->score != NULL ? v->score[i] : 0;
+        if (!is_text(t->kind[i]) || t->piece[i].len == 0)
+            continue;
+        uint32_t k = find_slot(t, t->pool + t->piece[i].at, t->piece[i].len);
+        if (t->slot[k] < 0)
+            t->slot[k] = i; /* of two tokens with the same text the first one is used */
+    }
+    return 0;
+}
+
+static uint32_t merge_slot(const struct tokenizer *t, int32_t left, int32_t right)
+{
+    uint64_t h = ((uint64_t)(uint32_t)left << 32 | (uint32_t)right) * 0x9E3779B97F4A7C15u;
+    return (uint32_t)(h >> 32) & t->merge_mask;
+}
+
+const struct tok_merge *tok_merge_find(const struct tokenizer *t, int32_t left, int32_t right)
+{
+    for (uint32_t i = merge_slot(t, left, right);; i = (i + 1) & t->merge_mask) {
+        const struct tok_merge *m = &t->merge[i];
+        if (m->left < 0)
+            return NULL;
+        if (m->left == left && m->right == right)
+            return m;
+    }
+}
+
+/* One "left right" line; parts that are no tokens (some vocabularies have such lines) are passed over. */
+static int add_merge(struct tokenizer *t, const struct tok_vocab *v, const int16_t byte_of[512],
+                     int rank, struct err *e)
+{
+    char both[1024];
+    const char *s = v->merge[rank];
+    size_t n = v->merge_len[rank];
+    const char *blank = n > 2 ? memchr(s + 1, ' ', n - 1) : NULL;
+    size_t l = 0;
+    size_t r = 0;
+    if (blank == NULL || n > sizeof both)
+        return err_set(e, ERR_FORMAT, "merge %d is not \"left right\"", rank);
+    size_t cut = (size_t)(blank - s);
+    if (!from_alphabet(byte_of, s, cut, both, &l) ||
+        !from_alphabet(byte_of, blank + 1, n - cut - 1, both + l, &r))
+        return 0;
+    int32_t left = tok_find(t, both, l);
+    int32_t right = tok_find(t, both + l, r);
+    int32_t merged = tok_find(t, both, l + r);
+    if (left < 0 || right < 0 || merged < 0)
+        return 0;
+    uint32_t i = merge_slot(t, left, right);
+    while (t->merge[i].left >= 0) {
+        if (t->merge[i].left == left && t->merge[i].right == right)
+            return 0; /* the better rank stands */
+        i = (i + 1) & t->merge_mask;
+    }
+    t->merge[i] = (struct tok_merge){ left, right, rank, merged };
+    return 0;
+}
+
+static int build_bpe(struct tokenizer *t, const struct tok_vocab *v, struct err *e)
+{
+    int16_t byte_of[512];
+    TRY(pretoken_open(&t->pre, v->pre != NULL ? v->pre : "default", &t->whole_words, e));
+    for (int b = 0; b < 256; b++) {
+        char c = (char)b;
+        t->byte_id[b] = tok_find(t, &c, 1);
+        if (t->byte_id[b] < 0)
+            return err_set(e, ERR_FORMAT, "the vocabulary has no token for byte 0x%02X", b);
+    }
+    uint32_t size = table_size(v->n_merges);
+    t->merge = mem_alloc(size * sizeof *t->merge);
+    if (t->merge == NULL)
+        return err_set(e, ERR_NOMEM, "no memory for %d merges", v->n_merges);
+    t->merge_mask = size - 1;
+    for (uint32_t i = 0; i < size; i++)
+        t->merge[i].left = -1;
+    make_alphabet(byte_of);
+    for (int i = 0; i < v->n_merges; i++)
+        TRY(add_merge(t, v, byte_of, i, e));
+    return 0;
+}
+
+static int check_spm(const struct tokenizer *t, struct err *e)
+{
+    for (int b = 0; t->unk < 0 && b < 256; b++)
+        if (t->byte_id[b] < 0)
+            return err_set(e, ERR_FORMAT,
+                           "the vocabulary has neither an unknown token nor one for byte 0x%02X",
+                           b);
+    return 0;
+}
+
+static bool is_name(int kind)
+{
+    return kind == TOK_CONTROL || kind == TOK_USER_DEFINED;
+}
+
+/* Counting sort of the specials by first byte, longest first inside. */
+static int build_specials(struct tokenizer *t, struct err *e)
+{
+    int count[257] = { 0 };
+    for (int i = 0; i < t->n; i++)
+        if (is_name(t->kind[i]) && t->piece[i].len > 0) {
+            count[(unsigned char)t->pool[t->piece[i].at] + 1]++;
+            t->n_special++;
+        }
+    t->special = mem_alloc((size_t)(t->n_special + 1) * sizeof *t->special);
+    if (t->special == NULL)
+        return err_set(e, ERR_NOMEM, "no memory for %d special tokens", t->n_special);
+    for (int b = 0; b < 256; b++)
+        count[b + 1] += count[b];
+    memcpy(t->special_first, count, sizeof count);
+    for (int i = 0; i < t->n; i++) {
+        if (!is_name(t->kind[i]) || t->piece[i].len == 0)
+            continue;
+        int b = (unsigned char)t->pool[t->piece[i].at];
+        int k = count[b]++;
+        for (; k > t->special_first[b] && t->piece[t->special[k - 1]].len < t->piece[i].len; k--)
+            t->special[k] = t->special[k - 1];
+        t->special[k] = i;
+    }
+    return 0;
+}
+
+/* Names by which published vocabularies mark the end of a turn. */
+static const char *const eog_name[] = { "</s>",          "<|im_end|>",      "<|endoftext|>",
+                                        "<|eot_id|>",    "<|end_of_text|>", "<|eom_id|>",
+                                        "<end_of_turn>", "<|end|>",         "<|endofturn|>",
+                                        "<|eot|>",       "<|end_of_turn|>" };
+
+static void mark_eog(struct tokenizer *t)
+{
+    if (t->eos >= 0)
+        t->eog[t->eos] = true;
+    if (t->eot >= 0)
+        t->eog[t->eot] = true;
+    for (int i = 0; i < t->n_special; i++)
+        for (size_t k = 0; k < sizeof eog_name / sizeof eog_name[0]; k++)
+            if (t->kind[t->special[i]] == TOK_CONTROL &&
+                same_piece(t, t->special[i], eog_name[k], strlen(eog_name[k])))
+                t->eog[t->special[i]] = true;
+}
+
+static int check_vocab(const struct tok_vocab *v, struct err *e)
+{
+    if (v->n < 1 || v->n > MAX_TOKENS || v->n_merges < 0 || v->n_merges > MAX_TOKENS)
+        return err_set(e, ERR_FORMAT,
+                       "a vocabulary of %d tokens and %d merges; 1 to %d are possible", v->n,
+                       v->n_merges, MAX_TOKENS);
+    const int32_t id[] = { v->bos, v->eos, v->unk, v->eot };
+    const char *const name[] = { "bos", "eos", "unk", "eot" };
+    for (int i = 0; i < 4; i++)
+        if (id[i] < -1 || id[i] >= v->n)
+            return err_set(e, ERR_FORMAT, "the %s token is %d, the vocabulary has %d tokens",
+                           name[i], id[i], v->n);
+    return 0;
+}
+
+int tok_open(struct tokenizer **out, const struct tok_vocab *v, struct err *e)
+{
+    TRY(check_vocab(v, e));
+    struct tokenizer *t = mem_zalloc(1, sizeof *t);
+    if (t == NULL)
+        return err_set(e, ERR_NOMEM, "no memory for a tokenizer");
+    t->model = v->model;
+    t->n = v->n;
+    t->bos = v->bos;
+    t->eos = v->eos;
+    t->unk = v->unk;
+    t->eot = v->eot;
+    t->add_bos = v->add_bos && v->bos >= 0;
+    t->add_eos = v->add_eos && v->eos >= 0;
+    t->add_space_prefix = v->add_space_prefix;
+    int rc = build_pieces(t, v, e);
+    if (rc == 0)
+        rc = v->model == TOK_BPE ? build_bpe(t, v, e) : check_spm(t, e);
+    if (rc == 0)
+        rc = build_specials(t, e);
+    if (rc < 0) {
+        tok_close(t);
+        return rc;
+    }
+    mark_eog(t);
+    *out = t;
+    return 0;
+}
+
+void tok_close(struct tokenizer *t)
+{
+    if (t == NULL)
+        return;
+    pretoken_close(t->pre);
+    mem_free(t->special);
+    mem_free(t->merge);
+    mem_free(t->slot);
+    mem_free(t->score);
+    mem_free(t->eog);
+    mem_free(t->kind);
+    mem_free(t->piece);
+    mem_free(t->pool);
+    mem_free(t);
+}
+
+/* ---- looking up -------------------------------------------------------------------------------------------------- */
+
+int tok_n(const struct tokenizer *t)
+{
+    return t->n;
+}
+
+int32_t tok_bos(const struct tokenizer *t)
+{
+    return t->bos;
+}
+
+int32_t tok_eos(const struct tokenizer *t)
+{
+    return t->eos;
+}
+
+bool tok_adds_bos(const struct tokenizer *t)
+{
+    return t->add_bos;
+}
+
+static bool has(const struct tokenizer *t, int32_t id)
+{
+    return id >= 0 && id < t->n;
+}
+
+bool tok_is_eog(const struct tokenizer *t, int32_t id)
+{
+    return has(t, id) && t->eog[id];
+}
+
+bool tok_is_special(const struct tokenizer *t, int32_t id)
+{
+    return has(t, id) && (t->kind[id] == TOK_CONTROL || t->kind[id] == TOK_UNKNOWN);
+}
+
+const char *tok_piece(const struct tokenizer *t, int32_t id, int *len)
+{
+    if (!has(t, id))
+        return NULL;
+    if (len != NULL)
+        *len = (int)t->piece[id].len;
+    return t->pool + t->piece[id].at;
+}
+
+const char *tok_text(const struct tokenizer *t, int32_t id)
+{
+    return tok_piece(t, id, NULL);
+}
+
+int32_t tok_find(const struct tokenizer *t, const char *piece, size_t len)
+{
+    return t->slot[find_slot(t, piece, len)];
+}
+
+/* ---- encoding ---------------------------------------------------------------------------------------------------- */
+
+void tok_ids_free(struct tok_ids *ids)
+{
+    mem_free(ids->id);
+    *ids = (struct tok_ids){ 0 };
+}
+
+int tok_push(struct tok_ids *out, int32_t id)
+{
+    if (out->n == out->cap) {
+        if (out->cap >= 1 << 30)
+            return ERR_LIMIT;
+        int cap = out->cap ? 2 * out->cap : 64;
+        int32_t *p = mem_realloc(out->id, (size_t)cap * sizeof *p);
+        if (p == NULL)
+            return ERR_NOMEM;
+        out->id = p;
+        out->cap = cap;
+    }
+    out->id[out->n++] = id;
+    return 0;
+}
+
+/* The special token whose name stands at s, the longest one; -1: none. */
+static int32_t special_at(const struct tokenizer *t, const char *s, size_t n)
+{
+    int b = (unsigned char)s[0];
+    for (int i = t->special_first[b]; i < t->special_first[b + 1]; i++) {
+        const struct tok_piece *p = &t->piece[t->special[i]];
+        if (p->len <= n && memcmp(t->pool + p->at, s, p->len) == 0)
+            return t->special[i];
+    }
+    return -1;
+}
+
+static int encode_plain(const struct tokenizer *t, const char *s, size_t n, bool first,
+                        struct tok_ids *out)
+{
+    if (n == 0)
+        return 0;
+    return t->model == TOK_BPE ? bpe_encode(t, s, n, out) : spm_encode(t, s, n, first, out);
+}
+
+/* Splits s at the special tokens that lie wholly inside template segments. */
+static int encode_split(const struct tokenizer *t, const char *s, size_t n,
+                        const struct text_segment *seg, int n_seg, struct tok_ids *out)
+{
+    size_t plain = 0; /* start of the text not yet encoded */
+    bool first = true;
+    for (int k = 0; k < n_seg; k++) {
+        size_t end = seg[k].start + seg[k].len;
+        for (size_t i = seg[k].start; !seg[k].user && i < end;) {
+            int32_t id = special_at(t, s + i, end - i);
+            if (id < 0) {
+                i++;
+                continue;
+            }
+            TRY(encode_plain(t, s + plain, i - plain, first, out));
+            TRY(tok_push(out, id));
+            first = true;
+            i += t->piece[id].len;
+            plain = i;
+        }
+    }
+    return encode_plain(t, s + plain, n - plain, first, out);
+}
+
+int tok_encode(const struct tokenizer *t, const char *s, size_t n, unsigned flags,
+               struct tok_ids *out)
+{
+    struct text_segment all = { .start = 0, .len = n, .user = (flags & TOK_PARSE_SPECIAL) == 0 };
+    if ((flags & TOK_ADD_BOS) != 0 && t->add_bos)
+        TRY(tok_push(out, t->bos));
+    TRY(encode_split(t, s, n, &all, 1, out));
+    if ((flags & TOK_ADD_BOS) != 0 && t->add_eos)
+        TRY(tok_push(out, t->eos));
+    return 0;
+}
+
+int tok_encode_segments(const struct tokenizer *t, const char *s, const struct text_segment *seg,
+                        int n_seg, struct tok_ids *out)
+{
+    size_t n = n_seg > 0 ? seg[n_seg - 1].start + seg[n_seg - 1].len : 0;
+    return encode_split(t, s, n, seg, n_seg, out);
+}

@@ -1,0 +1,72 @@
+/* Inside the tokenizers: the tables that token.c builds and bpe.c and spm.c read. */
+#ifndef WRING_TEXT_TOKEN_INTERNAL_H
+#define WRING_TEXT_TOKEN_INTERNAL_H
+
+#include "server/text/token.h"
+
+struct pretoken; /* compiled pre-tokeniser: pretoken.c */
+
+struct tok_piece {
+    uint32_t at, len; /* bytes in the pool */
+};
+
+struct tok_merge {
+    int32_t left, right; /* left -1: empty slot */
+    int32_t rank, merged;
+};
+
+struct tokenizer {
+    enum tok_model model;
+    int n;
+    char *pool; /* all pieces, each NUL-terminated */
+    struct tok_piece *piece;
+    uint8_t *kind;
+    float *score;
+    bool *eog;
+    int32_t byte_id[256]; /* the token of a single byte, -1: none */
+    /* open addressing, a power of two, at most half full */
+    int32_t *slot; /* by bytes, of tokens that text may become; -1: empty */
+    uint32_t slot_mask;
+    struct tok_merge *merge;
+    uint32_t merge_mask;
+    /* specials, longest first within the same first byte */
+    int32_t *special;
+    int n_special;
+    int special_first[257];
+    struct pretoken *pre;
+    bool whole_words; /* a word that is a token is not taken apart (Llama 3) */
+    bool add_bos, add_eos, add_space_prefix;
+    int32_t bos, eos, unk, eot;
+};
+
+int tok_push(struct tok_ids *out, int32_t id) WARN_UNUSED;
+const struct tok_merge *tok_merge_find(const struct tokenizer *t, int32_t left, int32_t right);
+
+/* Ids of a run of plain text; spm: first says whether it begins the text or follows a special token. */
+int bpe_encode(const struct tokenizer *t, const char *s, size_t n, struct tok_ids *out) WARN_UNUSED;
+int spm_encode(const struct tokenizer *t, const char *s, size_t n, bool first,
+               struct tok_ids *out) WARN_UNUSED;
+
+/* ---- pretoken.c: cuts text into words ---- */
+typedef int pretoken_fn(void *arg, const char *word, size_t n);
+int pretoken_open(struct pretoken **out, const char *name, bool *whole_words,
+                  struct err *e) WARN_UNUSED;
+void pretoken_close(struct pretoken *p);
+/* Calls fn for every word of s in order; words cover s. Stops at the first error of fn. */
+int pretoken_run(const struct pretoken *p, const char *s, size_t n, pretoken_fn *fn,
+                 void *arg) WARN_UNUSED;
+
+/* A binary heap of merge candidates, best first: bpe.c and spm.c. */
+struct cand {
+    float key;             /* smaller is better */
+    int32_t at, other, id; /* left symbol, right symbol, token they become */
+    uint32_t len;          /* spm: bytes of both when pushed, tells a stale candidate */
+};
+struct cand_heap {
+    struct cand *c;
+    int n, cap;
+};
+int cand_push(struct cand_heap *h, struct cand c) WARN_UNUSED;
+bool cand_pop(struct cand_heap *h, struct cand *out);
+
+#endif
