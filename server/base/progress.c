@@ -51,18 +51,19 @@ void progress_start(struct progress *p, const char *stage, const char *unit, uin
     p->unit = unit;
     p->total = total;
     p->start_ns = clock_ns();
-    atomic_init(&p->done, 0);
-    atomic_init(&p->drawn_ns, p->start_ns);
+    __atomic_store_n(&p->done, 0, __ATOMIC_RELAXED);
+    __atomic_store_n(&p->drawn_ns, p->start_ns, __ATOMIC_RELAXED);
     p->tty = isatty(STDERR_FILENO) == 1;
 }
 
 void progress_add(struct progress *p, uint64_t n)
 {
-    uint64_t done = atomic_fetch_add(&p->done, n) + n;
+    uint64_t done = __atomic_add_fetch(&p->done, n, __ATOMIC_RELAXED);
     uint64_t now = clock_ns();
-    uint64_t drawn = atomic_load(&p->drawn_ns);
+    uint64_t drawn = __atomic_load_n(&p->drawn_ns, __ATOMIC_RELAXED);
     if (now < drawn || now - drawn < (p->tty ? BAR_NS : LINE_NS) ||
-        !atomic_compare_exchange_strong(&p->drawn_ns, &drawn, now))
+        !__atomic_compare_exchange_n(&p->drawn_ns, &drawn, now, false, __ATOMIC_RELAXED,
+                                     __ATOMIC_RELAXED))
         return;
     double seconds = (double)(now - p->start_ns) / 1e9;
     if (p->tty)
@@ -75,7 +76,7 @@ void progress_add(struct progress *p, uint64_t n)
 
 void progress_end(struct progress *p)
 {
-    uint64_t done = atomic_load(&p->done);
+    uint64_t done = __atomic_load_n(&p->done, __ATOMIC_RELAXED);
     double seconds = (double)(clock_ns() - p->start_ns) / 1e9;
     if (p->tty)
         log_text("\r\033[K");
