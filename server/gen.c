@@ -393,5 +393,10 @@ void gen_release(struct gen *g)
         return;
     gen_hangup(g);
     log_end(g);
+    for (int i = 0; i < g->n && log_prompts(); i++) {
+        pthread_mutex_lock(&g->lock);
+        LOG(I, "answer", "id=%s index=%d text=%s", g->id, i, LOG_STR(buf_str(&g->choice[i].text)));
+        pthread_mutex_unlock(&g->lock);
+    }
     gen_unref(g);
 }

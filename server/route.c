@@ -2,7 +2,7 @@
 #include <string.h>
 
 #include "api/put.h"
-#include "server/base/clock.h"
+#include "server/base/log.h"
 #include "server/base/mem.h"
 #include "server/http_internal.h"
 #include "server/version.h"
@@ -128,6 +128,8 @@ static int begin_generation(struct request *r, enum api_kind kind, bool *stream,
     if (atomic_load(&h->draining))
         return api_error_unavailable(e, "shutting_down", "The server is shutting down.", 5);
     TRY(api_request_parse(&req, kind, buf_str(&r->body), r->body.len, &h->limits, e));
+    if (log_prompts())
+        LOG(I, "prompt", "request=%s body=%s", r->id, LOG_STR(buf_str(&r->body)));
     buf_free(&r->body);
     if (req.model && req.model[0] && strcmp(req.model, h->c.model_id) != 0) {
         api_error_model(e, req.model);

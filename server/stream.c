@@ -5,6 +5,7 @@
  * more than a ceiling behind loses its stream: the engine never waits for anybody.
  */
 #include "server/base/clock.h"
+#include "server/base/log.h"
 #include "server/gen_internal.h"
 
 static struct api_token token_of(const struct gen *g, int32_t id, float logprob)
@@ -52,10 +53,10 @@ static void score_prompt(struct choice *c, const struct job_event *ev)
 static void put_text(struct choice *c, const char *text, size_t n, bool has_logprobs)
 {
     struct gen *g = c->g;
-    if (!g->req.stream) {
+    if (!g->req.stream || log_prompts())
         (void)buf_add(&c->text, text, n);
+    if (!g->req.stream)
         return;
-    }
     if (n == 0 && !has_logprobs)
         return;
     api_stream_text(&g->stream, c->index, text, n, has_logprobs ? &c->lp : NULL, &g->out);
@@ -80,7 +81,8 @@ static void begin(struct choice *c)
     }
     struct buf text;
     buf_init(&text, TEXT_MAX);
-    (void)tok_decode(g->h->model->tok, p->ids, p->n_ids, true, &text);
+    if (tok_decode(g->h->model->tok, p->ids, p->n_ids, true, &text) < 0)
+        api_error_internal(&g->err, "The server ran out of memory.");
     put_text(c, buf_str(&text), text.len, c->lp.n > 0);
     buf_free(&text);
 }

@@ -124,7 +124,7 @@ class Browser:
     def wait(self, expression, timeout=30):
         deadline = time.time() + timeout
         while time.time() < deadline:
-            if self.js(expression):
+            if self.js(f"!!({expression})"):
                 return
             time.sleep(0.05)
         raise AssertionError("never became true: " + expression)

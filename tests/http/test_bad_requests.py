@@ -1,0 +1,95 @@
+"""Bad bodies: always a 400 with OpenAI's error object and the path of the field, never a 5xx."""
+
+import pytest
+import requests
+import wire
+
+MESSAGES = [{"role": "user", "content": "hi"}]
+CHAT = [
+    ({}, "messages"),
+    ({"messages": []}, "messages"),
+    ({"messages": "x"}, "messages"),
+    ({"messages": [{"role": "user"}]}, "messages[0].content"),
+    ({"messages": [{"role": "judge", "content": "x"}]}, "messages[0].role"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+     "messages[0].content[0].type"),
+    ({"n": 0}, "n"), ({"n": 99}, "n"), ({"n": "1"}, "n"), ({"n": [1]}, "n"),
+    ({"temperature": -1}, "temperature"), ({"temperature": "hot"}, "temperature"),
+    ({"top_p": 0}, "top_p"), ({"top_p": 1.5}, "top_p"), ({"top_k": -5}, "top_k"), ({"min_p": -1}, "min_p"),
+    ({"max_tokens": -1}, "max_tokens"), ({"max_tokens": 1.5}, "max_tokens"),
+    ({"max_completion_tokens": "many"}, "max_completion_tokens"),
+    ({"presence_penalty": 5}, "presence_penalty"), ({"frequency_penalty": -5}, "frequency_penalty"),
+    ({"repetition_penalty": -1}, "repetition_penalty"),
+    ({"stop": [""]}, "stop[0]"), ({"stop": ["a"] * 17}, "stop"), ({"stop": 5}, "stop"),
+    ({"stop_token_ids": ["a"]}, "stop_token_ids[0]"), ({"stop_token_ids": [10**8]}, "stop_token_ids[0]"),
+    ({"logit_bias": {"x": 1}}, "logit_bias.x"), ({"logit_bias": {"1": 1000}}, "logit_bias.1"),
+    ({"logprobs": 5}, "logprobs"), ({"top_logprobs": 2}, "top_logprobs"),
+    ({"logprobs": True, "top_logprobs": 50}, "top_logprobs"),
+    ({"stream": "yes"}, "stream"), ({"stream_options": {"include_usage": True}}, "stream_options"),
+    ({"seed": "x"}, "seed"), ({"tools": {}}, "tools"), ({"tools": [{"type": "x"}]}, "tools[0].type"),
+    ({"model": 5}, "model"), ({"compression": []}, "compression"),
+    ({"compression": {"kv": {"policy": "nope"}}}, "compression.kv.policy"),
+    ({"compression": {"kv": {"budget": -1}}}, "compression.kv.budget"),
+    ({"response_format": {"type": "yaml"}}, "response_format.type"),
+]
+COMPLETION = [
+    ({"prompt": None}, "prompt"), ({"prompt": []}, "prompt"), ({"prompt": 5}, "prompt"),
+    ({"prompt": [[]]}, "prompt[0]"), ({"prompt": [1, "a"]}, "prompt[1]"), ({"prompt": [-1]}, "prompt[0]"),
+    ({"prompt": [10**9]}, "prompt[0]"), ({"prompt": ["a", 1]}, "prompt[1]"),
+    ({"logprobs": 6}, "logprobs"), ({"logprobs": True}, "logprobs"), ({"echo": 1}, "echo"),
+    ({"max_tokens": -1}, "max_tokens"), ({"prompt": ["a"] * 129}, "prompt"),
+]
+UNSUPPORTED = [
+    ("/v1/chat/completions", {"messages": MESSAGES, "response_format": {"type": "json_object"}}, "response_format.type"),
+    ("/v1/chat/completions", {"messages": MESSAGES, "tool_choice": "required"}, "tool_choice"),
+    ("/v1/chat/completions", {"messages": MESSAGES, "compression": {"experts": {"prune": 0.5}}},
+     "compression.experts.prune"),
+    ("/v1/completions", {"prompt": "a", "suffix": "b"}, "suffix"),
+    ("/v1/completions", {"prompt": "a", "best_of": 3}, "best_of"),
+]
+RAW = [
+    b"", b"{", b"[]", b"null", b'"x"', b"{}x", b'{"messages":[{"role":"user","content":"\xff"}]}',
+    b'{"messages":[{"role":"user","content":"\\ud800"}]}', b'{"messages":[{"role":"user","content":"\\u0000"}]}',
+    b'{"temperature":1e400}', b'{"n":1,"n":2}', b'{"seed":99999999999999999999999}', b'{"temperature":NaN}',
+    b'{"x":' + b"[" * 100 + b"]" * 100 + b"}", b"[" * 500000, b'{"a":' * 100000,
+]
+
+
+@pytest.mark.parametrize("fields,param", CHAT)
+def test_chat(server, fields, param):
+    body = fields if not fields or "messages" in fields else {"messages": MESSAGES, **fields}
+    wire.check_error(server.post("/v1/chat/completions", body), 400, None, param)
+
+
+@pytest.mark.parametrize("fields,param", COMPLETION)
+def test_completion(server, fields, param):
+    wire.check_error(server.post("/v1/completions", {"prompt": "a", **fields}), 400, None, param)
+
+
+@pytest.mark.parametrize("path,body,param", UNSUPPORTED)
+def test_unsupported(server, path, body, param):
+    wire.check_error(server.post(path, body), 400, "unsupported_value", param)
+
+
+@pytest.mark.parametrize("body", RAW, ids=range(len(RAW)))
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"])
+def test_raw(server, path, body):
+    r = requests.post(server.url + path, data=body, headers={"Content-Type": "application/json"}, timeout=30)
+    assert r.status_code == 400, r.text[:300]
+    wire.check("Error", r.json())
+
+
+def test_good_oddities(server):
+    """Unknown fields are ignored, null is absent, integral floats are integers."""
+    body = {"messages": MESSAGES, "max_tokens": 2.0, "n": None, "stop": None, "temperature": None, "user": 5,
+            "store": True, "metadata": {"a": "b"}, "service_tier": "auto", "verbosity": "low", "tools": None,
+            "parallel_tool_calls": True, "logit_bias": {"foo": 0}, "seed": -9007199254740991,
+            "some_future_field": [{"x": [1, {}]}]}
+    r = server.post("/v1/chat/completions", body)
+    assert r.status_code == 200, r.text
+    wire.check("ChatCompletion", r.json())
+    r = server.post("/v1/chat/completions", {"max_tokens": 2, "messages": [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+        {"role": "assistant", "content": "c"}, {"role": "user", "content": "d"}]})
+    assert r.status_code == 200, r.text

@@ -1,0 +1,94 @@
+"""The chat page in headless Chromium."""
+
+import time
+
+import cdp
+import pytest
+
+pytestmark = pytest.mark.skipif(not cdp.find_chromium(), reason="chromium is not installed")
+TEXT = "document.querySelector('.msg.assistant .body')?.textContent || ''"
+
+
+@pytest.fixture
+def page(server):
+    with cdp.Browser() as b:
+        b.open(server.url + "/")
+        b.wait(f"document.getElementById('model').textContent === {server.model!r}")
+        yield b
+
+
+def ask(page, text, max_tokens):
+    page.js(f"settings.max_tokens = '{max_tokens}'; $('input').focus()")
+    page.type(text)
+    page.key("Enter", 13)
+
+
+def test_answer(page, server):
+    ask(page, "Say hello.", 12)
+    page.wait("document.querySelector('.msg.assistant .foot')")
+    assert page.js(TEXT)
+    assert page.js("document.querySelector('.msg.user').textContent").endswith("Say hello.")
+    assert "tokens" in page.js("$('used').textContent") and "tokens/s" in page.js("$('rate').textContent")
+    assert page.js("+$('meter').getAttribute('aria-valuenow') >= 0 && $('meter').firstElementChild.style.width !== ''")
+    assert page.problems() == []
+    assert all(u.startswith((server.url, "data:")) for u in page.requests())
+
+
+def test_stop_with_escape(page, server):
+    ask(page, "Tell me a very long story.", 2000)
+    page.wait(f"({TEXT}).length > 5")
+    assert page.js("$('go').getAttribute('aria-label')") == "Stop"
+    page.key("Escape", 27)
+    page.wait("document.querySelector('.msg.assistant .foot')?.textContent.includes('stopped')", 5)
+    assert page.js("document.activeElement.id") == "input"
+    server.wait_idle(5)
+
+
+def test_shift_enter_is_a_new_line(page):
+    page.type("one")
+    page.key("Enter", 13, modifiers=8)
+    page.type("two")
+    assert page.js("$('input').value") == "one\ntwo"
+    assert page.js("document.querySelectorAll('.msg').length") == 0
+
+
+def test_text_is_never_html(page):
+    page.js("""addMessage('user', '<img src=x onerror="window.hacked=1">');
+               const m = addMessage('assistant', '');
+               m.body.append(markdown('<script>window.hacked=1<\\/script> **b <i>x</i>** `<b>`\\n```html\\n<img src=x onerror=window.hacked=1>\\n```\\n- <u>li</u>'))""")
+    time.sleep(0.2)
+    assert page.js("window.hacked") is None
+    assert page.js("document.querySelectorAll('#log img, #log script, #log i, #log u').length") == 0
+    assert page.js("document.querySelector('.block code').textContent") == "<img src=x onerror=window.hacked=1>"
+
+
+def test_error_is_shown(page):
+    page.js("model = 'no-such-model'")
+    ask(page, "hi", 4)
+    page.wait("document.querySelector('.fail[role=alert]')?.textContent.includes('no-such-model')")
+    assert page.js("$('go').getAttribute('aria-label')") == "Send"
+
+
+def test_theme_and_settings_are_kept(page, server):
+    light = page.js("getComputedStyle(document.body).backgroundColor")
+    page.js("$('theme').click()")
+    dark = page.js("getComputedStyle(document.body).backgroundColor")
+    assert light != dark
+    page.js("$('gear').click(); $('temperature').value = 0.25; $('temperature').dispatchEvent(new Event('input'))")
+    page.open(server.url + "/")
+    page.wait("document.readyState === 'complete' && typeof settings === 'object'")
+    assert page.js("getComputedStyle(document.body).backgroundColor") == dark
+    assert page.js("settings.temperature") == "0.25"
+
+
+@pytest.mark.parametrize("width,height", [(360, 640), (390, 844), (1400, 900)])
+def test_fits_the_screen(page, width, height):
+    page.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+    page.js("addMessage('user', 'x'.repeat(400)); addMessage('assistant', '').body.append(markdown('```\\n' + 'y'.repeat(400) + '\\n```'))")
+    assert page.js("document.documentElement.scrollWidth <= innerWidth")
+    assert page.js("$('form').getBoundingClientRect().bottom <= innerHeight")
+
+
+def test_controls_have_names(page):
+    assert page.js("[...document.querySelectorAll('button')].every(b => (b.getAttribute('aria-label') || b.textContent).trim())")
+    assert page.js("$('log').getAttribute('aria-live')") == "polite"

@@ -1,0 +1,80 @@
+"""Keys, overload, and the end of a server."""
+
+import threading
+import time
+
+import requests
+import wire
+
+
+def test_api_key(start):
+    server = start("--api-key", "secret-key")
+    for path in ("/health", "/"):
+        assert requests.get(server.url + path, timeout=10).status_code == 200
+    for path in ("/v1/models", "/version", "/metrics", "/nothing"):
+        r = requests.get(server.url + path, timeout=10)
+        wire.check_error(r, 401, "invalid_api_key")
+        assert r.headers["WWW-Authenticate"] == "Bearer"
+    for key in ("", "Bearer ", "Bearer wrong-key!", "Bearer secret-ke", "Bearer secret-key2", "secret-key"):
+        r = requests.post(server.url + "/tokenize", json={"content": "a"}, headers={"Authorization": key}, timeout=10)
+        wire.check_error(r, 401, "invalid_api_key")
+    assert server.post("/tokenize", {"content": "a"}).status_code == 200
+
+
+def test_full_queue(start):
+    server = start("--max-seqs", "1", "--max-queue", "1", "--ctx", "2048")
+    socks = []
+    body = {"prompt": "A", "max_tokens": 1500, "ignore_eos": True, "stream": True}
+    deadline = time.time() + 20
+    while True:
+        r = server.post("/v1/completions", body, stream=True)
+        if r.status_code != 200:
+            break
+        socks.append(r)
+        assert len(socks) < 8 and time.time() < deadline
+    e = wire.check_error(r, 429, "rate_limit_exceeded")
+    assert e["type"] == "requests" and 1 <= int(r.headers["Retry-After"]) <= 60
+    for s in socks:
+        s.close()
+    server.wait_idle()
+
+
+def test_drain(start):
+    """SIGTERM lets a running stream finish, refuses new ones, and ends with 0."""
+    server = start("--drain-timeout", "30", "--ctx", "2048")
+    got = []
+
+    def stream():
+        r = server.post("/v1/completions", {"prompt": "A", "max_tokens": 300, "ignore_eos": True, "stream": True},
+                        stream=True)
+        got.extend(wire.events(r))
+
+    t = threading.Thread(target=stream)
+    t.start()
+    while server.metric("wring_requests_running") != 1:
+        time.sleep(0.01)
+    assert server.stop() == 0
+    t.join()
+    assert got[-1]["choices"][0]["finish_reason"] == "length"
+
+
+def test_drain_deadline(start):
+    """What is left after the deadline is told so, and the end is still clean."""
+    server = start("--drain-timeout", "0", "--ctx", "2048")
+    lines = []
+
+    def stream():
+        r = server.post("/v1/completions", {"prompt": "A", "max_tokens": 1900, "ignore_eos": True, "stream": True},
+                        stream=True)
+        lines.extend(line for line in r.iter_lines() if line)
+
+    t = threading.Thread(target=stream)
+    t.start()
+    while server.metric("wring_requests_running") != 1:
+        time.sleep(0.01)
+    began = time.time()
+    assert server.stop() == 0
+    assert time.time() - began < 10
+    t.join()
+    assert b"[DONE]" not in lines[-1]
+    assert b'"shutting_down"' in lines[-1]

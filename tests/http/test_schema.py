@@ -1,0 +1,62 @@
+"""Every reply has the shape that api/openapi.yaml promises."""
+
+import pytest
+import wire
+
+MESSAGES = [{"role": "user", "content": "Count to five."}]
+
+
+@pytest.mark.parametrize("extra", [{}, {"n": 2}, {"logprobs": True}, {"logprobs": True, "top_logprobs": 20},
+                                   {"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]}])
+def test_chat(server, extra):
+    body = {"messages": MESSAGES, "max_tokens": 6, **extra}
+    wire.check("ChatRequest", body)
+    r = wire.check("ChatCompletion", server.post("/v1/chat/completions", body).json())
+    assert len(r["choices"]) == body.get("n", 1)
+    assert ("logprobs" in extra) == (r["choices"][0]["logprobs"] is not None)
+
+
+@pytest.mark.parametrize("usage", [False, True])
+@pytest.mark.parametrize("extra", [{}, {"n": 3}, {"logprobs": True, "top_logprobs": 2}])
+def test_chat_stream(server, extra, usage):
+    body = {"messages": MESSAGES, "max_tokens": 6, "stream": True, **extra}
+    if usage:
+        body["stream_options"] = {"include_usage": True}
+    got = wire.events(server.post("/v1/chat/completions", body, stream=True))
+    for e in got:
+        wire.check("ChatCompletionChunk", e)
+        assert ("usage" in e) == usage
+    if usage:
+        assert got[-1]["choices"] == [] and got[-1]["usage"]["prompt_tokens"] > 0
+        got = got[:-1]
+    state = {}
+    for e in got:
+        c = e["choices"][0]
+        seen = state.setdefault(c["index"], [])
+        assert not seen or seen[-1] is None, "a chunk after finish_reason"
+        assert ("role" in c["delta"]) == (not seen)
+        seen.append(c["finish_reason"])
+    assert sorted(state) == list(range(extra.get("n", 1)))
+    assert all(s[-1] in ("stop", "length") for s in state.values())
+
+
+@pytest.mark.parametrize("extra", [{}, {"n": 2, "prompt": ["a", "b"]}, {"logprobs": 0}, {"logprobs": 5, "echo": True},
+                                   {"max_tokens": 0, "echo": True}, {"max_tokens": 0}])
+def test_completion(server, extra):
+    body = {"prompt": "Once upon a time", "max_tokens": 5, **extra}
+    wire.check("CompletionRequest", body)
+    wire.check("Completion", server.post("/v1/completions", body).json())
+    whole = server.post("/v1/completions", {**body, "temperature": 0}).json()
+    got = wire.events(server.post("/v1/completions", {**body, "temperature": 0, "stream": True}, stream=True))
+    text = {}
+    for e in got:
+        wire.check("CompletionChunk", e)
+        c = e["choices"][0]
+        text[c["index"]] = text.get(c["index"], "") + c["text"]
+    assert text == {c["index"]: c["text"] for c in whole["choices"]}
+
+
+def test_every_route_is_described(server):
+    for path in ("/health", "/version", "/v1/models", "/metrics", "/"):
+        assert wire.operation(path, "get")
+        assert server.get(path).status_code == 200
