@@ -281,8 +281,10 @@ static void result_write(const struct walk *w, const struct attend_unit *u, cons
 /* ---- work items ---------------------------------------------------------------------------------------------- */
 
 /* Cuts a thread's scratch into the parts of struct attend_rows; *rest is what follows them. */
-static void rows_init(struct attend_rows *rows, char *scratch, int dim, float **rest)
+static void rows_init(struct attend_rows *rows, char *scratch, const struct be_kv *kv, float **rest)
 {
+    int dim = kv->head_dim;
+    rows->type = kv->type;
     rows->dim = dim;
     rows->pitch = round_up(dim, 32);
     float *p = (float *)(void *)scratch;
@@ -369,8 +371,7 @@ static void run_items(void *arg, int first, int last, int i_thread)
     struct attend_rows rows;
     const struct attend_unit *packed = NULL;
     float *rest;
-    rows_init(&rows, w->state->scratch + (size_t)i_thread * CPU_SCRATCH_BYTES, w->a->kv.head_dim,
-              &rest);
+    rows_init(&rows, w->state->scratch + (size_t)i_thread * CPU_SCRATCH_BYTES, &w->a->kv, &rest);
     for (int i = first; i < last; i++) {
         const struct attend_unit *u = unit_of(w, i);
         if (u != packed)

@@ -26,6 +26,7 @@ enum { ATTEND_LANES = 16, ATTEND_PAGES = ATTEND_TILE / KV_PAGE };
 
 /* One span of some rows in the making. Everything is scratch of one thread, 64-byte aligned. */
 struct attend_rows {
+    enum kv_type type;
     int n;
     int dim;    /* head_dim */
     int pitch;  /* elements from row to row of q: dim rounded up to 32; of o: twice that */
@@ -60,8 +61,8 @@ static inline uint64_t attend_seen(int lo, int hi)
     return lo == 64 ? 0 : below_hi >> lo << lo;
 }
 
-extern const struct attend_kernel attend_kernel_avx2[KV_TYPE_N];
-extern const struct attend_kernel attend_kernel_avx512[KV_TYPE_N];
+extern const struct attend_kernel attend_kernel_avx2;
+extern const struct attend_kernel attend_kernel_avx512;
 extern const struct attend_kernel attend_kernel_bf16; /* for a bf16 cache */
 
 #endif

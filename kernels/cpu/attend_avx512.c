@@ -4,4 +4,4 @@
 
 #include "kernels/cpu/attend_f32.h"
 
-const struct attend_kernel attend_kernel_avx512[KV_TYPE_N] = ATTEND_KERNELS;
+const struct attend_kernel attend_kernel_avx512 = { pack, tile, finish };

@@ -63,9 +63,44 @@ INLINE void scores(const struct attend_rows *a, const struct attend_tile *t, int
     }
 }
 
-/* Turns the logits of a row into bf16 weights and folds them into m and l; returns the factor for what was there. */
-INLINE float weigh(const struct attend_rows *a, const struct attend_tile *t, int row, __m512 *s,
-                   uint16_t *p)
+/* 2^x within 3e-6, much finer than bf16; otherwise as vec_exp2. */
+INLINE __m512 exp2_rough(__m512 x)
+{
+    __m512 r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    __m512 p = vec_set(0.013426684f);
+    p = vec_fma(p, r, vec_set(0.052242473f));
+    p = vec_fma(p, r, vec_set(0.2412802f));
+    p = vec_fma(p, r, vec_set(0.69304484f));
+    p = vec_fma(p, r, vec_set(1.0f));
+    return _mm512_scalef_ps(p, x);
+}
+
+INLINE __m512 max_lo_hi_ps(__m512 a, __m512 b)
+{
+    return vec_max(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+}
+
+INLINE __m512 max_lo_hi_pd(__m512 a, __m512 b)
+{
+    __m512d x = _mm512_castps_pd(a), y = _mm512_castps_pd(b);
+    return vec_max(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)),
+                   _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
+}
+
+/* Lane r of the result is the largest lane of x[r]; lanes from n on are anything. */
+INLINE __m512 row_maxima(const __m512 *x, const int n)
+{
+    __m512 a[4];
+    for (int i = 0; i < 4; i++)
+        a[i] = max_lo_hi_ps(x[2 * i < n ? 2 * i : 0], x[2 * i + 1 < n ? 2 * i + 1 : 0]);
+    __m512 lo = max_lo_hi_pd(a[0], a[1]), hi = max_lo_hi_pd(a[2], a[3]);
+    __m512 y = vec_max(_mm512_shuffle_f32x4(lo, hi, 0x88), _mm512_shuffle_f32x4(lo, hi, 0xdd));
+    y = vec_max(y, _mm512_shuffle_f32x4(y, y, 0xb1));
+    return _mm512_shuffle_f32x4(y, y, 0x08);
+}
+
+/* Adds beta to the logits of a row and hides what it does not see; returns the lane-wise maximum. */
+INLINE __m512 mask_row(const struct attend_tile *t, int row, __m512 *s)
 {
     if (t->beta[0])
         for (int i = 0; i < VECS; i++)
@@ -75,25 +110,43 @@ INLINE float weigh(const struct attend_rows *a, const struct attend_tile *t, int
         for (int i = 0; i < VECS; i++)
             s[i] = vec_hide(s[i], seen >> i * 16);
     }
-    float old = a->m[row];
-    float top = vec_max_of(vec_max(vec_max(s[0], s[1]), vec_max(s[2], s[3])));
-    top = top <= old ? old : top; /* NaN stays */
-    float base = top == -INFINITY ? 0.0f : top;
-    __m512 sum = vec_zero();
+    return vec_max(vec_max(s[0], s[1]), vec_max(s[2], s[3]));
+}
+
+/* Logits of a row less `base` to bf16 weights; their sum to l. */
+INLINE void weigh_row(const __m512 *s, float base, float f, uint16_t *p, float *l)
+{
+    const __m512bh one = (__m512bh)_mm512_set1_epi16(0x3f80);
+    __m512 sum = vec_mul(vec_load(l), vec_set(f));
     for (int i = 0; i < VECS; i += 2) {
-        __m512 lo = vec_exp2(vec_sub(s[i], vec_set(base)));
-        __m512 hi = vec_exp2(vec_sub(s[i + 1], vec_set(base)));
-        __m512i b = (__m512i)_mm512_cvtne2ps_pbh(hi, lo);
-        _mm512_store_si512((void *)(p + i * 16), b);
+        __m512 lo = exp2_rough(vec_sub(s[i], vec_set(base)));
+        __m512 hi = exp2_rough(vec_sub(s[i + 1], vec_set(base)));
+        __m512bh b = _mm512_cvtne2ps_pbh(hi, lo);
+        _mm512_store_si512((void *)(p + i * 16), (__m512i)b);
         /* What is summed is what multiplies the values: weights stay a convex combination. */
-        sum = vec_add(sum, (__m512)_mm512_slli_epi32(b, 16));
-        sum = vec_add(sum, (__m512)_mm512_and_si512(b, _mm512_set1_epi32((int)0xffff0000)));
+        sum = _mm512_dpbf16_ps(sum, b, one);
     }
-    float f = vec_exp2_one(old - base);
-    float *l = a->l + (size_t)row * ATTEND_LANES;
-    vec_store(l, vec_add(vec_mul(vec_load(l), vec_set(f)), sum));
-    a->m[row] = top;
-    return f;
+    vec_store(l, sum);
+}
+
+/* Turns logits into weights and folds them into m and l; f[r] becomes the factor for what was there. */
+INLINE void weigh(const struct attend_rows *a, const struct attend_tile *t, int row0, const int n,
+                  __m512 s[ROWS][VECS], uint16_t (*p)[ATTEND_TILE], float f[16])
+{
+    __m512 most[ROWS];
+    float base[16] __attribute__((aligned(64)));
+#pragma GCC unroll 6
+    for (int r = 0; r < n; r++)
+        most[r] = mask_row(t, row0 + r, s[r]);
+    __m512 old = vec_load_head(a->m + row0, n), top = vec_max(row_maxima(most, n), old);
+    __mmask16 none = _mm512_cmp_ps_mask(top, vec_set(-INFINITY), _CMP_EQ_OQ);
+    __m512 safe = _mm512_mask_blend_ps(none, top, vec_zero());
+    vec_store_head(a->m + row0, n, top);
+    vec_store(base, safe);
+    vec_store(f, vec_exp2(vec_sub(old, safe)));
+#pragma GCC unroll 6
+    for (int r = 0; r < n; r++)
+        weigh_row(s[r], base[r], f[r], p[r], a->l + (size_t)(row0 + r) * ATTEND_LANES);
 }
 
 /* o[r][dims from d0 on] of nv registers; the last one may be short. */
@@ -138,11 +191,9 @@ INLINE void rows_tile(const struct attend_rows *a, const struct attend_tile *t, 
 {
     __m512 s[ROWS][VECS];
     uint16_t p[ROWS][ATTEND_TILE] __attribute__((aligned(64)));
-    float f[ROWS];
+    float f[16] __attribute__((aligned(64)));
     scores(a, t, row0, n, fetch, s);
-#pragma GCC unroll 6
-    for (int r = 0; r < n; r++)
-        f[r] = weigh(a, t, row0 + r, s[r], p[r]);
+    weigh(a, t, row0, n, s, p, f);
     int d = 0;
     for (; d + 48 < a->dim; d += 64)
         values(a, t, row0, n, 4, fetch, d, (const uint16_t(*)[ATTEND_TILE])p, f);

@@ -114,44 +114,60 @@ VEC_FN void values(const struct attend_rows *a, const struct attend_tile *t,
                       o[r][i]);
 }
 
-VEC_FN void rows_tile(const struct attend_rows *a, const struct attend_tile *t,
-                      const float *const *k, const float *const *v, int row0, const int n)
-{
-    float s[ROWS][ATTEND_TILE] __attribute__((aligned(64)));
-    float f[ROWS];
-    for (int i = 0; i < ATTEND_PAGES; i++)
-        page_scores(a, k[i], row0, n, s, i * KV_PAGE);
-    for (int r = 0; r < n; r++)
-        f[r] = weigh(a, t, row0 + r, s[r]);
-    int at = 0;
-    for (; at + FLOATS - VEC_N < 2 * a->dim; at += FLOATS)
-        values(a, t, v, row0, n, VECS, at, s, f);
-    for (; at + VEC_N < 2 * a->dim; at += 2 * VEC_N)
-        values(a, t, v, row0, n, 2, at, s, f);
-    if (at < 2 * a->dim)
-        values(a, t, v, row0, n, 1, at, s, f);
-}
-
 /* One page of n elements to f32, fetching the page that comes next. */
-VEC_FN const float *page_f32(const enum kv_type type, const void *src, const void *next, float *dst,
+static const float *page_f32(enum kv_type type, const void *src, const void *next, float *dst,
                              int n)
 {
-    if (type == KV_F32)
-        return src;
     const uint16_t *p = src;
     for (int i = 0; i < n; i += 32) { /* a cache line; n is a multiple of 2 * KV_PAGE */
-        _mm_prefetch((const char *)next + 2 * (size_t)i, _MM_HINT_T1);
-        for (int j = i; j < i + 32; j += VEC_N)
-            vec_store(dst + j, type == KV_F16 ? vec_load_f16(p + j) : vec_load_bf16(p + j));
+        _mm_prefetch((const char *)next + i * (type == KV_F32 ? 4 : 2), _MM_HINT_T1);
+        if (type == KV_F32)
+            _mm_prefetch((const char *)next + i * 4 + 64, _MM_HINT_T1);
+        else if (type == KV_F16)
+            for (int j = i; j < i + 32; j += VEC_N)
+                vec_store(dst + j, vec_load_f16(p + j));
+        else
+            for (int j = i; j < i + 32; j += VEC_N)
+                vec_store(dst + j, vec_load_bf16(p + j));
     }
-    return dst;
+    return type == KV_F32 ? src : dst;
+}
+
+/* A tile's pages, each converted just before its first use or (ready) long before. */
+struct pages {
+    bool ready;
+    const float *k[ATTEND_PAGES], *v[ATTEND_PAGES];
+};
+
+VEC_FN void rows_tile(const struct attend_rows *a, const struct attend_tile *t, struct pages *g,
+                      int row0, const int n)
+{
+    float s[ROWS][ATTEND_TILE] __attribute__((aligned(64)));
+    float f[ROWS], *dst = (float *)(void *)a->tile;
+    int page = KV_PAGE * a->dim;
+    for (int i = 0; i < ATTEND_PAGES; i++) {
+        if (!g->ready)
+            g->k[i] = page_f32(a->type, t->k[i], t->next_k[i], dst, page);
+        page_scores(a, g->k[i], row0, n, s, i * KV_PAGE);
+    }
+    for (int r = 0; r < n; r++)
+        f[r] = weigh(a, t, row0 + r, s[r]);
+    for (int i = 0; i < ATTEND_PAGES && !g->ready; i++)
+        g->v[i] = page_f32(a->type, t->v[i], t->next_v[i], dst + i * page, page);
+    int at = 0;
+    for (; at + FLOATS - VEC_N < 2 * a->dim; at += FLOATS)
+        values(a, t, g->v, row0, n, VECS, at, s, f);
+    for (; at + VEC_N < 2 * a->dim; at += 2 * VEC_N)
+        values(a, t, g->v, row0, n, 2, at, s, f);
+    if (at < 2 * a->dim)
+        values(a, t, g->v, row0, n, 1, at, s, f);
 }
 
 #define ROWS_FN(n)                                                                                 \
     static void rows_##n(const struct attend_rows *a, const struct attend_tile *t,                 \
-                         const float *const *k, const float *const *v, int row0)                   \
+                         struct pages *g, int row0)                                                \
     {                                                                                              \
-        rows_tile(a, t, k, v, row0, n);                                                            \
+        rows_tile(a, t, g, row0, n);                                                               \
     }
 ROWS_FN(1)
 ROWS_FN(2)
@@ -162,8 +178,8 @@ ROWS_FN(5)
 ROWS_FN(6)
 #endif
 
-typedef void rows_fn(const struct attend_rows *a, const struct attend_tile *t,
-                     const float *const *k, const float *const *v, int row0);
+typedef void rows_fn(const struct attend_rows *a, const struct attend_tile *t, struct pages *g,
+                     int row0);
 static rows_fn *const rows_of[ROWS + 1] = {
     NULL,   rows_1, rows_2, rows_3,
 #if ROWS > 3
@@ -171,36 +187,17 @@ static rows_fn *const rows_of[ROWS + 1] = {
 #endif
 };
 
-VEC_FN void tile_any(const enum kv_type type, const struct attend_rows *a,
-                     const struct attend_tile *t)
+static void tile(const struct attend_rows *a, const struct attend_tile *t)
 {
-    const float *k[ATTEND_PAGES], *v[ATTEND_PAGES];
+    struct pages g = { .ready = a->n > ROWS };
     int n = KV_PAGE * a->dim;
     float *dst = (float *)(void *)a->tile;
-    for (int i = 0; i < ATTEND_PAGES; i++) {
-        k[i] = page_f32(type, t->k[i], t->next_k[i], dst + 2 * i * n, n);
-        v[i] = page_f32(type, t->v[i], t->next_v[i], dst + (2 * i + 1) * n, n);
+    for (int i = 0; i < ATTEND_PAGES && g.ready; i++) {
+        g.k[i] = page_f32(a->type, t->k[i], t->next_k[i], dst + 2 * i * n, n);
+        g.v[i] = page_f32(a->type, t->v[i], t->next_v[i], dst + (2 * i + 1) * n, n);
     }
-    int r = 0;
-    for (; r + ROWS <= a->n; r += ROWS)
-        rows_of[ROWS](a, t, k, v, r);
-    if (r < a->n)
-        rows_of[a->n - r](a, t, k, v, r);
-}
-
-static void tile_f16(const struct attend_rows *a, const struct attend_tile *t)
-{
-    tile_any(KV_F16, a, t);
-}
-
-static void tile_bf16(const struct attend_rows *a, const struct attend_tile *t)
-{
-    tile_any(KV_BF16, a, t);
-}
-
-static void tile_f32(const struct attend_rows *a, const struct attend_tile *t)
-{
-    tile_any(KV_F32, a, t);
+    for (int r = 0; r < a->n; r += ROWS)
+        rows_of[a->n - r < ROWS ? a->n - r : ROWS](a, t, &g, r);
 }
 
 static void finish(const struct attend_rows *a, int row, float *l, float *o)
@@ -210,11 +207,5 @@ static void finish(const struct attend_rows *a, int row, float *l, float *o)
     for (int i = 0; i < a->dim; i++)
         o[i] = sum[2 * i] + sum[2 * i + 1];
 }
-
-#define ATTEND_KERNELS                                                                             \
-    {                                                                                              \
-        [KV_F16] = { pack, tile_f16, finish }, [KV_BF16] = { pack, tile_bf16, finish },            \
-        [KV_F32] = { pack, tile_f32, finish },                                                     \
-    }
 
 #endif

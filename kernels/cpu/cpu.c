@@ -160,7 +160,7 @@ static void fill_tables(struct cpu_state *s, enum cpu_isa isa)
         return;
     ops->attend = cpu_attend;
     for (int t = 0; t < KV_TYPE_N; t++)
-        s->attend[t] = isa >= CPU_AVX512 ? &attend_kernel_avx512[t] : &attend_kernel_avx2[t];
+        s->attend[t] = isa >= CPU_AVX512 ? &attend_kernel_avx512 : &attend_kernel_avx2;
     if (isa >= CPU_BF16)
         s->attend[KV_BF16] = &attend_kernel_bf16;
 }

@@ -142,20 +142,19 @@ VEC_FN VEC vec_hide(VEC x, uint64_t seen)
 {
     return _mm512_mask_blend_ps((__mmask16)seen, _mm512_set1_ps(-INFINITY), x);
 }
-/* 2^x within 1.5 ulp; exact at integers, 0 below -150, NaN for NaN. The polynomial is a weighted minimax fit of
- * (2^r - 1) / r on [-1/2, 1/2], relative error 9.2e-8. */
+/* 2^x within 1.5 ulp; exact at integers, subnormal and 0 in the end, NaN for NaN. VREDUCE gives x - floor(x) (0 for
+ * infinities) and VSCALEF multiplies by 2^floor(x). The polynomial is a weighted minimax fit of (2^r - 1) / r on [0, 1],
+ * relative error 8.2e-8. */
 VEC_FN VEC vec_exp2(VEC x)
 {
-    x = _mm512_max_ps(_mm512_set1_ps(-160.0f), x);
-    VEC n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    VEC r = _mm512_sub_ps(x, n);
-    VEC p = _mm512_set1_ps(0.001326472614891827f);
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.009671512991189957f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.05550733581185341f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.24022242426872253f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.6931470036506653f));
+    VEC r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    VEC p = _mm512_set1_ps(0.00186713f);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.009017031f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.055799913f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.24016444f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.6931513f));
     p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(p, n);
+    return _mm512_scalef_ps(p, x);
 }
 VEC_FN float vec_exp2_one(float x)
 {
