@@ -8,6 +8,7 @@
 #include <utf8proc.h>
 
 #include "server/text/jinja.h"
+#include "server/text/jinja_ast.h"
 
 void jinja_float_repr(double f, char out[JINJA_FLOAT_CHARS])
 {
@@ -125,7 +126,7 @@ static int repr_range(struct jinja_run *r, struct jinja_sb *b, const int64_t v[3
 
 static int repr_any(struct jinja_run *r, struct jinja_sb *b, struct jinja_value v)
 {
-    char text[64];
+    char text[80];
     int rc;
     TRY(jinja_enter(r));
     TRY(jinja_charge(r, 1));
@@ -161,7 +162,10 @@ static int repr_any(struct jinja_run *r, struct jinja_sb *b, struct jinja_value 
     case JINJA_LOOP:
     case JINJA_SLICE:
     default:
-        snprintf(text, sizeof text, "<%s>", jinja_type_name(v));
+        if (v.kind == JINJA_FUNC && v.fn->macro)
+            snprintf(text, sizeof text, "<Macro '%.48s'>", v.fn->macro->name);
+        else
+            snprintf(text, sizeof text, "<%s>", jinja_type_name(v));
         rc = jinja_sb_adds(r, b, text);
     }
     jinja_leave(r);
