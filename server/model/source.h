@@ -54,8 +54,10 @@ struct source_file {
     uint64_t size;
 };
 
+struct source_format; /* "gguf" or "safetensors": source_format_name() */
+
 struct source {
-    const char *format; /* "gguf" or "safetensors" */
+    const struct source_format *format;
     struct source_file *file;
     int n_files;
     struct tensor *tensor; /* sorted by name */
@@ -68,6 +70,7 @@ struct source {
 /* path: a .gguf file or a folder with config.json. ERR_NOTFOUND, ERR_IO, ERR_FORMAT (what and where), ERR_UNSUPPORTED. */
 int source_open(struct source **out, const char *path, struct err *e) WARN_UNUSED;
 void source_close(struct source *s);
+const char *source_format_name(const struct source *s);
 const struct tensor *source_find(const struct source *s,
                                  const char *name); /* NULL when there is none */
 /* Builds the model's tokenizer. */
