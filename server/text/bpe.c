@@ -66,14 +66,24 @@ struct bpe {
     size_t cap;
 };
 
-/* All bytes have tokens (tok_open checked), so this cannot fail but for memory. */
+/* Bytes that the vocabulary has no token for are left out before merging, as Hugging Face's tokenizers do. */
+static int start_ids(const struct tokenizer *t, const unsigned char *s, size_t n, int32_t *id)
+{
+    int k = 0;
+    for (size_t i = 0; i < n; i++)
+        if (t->byte_id[s[i]] >= 0)
+            id[k++] = t->byte_id[s[i]];
+    return k;
+}
+
 static int short_word(const struct bpe *b, const unsigned char *s, int n)
 {
     int32_t id[SHORT];
     int32_t rank[SHORT]; /* of the pair that starts here; INT32_MAX: none */
     int32_t merged[SHORT];
-    for (int i = 0; i < n; i++)
-        id[i] = b->t->byte_id[s[i]];
+    n = start_ids(b->t, s, (size_t)n, id);
+    if (n == 0)
+        return 0;
     for (int i = 0; i < n; i++) {
         const struct tok_merge *m = i + 1 < n ? tok_merge_find(b->t, id[i], id[i + 1]) : NULL;
         rank[i] = m != NULL ? m->rank : INT32_MAX;
@@ -129,19 +139,21 @@ static int push_pair(struct bpe *b, int32_t i)
     return cand_push(&b->heap, (struct cand){ (float)m->rank, i, j, m->merged, 0 });
 }
 
-static int long_word(struct bpe *b, const unsigned char *s, size_t n)
+static int long_word(struct bpe *b, const unsigned char *s, size_t n_bytes)
 {
-    if (n > INT32_MAX / 2)
+    if (n_bytes > INT32_MAX / 2)
         return ERR_LIMIT;
-    TRY(reserve(b, n));
-    for (size_t i = 0; i < n; i++) {
-        b->id[i] = b->t->byte_id[s[i]];
-        b->prev[i] = (int32_t)i - 1;
-        b->next[i] = i + 1 < n ? (int32_t)i + 1 : -1;
+    TRY(reserve(b, n_bytes));
+    int n = start_ids(b->t, s, n_bytes, b->id);
+    if (n == 0)
+        return 0;
+    for (int i = 0; i < n; i++) {
+        b->prev[i] = i - 1;
+        b->next[i] = i + 1 < n ? i + 1 : -1;
     }
     b->heap.n = 0;
-    for (size_t i = 0; i + 1 < n; i++)
-        TRY(push_pair(b, (int32_t)i));
+    for (int i = 0; i + 1 < n; i++)
+        TRY(push_pair(b, i));
     struct cand c;
     while (cand_pop(&b->heap, &c)) {
         const struct tok_merge *m = b->id[c.at] >= 0 && b->next[c.at] == c.other

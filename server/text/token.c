@@ -219,13 +219,15 @@ static int add_merge(struct tokenizer *t, const struct tok_vocab *v, const int16
 static int build_bpe(struct tokenizer *t, const struct tok_vocab *v, struct err *e)
 {
     int16_t byte_of[512];
+    int n_bytes = 0;
     TRY(pretoken_open(&t->pre, v->pre != NULL ? v->pre : "default", &t->whole_words, e));
     for (int b = 0; b < 256; b++) {
         char c = (char)b;
         t->byte_id[b] = tok_find(t, &c, 1);
-        if (t->byte_id[b] < 0)
-            return err_set(e, ERR_FORMAT, "the vocabulary has no token for byte 0x%02X", b);
+        n_bytes += t->byte_id[b] >= 0;
     }
+    if (n_bytes == 0)
+        return err_set(e, ERR_FORMAT, "the vocabulary has no token for any single byte");
     uint32_t size = table_size(v->n_merges);
     t->merge = mem_alloc(size * sizeof *t->merge);
     if (t->merge == NULL)

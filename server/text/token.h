@@ -4,7 +4,9 @@
  * (merges by score, spaces as U+2581, byte fallback). A tokenizer is made from a neutral description of the vocabulary
  * (struct tok_vocab), which the readers of file formats fill.
  *
- * Any bytes can be encoded, valid UTF-8 or not, and decoding the ids gives the same bytes back.
+ * Any bytes can be encoded, valid UTF-8 or not, and decoding the ids gives the same bytes back, where the vocabulary can
+ * write every byte. Bytes that a BPE vocabulary has no token for (SmolLM2: 0xF1, 0xF2 and some control characters, besides
+ * those that UTF-8 has no use for) are left out, as Hugging Face's tokenizers do.
  * Thread: immutable after tok_open; every function takes scratch of its own, so any thread may encode and decode.
  */
 #ifndef WRING_TEXT_TOKEN_H
