@@ -2,7 +2,7 @@
 
 #include "server/base/log.h"
 #include "server/cli/cli.h"
-#include "server/model/recipe.h"
+#include "server/cli/recipe.h"
 
 static enum io_method io_method(const char *word)
 {
