@@ -201,7 +201,8 @@ int engine_submit(struct engine *en, struct job *j, struct err *e)
         *en->queue_end = j;
         en->queue_end = &j->next;
         en->n_waiting++;
-        atomic_store_explicit(&en->stats.waiting, en->n_waiting, memory_order_relaxed);
+        atomic_store_explicit(&en->stats.waiting, en->n_waiting + en->n_preempted,
+                              memory_order_relaxed);
         atomic_fetch_add(&en->live, 1);
         pthread_cond_signal(&en->wake);
     }

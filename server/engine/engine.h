@@ -41,11 +41,11 @@ enum event_kind {
 struct job;
 struct job_event {
     enum event_kind kind;
-    int32_t id; /* JOB_TOKEN, JOB_PROMPT with logprobs */
+    int32_t id; /* JOB_TOKEN (not the token that stopped it), JOB_PROMPT with logprobs */
     const char
         *text; /* whole UTF-8; may be empty while a code point or a stop string is held back */
     size_t text_len;
-    bool has_logprob; /* result is filled */
+    bool has_logprob; /* the logprobs of result are wanted and filled */
     const struct sample_result *result;
     enum finish_reason finish;     /* JOB_DONE */
     const struct err *err;         /* JOB_DONE with FINISH_ERROR */
@@ -55,8 +55,8 @@ struct job_event {
 /* One generation. All pointers are the caller's and live until JOB_DONE. */
 struct job {
     const int32_t *prompt;
-    int n_prompt;   /* at least 1 */
-    int max_tokens; /* new tokens; 0: the prompt only; -1: until the context is full */
+    int n_prompt; /* at least 1 */
+    int max_tokens; /* new tokens; 0: the prompt only (FINISH_LENGTH); -1: until the context is full */
     struct sample_params sample;
     const char *const *stop; /* strings; the text before the first one is the answer */
     int n_stop;
@@ -77,11 +77,13 @@ struct job {
 
 struct engine_config {
     int ctx;      /* most tokens a sequence may have; 0: the model's, at most what the pool holds */
-    int max_seqs; /* sequences running at once */
-    int max_batch;     /* rows a step */
-    int max_queue;     /* jobs waiting; more are ERR_BUSY */
+    int max_seqs; /* sequences running at once; 0: 64 */
+    int max_batch; /* rows a step, at least max_seqs; 0: 512. Beside decoding ones prompts get a quarter */
+    int max_queue;     /* jobs waiting; more are ERR_BUSY; 0: 1024 */
     int64_t kv_tokens; /* tokens in the KV pool; 0: from kv_bytes */
-    size_t kv_bytes;   /* bytes of the KV pool; 0 with kv_tokens 0: ctx * min(max_seqs, 4) tokens */
+    size_t
+        kv_bytes; /* bytes of the KV pool; 0 with kv_tokens 0: ctx * min(max_seqs, 4) tokens, at most a quarter
+                        * of the machine's memory */
     enum kv_type kv_type;
     bool prefix_cache;
 };
@@ -109,8 +111,9 @@ int engine_open(struct engine **out, const struct model *m, const struct engine_
                 struct err *e) WARN_UNUSED;
 /* Cancels what is left, waits for the thread, frees everything. */
 void engine_close(struct engine *en);
-/* 0; ERR_BUSY when the queue is full or the engine drains; ERR_LIMIT when the prompt (or prompt + max_tokens > pool) can
- * never fit: e says how many tokens there were and how many there may be; ERR_INVALID. Any thread. */
+/* 0; ERR_BUSY when the queue is full or the engine drains; ERR_LIMIT when the prompt leaves no room in the context: e says
+ * how many tokens there were and how many there may be (max_tokens beyond the context is cut, and ends with
+ * FINISH_LENGTH); ERR_INVALID; ERR_DEVICE when the device was lost. Any thread. */
 int engine_submit(struct engine *en, struct job *j, struct err *e) WARN_UNUSED;
 /* Asks for the end of a submitted job; its JOB_DONE (FINISH_CANCELLED unless it ended before) comes within one step. Any thread. */
 void engine_cancel(struct engine *en, struct job *j);

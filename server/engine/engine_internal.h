@@ -26,7 +26,7 @@ struct engine {
     pthread_cond_t wake;
     struct job *queue, **queue_end; /* oldest first */
     int n_waiting;                  /* submitted and never admitted */
-    uint64_t n_submitted;
+    int n_preempted;                /* admitted once, waiting again */
     bool draining, stop;
     struct err dead; /* code != 0: the device is lost */
 
@@ -41,6 +41,7 @@ struct engine {
     int n_held;
     bool blocked; /* held[0] found no pages, and none were given back since */
     uint64_t seen_cancels;
+    uint64_t last_serial;
     /* the plan and the batch, reused by every step */
     struct sched_seq *plan;      /* [max_seqs] */
     int *rows;                   /* [max_seqs] */

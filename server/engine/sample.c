@@ -159,37 +159,65 @@ static const float *adjust(struct sampler *s, const float *logits)
 
 /* ---- passes over a row --------------------------------------------------------------------------------------- */
 
+/* Four floats at a time, in the compiler's own vectors: left to itself it does not vectorise conditions (3 to 25 times
+ * slower on 49k logits). */
+typedef float vec __attribute__((vector_size(16)));
+typedef uint32_t uvec __attribute__((vector_size(16)));
+
+static inline vec vec_load(const float *x)
+{
+    vec v;
+    memcpy(&v, x, sizeof v);
+    return v;
+}
+
+/* a where a > b (never where a is NaN), else b */
+static inline vec vec_max(vec a, vec b)
+{
+    uvec above = (uvec)(a > b);
+    return (vec)(((uvec)a & above) | ((uvec)b & ~above));
+}
+
+static inline bool vec_any(uvec v)
+{
+    uint64_t half[2];
+    memcpy(half, &v, sizeof v);
+    return (half[0] | half[1]) != 0;
+}
+
 /* The largest logit; -inf when there is none. NaN compares false and so never wins. */
 static float row_max(const float *x, int n)
 {
-    float m[LANES];
-    for (int j = 0; j < LANES; j++)
-        m[j] = -INFINITY;
+    vec m[LANES / 4];
+    float max = -INFINITY;
     int i = 0;
+    for (int j = 0; j < LANES / 4; j++)
+        m[j] = (vec){ max, max, max, max };
     for (; i + LANES <= n; i += LANES)
-        for (int j = 0; j < LANES; j++)
-            m[j] = x[i + j] > m[j] ? x[i + j] : m[j];
+        for (int j = 0; j < LANES / 4; j++)
+            m[j] = vec_max(vec_load(x + i + 4 * j), m[j]);
+    for (int j = 0; j < LANES; j++)
+        max = m[j / 4][j % 4] > max ? m[j / 4][j % 4] : max;
     for (; i < n; i++)
-        m[0] = x[i] > m[0] ? x[i] : m[0];
-    for (int j = 1; j < LANES; j++)
-        m[0] = m[j] > m[0] ? m[j] : m[0];
-    return m[0];
+        max = x[i] > max ? x[i] : max;
+    return max;
 }
 
-static bool any_equal(const float *x, float v)
+/* Whether any of LANES logits is v. */
+static inline bool any_equal(const float *x, float v)
 {
-    int hit = 0;
-    for (int j = 0; j < LANES; j++)
-        hit |= x[j] == v;
-    return hit != 0;
+    uvec hit = { 0 };
+    for (int j = 0; j < LANES; j += 4)
+        hit |= (uvec)(vec_load(x + j) == v);
+    return vec_any(hit);
 }
 
-static bool any_above(const float *x, float v)
+static inline bool any_above(const float *x, float v)
 {
-    int hit = 0;
-    for (int j = 0; j < LANES; j++)
-        hit |= x[j] > v;
-    return hit != 0;
+    uvec hit = { 0 };
+    for (int j = 0; j < LANES; j += 4)
+        hit |= (uvec)(vec_load(x + j) > v);
+    return vec_any(hit);
 }
 
 /* The first id whose logit is `max`; 0 when there is none. */
@@ -203,10 +231,6 @@ static int32_t row_find(const float *x, int n, float max)
             return i;
     return 0;
 }
-
-/* Four floats at a time, in the compiler's own vectors: it does not vectorise the conditions by itself (3x). */
-typedef float vec __attribute__((vector_size(16)));
-typedef uint32_t uvec __attribute__((vector_size(16)));
 
 /* exp(x) for x <= 0, 0 below -87 and for NaN: 2^k * p(r), r in [-ln2/2, ln2/2], p of degree 6 (relative error below
  * 2e-7). */
@@ -237,9 +261,7 @@ static void span_exp(const float *x, float *w, int n, float max, float inv_t)
 {
     int i = 0;
     for (; i + 4 <= n; i += 4) {
-        vec v;
-        memcpy(&v, x + i, sizeof v);
-        v = exp_neg((v - max) * inv_t);
+        vec v = exp_neg((vec_load(x + i) - max) * inv_t);
         memcpy(w + i, &v, sizeof v);
     }
     for (; i < n; i++)
@@ -506,7 +528,13 @@ static double heavy_sum(const float *w, int n, float min)
     double sum = 0;
     for (int i = 0; i < n; i += SPAN) {
         int len = n - i < SPAN ? n - i : SPAN;
-        for (int j = 0; j < len; j++)
+        int j = 0;
+        for (; j + 4 <= len; j += 4) {
+            vec v = vec_load(w + i + j);
+            v = (vec)((uvec)v & (uvec)(v >= min));
+            memcpy(part + j, &v, sizeof v);
+        }
+        for (; j < len; j++)
             part[j] = w[i + j] >= min ? w[i + j] : 0.0f;
         sum += span_sum(part, len);
     }
@@ -534,10 +562,14 @@ static int32_t draw(struct sampler *s, const float *x, float max, double u)
      * Half of that, so that rounding cannot matter. */
     float light = (float)(0.5 * (1 - (double)p->top_p) * sum / s->n_vocab);
     float min = light > min_w ? light : min_w;
+    float below = min > 0 ? nextafterf(min, 0) : 0;
     int n = 0;
-    for (int32_t i = 0; i < s->n_vocab; i++)
-        if (s->w[i] >= min && s->w[i] > 0)
+    for (int32_t i = 0; i < s->n_vocab; i++) {
+        while (i + LANES <= s->n_vocab && !any_above(s->w + i, below))
+            i += LANES;
+        if (i < s->n_vocab && s->w[i] > below)
             s->heap[n++] = (struct candidate){ s->w[i], i };
+    }
     return draw_nucleus(s, n, sum, u);
 }
 

@@ -20,6 +20,7 @@ struct seq {
     struct detok detok;
     struct stop stop;
     struct buf text; /* generated and not yet handed out */
+    bool running;    /* in the batch, not waiting */
     bool prompt_done;
     bool shares;                          /* may read and write the prefix index */
     enum finish_reason finish;            /* set during a step, acted on at its end */

@@ -19,14 +19,13 @@ static void show_pages(struct engine *en)
     atomic_store_explicit(&en->stats.running, en->n_running, memory_order_relaxed);
 }
 
-static void show_waiting(struct engine *en, int change)
+static void show_waiting(struct engine *en, int waiting, int preempted)
 {
     pthread_mutex_lock(&en->lock);
-    en->n_waiting += change;
-    int held = 0;
-    for (int i = 0; i < en->n_held; i++)
-        held += en->held[i]->admit_ns != 0;
-    atomic_store_explicit(&en->stats.waiting, en->n_waiting + held, memory_order_relaxed);
+    en->n_waiting += waiting;
+    en->n_preempted += preempted;
+    atomic_store_explicit(&en->stats.waiting, en->n_waiting + en->n_preempted,
+                          memory_order_relaxed);
     pthread_mutex_unlock(&en->lock);
 }
 
@@ -68,7 +67,8 @@ static void finish(struct engine *en, struct seq *s)
     kv_seq_clear(&s->kv, en->pool);
     en->blocked = false;
     show_pages(en);
-    show_waiting(en, s->admit_ns == 0 ? -1 : 0);
+    if (!s->running)
+        show_waiting(en, s->admit_ns == 0 ? -1 : 0, s->admit_ns == 0 ? 0 : -1);
     count_end(en, s, &u, now);
     seq_done(s, &u);
     seq_close(s, en->pool);
@@ -81,7 +81,7 @@ static void finish_job(struct engine *en, struct job *j, enum finish_reason r,
 {
     struct job_usage u = { .prompt_tokens = j->n_prompt, .queued_ns = clock_ns() - j->submit_ns };
     atomic_fetch_add_explicit(&en->stats.finished[r], 1, memory_order_relaxed);
-    show_waiting(en, -1);
+    show_waiting(en, -1, 0);
     j->on_event(j, &(struct job_event){ .kind = JOB_DONE,
                                         .text = "",
                                         .finish = r,
@@ -164,9 +164,10 @@ static void preempt(struct engine *en, int i)
     kv_seq_clear(&s->kv, en->pool);
     s->preemptions++;
     atomic_fetch_add_explicit(&en->stats.preemptions, 1, memory_order_relaxed);
+    s->running = false;
     insert(en->held, &en->n_held, s);
     en->blocked = false;
-    show_waiting(en, 0);
+    show_waiting(en, 0, 1);
 }
 
 /* Makes sure that something waits in held[0], from the queue if need be. */
@@ -182,7 +183,7 @@ static bool next_held(struct engine *en)
             finish_job(en, j, FINISH_ERROR, &why);
             continue;
         }
-        s->serial = ++en->n_submitted;
+        s->serial = ++en->last_serial;
         insert(en->held, &en->n_held, s);
     }
     return true;
@@ -191,13 +192,12 @@ static bool next_held(struct engine *en)
 static void started(struct engine *en, struct seq *s)
 {
     struct engine_stats *t = &en->stats;
-    if (s->admit_ns != 0) {
-        show_waiting(en, 0);
+    s->running = true;
+    show_waiting(en, s->admit_ns == 0 ? -1 : 0, s->admit_ns == 0 ? 0 : -1);
+    if (s->admit_ns != 0)
         return;
-    }
     s->admit_ns = clock_ns();
     s->n_cached = s->kv.n_cached;
-    show_waiting(en, -1);
     histogram_observe(&t->queue_time, seconds(s->job->submit_ns, s->admit_ns));
     histogram_observe(&t->prompt_len, s->job->n_prompt);
     if (s->shares) {
