@@ -319,7 +319,7 @@ int jinja_binary(struct jinja_run *r, int op, struct jinja_value a, struct jinja
             args.pos = b.l->v;
             args.n_pos = b.l->n;
         }
-        return jinja_percent(r, a.s, &args, out);
+        return jinja_percent(r, a.s, &args, b.kind != JINJA_TUPLE, out);
     }
     return jinja_fail(r, "unsupported operand types for %s: '%s' and '%s'", text[op],
                       jinja_type_name(a), jinja_type_name(b));

@@ -86,7 +86,13 @@ static int slice_of(struct jinja_run *r, struct jinja_value v, const struct jinj
     struct jinja_value l;
     struct jinja_sb text = { 0 };
     TRY(jinja_iter(r, v, &src));
-    TRY(jinja_list_new(r, v.kind == JINJA_TUPLE ? JINJA_TUPLE : JINJA_LIST, 0, &l));
+    TRY(jinja_list_new(r, v.kind == JINJA_STR ? JINJA_LIST : v.kind, 0, &l));
+    if (v.kind == JINJA_RANGE) { /* for printing; unsigned, as the ends may lie outside of int64 */
+        uint64_t start = (uint64_t)v.l->range[0], by = (uint64_t)v.l->range[2];
+        l.l->range[0] = (int64_t)(start + (uint64_t)from * by);
+        l.l->range[1] = (int64_t)(start + (uint64_t)to * by);
+        l.l->range[2] = (int64_t)(by * (uint64_t)step);
+    }
     for (int64_t i = from; step > 0 ? i < to : i > to;) {
         TRY(jinja_charge(r, 1));
         if (v.kind == JINJA_STR)
@@ -165,9 +171,11 @@ int jinja_getitem(struct jinja_run *r, struct jinja_value v, struct jinja_value 
         }
         return 0;
     }
+    if (key.kind == JINJA_SLICE)
+        return jinja_fail(r, "'%s' object cannot be sliced", jinja_type_name(v));
     int rc = 0;
     if ((v.kind == JINJA_DICT || (v.kind == JINJA_NAMESPACE && key.kind == JINJA_STR)) &&
-        key.kind != JINJA_LIST && key.kind != JINJA_DICT && key.kind != JINJA_SLICE)
+        key.kind != JINJA_LIST && key.kind != JINJA_DICT)
         rc = jinja_dict_get(r, v.d, key, out);
     if (!rc && key.kind == JINJA_STR)
         rc = attr_of(r, v, key.s, out);

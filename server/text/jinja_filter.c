@@ -287,7 +287,7 @@ FILTER(f_format)
     struct jinja_args rest = {
         .pos = a->pos + 1, .n_pos = a->n_pos - 1, .kw = a->kw, .n_kw = a->n_kw
     };
-    return jinja_percent(r, fmt.s, &rest, out);
+    return jinja_percent(r, fmt.s, &rest, false, out);
 }
 
 FILTER(f_wordcount)
@@ -317,7 +317,8 @@ FILTER(f_indent)
     struct jinja_sb b = { 0 };
     bool first = GIVEN(a->v[2]) && jinja_truth(a->v[2]);
     bool blank = GIVEN(a->v[3]) && jinja_truth(a->v[3]);
-    TRY(want_str(r, &a->v[0]));
+    if (a->v[0].kind != JINJA_STR)
+        return jinja_fail(r, "indent takes a string, not %s", jinja_type_name(a->v[0]));
     TRY(jinja_str_new(r, "    ", 4, false, &four));
     pad = four;
     if (GIVEN(a->v[1]) && a->v[1].kind == JINJA_STR) {

@@ -111,11 +111,10 @@ static int read_int(struct jinja_run *r, const struct jinja_str *s, size_t *i, i
 
 /* ---- % ---- */
 
-static int percent_arg(struct jinja_run *r, const struct jinja_str *f, size_t *i,
+static int percent_arg(struct jinja_run *r, const struct jinja_str *f, size_t *i, bool bare,
                        const struct jinja_args *a, size_t *used, struct jinja_value *out)
 {
-    const struct jinja_dict *named =
-        a->n_pos == 1 && a->pos[0].kind == JINJA_DICT ? a->pos[0].d : NULL;
+    const struct jinja_dict *named = bare && a->pos[0].kind == JINJA_DICT ? a->pos[0].d : NULL;
     if (*i >= f->n || f->p[*i] != '(')
         return 0;
     const char *end = memchr(f->p + *i, ')', f->n - *i);
@@ -193,7 +192,7 @@ static int percent_one(struct jinja_run *r, struct jinja_sb *b, struct spec *sp,
 }
 
 int jinja_percent(struct jinja_run *r, const struct jinja_str *f, const struct jinja_args *a,
-                  struct jinja_value *out)
+                  bool bare, struct jinja_value *out)
 {
     struct jinja_sb b = { 0 };
     size_t used = 0, from = 0;
@@ -206,7 +205,7 @@ int jinja_percent(struct jinja_run *r, const struct jinja_str *f, const struct j
         struct jinja_value v = { .kind = JINJA_MISSING };
         struct spec sp;
         i++;
-        int rc = percent_arg(r, f, &i, a, &used, &v);
+        int rc = percent_arg(r, f, &i, bare, a, &used, &v);
         if (rc < 0)
             return rc;
         TRY(percent_spec(r, f, &i, &sp));
@@ -222,7 +221,9 @@ int jinja_percent(struct jinja_run *r, const struct jinja_str *f, const struct j
         }
         TRY(percent_one(r, &b, &sp, v));
     }
-    if (used < a->n_pos && !(a->n_pos == 1 && a->pos[0].kind == JINJA_DICT))
+    bool mapping = bare && (a->pos[0].kind == JINJA_DICT || a->pos[0].kind == JINJA_LIST ||
+                            a->pos[0].kind == JINJA_RANGE); /* what has [] may stay unused */
+    if (used < a->n_pos && !mapping)
         return jinja_fail(r, "not all arguments converted during string formatting");
     TRY(jinja_sb_cut(r, &b, f, from, f->n - from));
     return jinja_sb_done(r, &b, out);

@@ -141,8 +141,11 @@ static int choose(struct jinja_run *r, const struct jinja_args *a, bool attr, bo
     size_t i_test = attr ? 2 : 1;
     if (a->n_pos < i_test)
         return jinja_fail(r, "missing parameter for attribute name");
-    TRY(jinja_iter(r, a->pos[0], &l));
     TRY(jinja_list_new(r, JINJA_ITER, 0, &kept));
+    *out = kept;
+    if (!jinja_truth(a->pos[0])) /* whatever it is: nothing to walk over */
+        return 0;
+    TRY(jinja_iter(r, a->pos[0], &l));
     for (size_t i = 0; i < l->n; i++) {
         struct jinja_value v;
         TRY(jinja_charge(r, 1));
@@ -152,7 +155,6 @@ static int choose(struct jinja_run *r, const struct jinja_args *a, bool attr, bo
         if (jinja_truth(v) == want)
             TRY(jinja_list_add(r, kept.l, l->v[i]));
     }
-    *out = kept;
     return 0;
 }
 
@@ -195,8 +197,11 @@ FILTER(f_map)
     }
     if (!a->n_pos || (a->n_pos == 1 && !GIVEN(path)))
         return jinja_fail(r, "map requires a filter argument");
+    TRY(jinja_list_new(r, JINJA_ITER, 0, &mapped));
+    *out = mapped;
+    if (!jinja_truth(a->pos[0]))
+        return 0;
     TRY(jinja_iter(r, a->pos[0], &l));
-    TRY(jinja_list_new(r, JINJA_ITER, l->n, &mapped));
     for (size_t i = 0; i < l->n; i++) {
         struct jinja_value v;
         TRY(jinja_charge(r, 1));
@@ -204,7 +209,6 @@ FILTER(f_map)
                          : attribute(r, l->v[i], path, dflt, &v));
         TRY(jinja_list_add(r, mapped.l, v));
     }
-    *out = mapped;
     return 0;
 }
 

@@ -262,9 +262,9 @@ const struct jinja_builtin *jinja_find(const struct jinja_builtin *t, size_t n, 
 
 /* ---- text out of values (jinja_json.c, jinja_format.c) ---- */
 int jinja_json(struct jinja_run *r, struct jinja_args *a, struct jinja_value *out) WARN_UNUSED;
-/* "fmt" % args; args as in a call. */
+/* "fmt" % args; bare: one argument that is no tuple, so it may be a mapping. */
 int jinja_percent(struct jinja_run *r, const struct jinja_str *fmt, const struct jinja_args *a,
-                  struct jinja_value *out) WARN_UNUSED;
+                  bool bare, struct jinja_value *out) WARN_UNUSED;
 /* "fmt".format(...) */
 int jinja_format(struct jinja_run *r, const struct jinja_str *fmt, const struct jinja_args *a,
                  struct jinja_value *out) WARN_UNUSED;
