@@ -1,5 +1,5 @@
-/* Attention with AVX2: three rows, 12 sums in registers. */
-#define ROWS 3
+/* Attention with AVX2: six rows of two registers of sums. */
+#define VECS 2
 #include "kernels/cpu/vec_avx2.h"
 
 #include "kernels/cpu/attend_f32.h"

@@ -1,5 +1,5 @@
-/* Attention with AVX-512: six rows, 24 sums in registers. */
-#define ROWS 6
+/* Attention with AVX-512: six rows of four registers of sums. */
+#define VECS 4
 #include "kernels/cpu/vec_avx512.h"
 
 #include "kernels/cpu/attend_f32.h"

@@ -1,16 +1,16 @@
 /* Attention with f32 arithmetic for any cache type, written once for every vector width.
  *
- * Included by attend_<isa>.c after its vec_<isa>.h, with ROWS defined: rows that are worked on together, so that their
- * sums (4 registers each) stay in registers. A tile of a 16-bit cache is converted once for all rows of the unit. Pairs
- * stay side by side: even and odd dims (of a logit) and even and odd tokens (of an output) have sums of their own that
- * are added at the end.
+ * Included by attend_<isa>.c after its vec_<isa>.h, with VECS defined: six rows of VECS registers of sums are worked on
+ * together, as many as there are registers for. A tile of a 16-bit cache is converted once for all rows of the unit.
+ * Pairs stay side by side: even and odd dims (of a logit) and even and odd tokens (of an output) have sums of their own
+ * that are added at the end.
  */
 #ifndef WRING_KERNELS_CPU_ATTEND_F32_H
 #define WRING_KERNELS_CPU_ATTEND_F32_H
 
 #include "kernels/cpu/attend.h"
 
-enum { VECS = 4, FLOATS = VECS * VEC_N };
+enum { ROWS = 6, FLOATS = VECS * VEC_N };
 
 static void pack(void *dst, const float *q, float scale, int dim, int pitch)
 {
@@ -172,20 +172,13 @@ VEC_FN void rows_tile(const struct attend_rows *a, const struct attend_tile *t, 
 ROWS_FN(1)
 ROWS_FN(2)
 ROWS_FN(3)
-#if ROWS > 3
 ROWS_FN(4)
 ROWS_FN(5)
 ROWS_FN(6)
-#endif
 
 typedef void rows_fn(const struct attend_rows *a, const struct attend_tile *t, struct pages *g,
                      int row0);
-static rows_fn *const rows_of[ROWS + 1] = {
-    NULL,   rows_1, rows_2, rows_3,
-#if ROWS > 3
-    rows_4, rows_5, rows_6,
-#endif
-};
+static rows_fn *const rows_of[ROWS + 1] = { NULL, rows_1, rows_2, rows_3, rows_4, rows_5, rows_6 };
 
 static void tile(const struct attend_rows *a, const struct attend_tile *t)
 {

@@ -15,7 +15,7 @@
 #include "kernels/half.h"
 #include "server/base/mem.h"
 
-enum { MAX_SEQS = 9, MAX_PAGES = 512, MAX_HEADS = 8 };
+enum { MAX_SEQS = 9, MAX_PAGES = 1024, MAX_HEADS = 8 };
 
 static struct be *be[CPU_ISA_N];
 static uint32_t seed;
@@ -475,6 +475,32 @@ static void test_invariance(void **state)
     }
 }
 
+/* More units than are planned at once; more waiting spans than there is room for. */
+static void test_limits(void **state)
+{
+    (void)state;
+    static const struct shape waves = { 8, 1, 2, 5, 1, { 28800 }, { 28800 }, { 0 }, { 0 } };
+    check_shape(&waves);
+    static const struct shape wide = { 8,     8,    256, 0, 3, { 600, 600, 600 }, { 60, 60, 60 },
+                                       { 0 }, { 0 } };
+    static struct world w;
+    struct be_config c = { .n_threads = 64 };
+    struct be *b;
+    struct err e;
+    world_open(&w, &wide, KV_BF16);
+    struct be_attend a = world_ask(&w, w.out, NULL);
+    enum cpu_isa best = cpu_isa_best();
+    be[best]->ops->attend(be[best], &a);
+    assert_int_equal(be_open(&b, &c, &e), 0);
+    float *out = floats(out_floats(&w), 1);
+    a.out = out;
+    b->ops->attend(b, &a);
+    same(&w, (int)best, "64 threads", out, w.out, out_floats(&w));
+    mem_free(out);
+    be_close(b);
+    world_close(&w);
+}
+
 /* ---- odd input ------------------------------------------------------------------------------------------------------ */
 
 /* Not-a-number and infinities stay in their row; rows that see nothing give zeros. */
@@ -522,7 +548,7 @@ int main(void)
         cmocka_unit_test(test_definition),      cmocka_unit_test(test_lengths),
         cmocka_unit_test(test_dims_and_groups), cmocka_unit_test(test_windows),
         cmocka_unit_test(test_narrow),          cmocka_unit_test(test_invariance),
-        cmocka_unit_test(test_odd_input),
+        cmocka_unit_test(test_odd_input),       cmocka_unit_test(test_limits),
     };
     return cmocka_run_group_tests(tests, open_all, close_all);
 }
