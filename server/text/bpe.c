@@ -190,7 +190,17 @@ static int encode_word(void *arg, const char *s, size_t n)
 int bpe_encode(const struct tokenizer *t, const char *s, size_t n, struct tok_ids *out)
 {
     struct bpe b = { .t = t, .out = out };
-    int rc = pretoken_run(t->pre, s, n, encode_word, &b);
+    struct buf normal;
+    int rc = 0;
+    buf_init(&normal, 3 * n + 1); /* UTF-8 in normal form C is at most three times as long */
+    if (t->nfc && nfc_may_change(s, n)) {
+        rc = nfc_add(s, n, &normal);
+        s = buf_str(&normal);
+        n = normal.len;
+    }
+    if (rc == 0)
+        rc = pretoken_run(t->pre, s, n, encode_word, &b);
+    buf_free(&normal);
     mem_free(b.heap.c);
     mem_free(b.id);
     return rc;

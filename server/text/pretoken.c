@@ -30,22 +30,22 @@ enum { MAX_STAGES = 2 };
 static const struct {
     const char *name;
     const char *stage[MAX_STAGES];
-    bool whole_words;
+    bool whole_words, nfc;
 } known[] = {
-    { "gpt-2", { GPT2 }, false },
-    { "gpt2", { GPT2 }, false },
-    { "default", { GPT2 }, false },
-    { "mpt", { GPT2 }, false },
-    { "olmo", { GPT2 }, false },
-    { "phi-2", { GPT2 }, false },
-    { "smollm", { "\\p{N}", GPT2 }, false },
-    { "starcoder", { "\\p{N}", GPT2 }, false },
-    { "refact", { "\\p{N}", GPT2 }, false },
-    { "llama-bpe", { CL100K("\\p{N}{1,3}") }, true },
-    { "llama3", { CL100K("\\p{N}{1,3}") }, true },
-    { "llama-v3", { CL100K("\\p{N}{1,3}") }, true },
-    { "qwen2", { CL100K("\\p{N}") }, false },
-    { "deepseek-r1-qwen", { CL100K("\\p{N}") }, false },
+    { "gpt-2", { GPT2 }, false, false },
+    { "gpt2", { GPT2 }, false, false },
+    { "default", { GPT2 }, false, false },
+    { "mpt", { GPT2 }, false, false },
+    { "olmo", { GPT2 }, false, false },
+    { "phi-2", { GPT2 }, false, false },
+    { "smollm", { "\\p{N}", GPT2 }, false, false },
+    { "starcoder", { "\\p{N}", GPT2 }, false, false },
+    { "refact", { "\\p{N}", GPT2 }, false, false },
+    { "llama-bpe", { CL100K("\\p{N}{1,3}") }, true, false },
+    { "llama3", { CL100K("\\p{N}{1,3}") }, true, false },
+    { "llama-v3", { CL100K("\\p{N}{1,3}") }, true, false },
+    { "qwen2", { CL100K("\\p{N}") }, false, true },
+    { "deepseek-r1-qwen", { CL100K("\\p{N}") }, false, true },
 };
 enum { N_KNOWN = sizeof known / sizeof known[0] };
 
@@ -80,7 +80,8 @@ static int unknown_name(const char *name, struct err *e)
                    list);
 }
 
-int pretoken_open(struct pretoken **out, const char *name, bool *whole_words, struct err *e)
+int pretoken_open(struct pretoken **out, const char *name, bool *whole_words, bool *nfc,
+                  struct err *e)
 {
     int i = 0;
     while (i < N_KNOWN && strcmp(known[i].name, name) != 0)
@@ -96,6 +97,7 @@ int pretoken_open(struct pretoken **out, const char *name, bool *whole_words, st
             return ERR_NOMEM;
         }
     *whole_words = known[i].whole_words;
+    *nfc = known[i].nfc;
     *out = p;
     return 0;
 }

@@ -220,7 +220,7 @@ static int build_bpe(struct tokenizer *t, const struct tok_vocab *v, struct err 
 {
     int16_t byte_of[512];
     int n_bytes = 0;
-    TRY(pretoken_open(&t->pre, v->pre != NULL ? v->pre : "default", &t->whole_words, e));
+    TRY(pretoken_open(&t->pre, v->pre != NULL ? v->pre : "default", &t->whole_words, &t->nfc, e));
     for (int b = 0; b < 256; b++) {
         char c = (char)b;
         t->byte_id[b] = tok_find(t, &c, 1);

@@ -6,7 +6,8 @@
  *
  * Any bytes can be encoded, valid UTF-8 or not, and decoding the ids gives the same bytes back, where the vocabulary can
  * write every byte. Bytes that a BPE vocabulary has no token for (SmolLM2: 0xF1, 0xF2 and some control characters, besides
- * those that UTF-8 has no use for) are left out, as Hugging Face's tokenizers do.
+ * those that UTF-8 has no use for) are left out, as Hugging Face's tokenizers do; and the Qwen2 family puts text into
+ * Unicode's normal form C first, as its own tokenizer does.
  * Thread: immutable after tok_open; every function takes scratch of its own, so any thread may encode and decode.
  */
 #ifndef WRING_TEXT_TOKEN_H

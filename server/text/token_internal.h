@@ -35,6 +35,7 @@ struct tokenizer {
     int special_first[257];
     struct pretoken *pre;
     bool whole_words; /* a word that is a token is not taken apart (Llama 3) */
+    bool nfc;         /* text is put into Unicode's normal form C first (Qwen2) */
     bool add_bos, add_eos, add_space_prefix;
     int32_t bos, eos, unk, eot;
 };
@@ -47,9 +48,13 @@ int bpe_encode(const struct tokenizer *t, const char *s, size_t n, struct tok_id
 int spm_encode(const struct tokenizer *t, const char *s, size_t n, bool first,
                struct tok_ids *out) WARN_UNUSED;
 
+/* ---- nfc.c: normal form C; bytes that are not UTF-8 stay as they are ---- */
+bool nfc_may_change(const char *s, size_t n);
+int nfc_add(const char *s, size_t n, struct buf *out) WARN_UNUSED; /* appends */
+
 /* ---- pretoken.c: cuts text into words ---- */
 typedef int pretoken_fn(void *arg, const char *word, size_t n);
-int pretoken_open(struct pretoken **out, const char *name, bool *whole_words,
+int pretoken_open(struct pretoken **out, const char *name, bool *whole_words, bool *nfc,
                   struct err *e) WARN_UNUSED;
 void pretoken_close(struct pretoken *p);
 /* Calls fn for every word of s in order; words cover s. Stops at the first error of fn. */
