@@ -67,10 +67,10 @@ static int print_help(enum config_command command, const char *usage)
     struct buf b;
     buf_init(&b, 1 << 20);
     buf_addf(&b, "Usage: wring %s\n", usage);
-    config_help(command, &b);
+    int rc = config_help(command, &b);
     fputs(buf_str(&b), stdout);
     buf_free(&b);
-    return 0;
+    return rc < 0;
 }
 
 int cli_config(struct config *c, enum config_command command, const char *usage, int n_words,

@@ -45,7 +45,7 @@ struct session {
     struct model *model;
 };
 /* Backend and model as the config says; model is a path or the name of a recipe. */
-int session_open(struct session *s, const struct config *c, bool progress,
+int session_open(struct session *s, const struct config *c, const char *model, bool progress,
                  struct err *e) WARN_UNUSED;
 void session_close(struct session *s); /* a zeroed one is accepted */
 enum kv_type cli_kv_type(const struct config *c, const struct be *be);

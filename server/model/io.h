@@ -2,8 +2,8 @@
  * a pool of pread threads otherwise.
  *
  * Requests are handed over as one list; each completed one is given to done() on the calling thread, in any order, while
- * the next ones are in flight. Where dst is set the bytes are put there; otherwise data points into a staging buffer
- * that is valid only during the call. Staging memory is bounded (io_options) and freed before the function returns.
+ * the next ones are in flight. The bytes lie in a staging buffer that is valid only during the call, because every codec
+ * lays its weights out anew. Staging memory is bounded by the depth and freed before the function returns.
  * Files whose pages are in the page cache are read through it; the rest with O_DIRECT when the file system allows it.
  */
 #ifndef WRING_SERVER_MODEL_IO_H
@@ -19,8 +19,7 @@ struct io_request {
     int fd;
     const char *path; /* for messages, and to open it again with O_DIRECT */
     uint64_t offset;
-    size_t bytes; /* 1 to io_max_request() when dst is NULL, else any */
-    void *dst;    /* NULL: staging */
+    size_t bytes; /* 1 to io_max_request() */
     void *user;   /* the caller's */
 };
 
