@@ -11,6 +11,7 @@ struct vocab {
     float *score;
     uint8_t *kind; /* enum tok_kind */
     struct buf file;
+    char byte_name[256][8]; /* "<0x00>" and so on, where the file has the bytes themselves */
 };
 
 int vocab_alloc(struct vocab *v, int n, struct err *e) WARN_UNUSED; /* the arrays, zeroed */

@@ -1,5 +1,7 @@
 /* llama2.c's tokenizer.bin (karpathy/llama2.c, tokenizer.py): int32 longest piece, then for each token float32 score,
- * int32 length and the bytes. Ids 0, 1, 2 are <unk>, <s>, </s>; 3 to 258 are the bytes "<0x00>" to "<0xFF>". */
+ * int32 length and the bytes. Ids 0, 1, 2 are <unk>, <s>, </s>; 3 to 258 are the bytes, as
+ * themselves or as "<0x00>" to "<0xFF>". */
+#include <stdio.h>
 #include <string.h>
 
 #include "server/base/mem.h"
@@ -28,7 +30,7 @@ static int read_pieces(struct vocab *v, const struct buf *b, const char *path, i
     return 0;
 }
 
-/* The file holds the three controls as it likes and bytes as their names: the ids decide. */
+/* Files hold the three controls and the bytes as they like (a byte as itself or by its name): the ids decide. */
 static void name_specials(struct vocab *v)
 {
     static const char *const name[] = { "<unk>", "<s>", "</s>" };
@@ -38,8 +40,12 @@ static void name_specials(struct vocab *v)
         v->len[i] = strlen(name[i]);
         v->kind[i] = kind[i];
     }
-    for (int i = FIRST_BYTE; i < FIRST_BYTE + 256; i++)
-        v->kind[i] = TOK_BYTE;
+    for (int b = 0; b < 256; b++) {
+        int len = snprintf(v->byte_name[b], sizeof v->byte_name[b], "<0x%02X>", (unsigned)b);
+        v->text[FIRST_BYTE + b] = v->byte_name[b];
+        v->len[FIRST_BYTE + b] = (size_t)len;
+        v->kind[FIRST_BYTE + b] = TOK_BYTE;
+    }
 }
 
 int vocab_read_llama2c(struct vocab *v, const char *path, int n, struct err *e)
