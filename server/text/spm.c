@@ -11,10 +11,10 @@
 struct spm {
     const struct tokenizer *t;
     struct cand_heap heap;
-    char *text; /* with the space in front */
-    size_t n;
-    int32_t *at, *len, *prev, *next; /* symbols; len 0: merged away */
+    const char *text;                /* the run of text that is being merged */
+    int32_t *at, *len, *prev, *next; /* its symbols; len 0: merged away */
     int n_sym;
+    size_t cap; /* symbols there is room for */
 };
 
 /* Bytes of the code point at s, 1 for anything that is not one. */
@@ -33,36 +33,42 @@ static int char_len(const unsigned char *s, size_t n)
     return len;
 }
 
-static int set_text(struct spm *m, const char *s, size_t n, bool prefix)
+static int reserve(struct spm *m, size_t n)
 {
+    if (n <= m->cap)
+        return 0;
     if (n > INT32_MAX / 2)
         return ERR_LIMIT;
-    m->n = n + prefix;
-    m->text = mem_alloc(m->n);
-    m->at = mem_zalloc(m->n, 4 * sizeof *m->at);
-    if (m->text == NULL || m->at == NULL)
+    n = n < 256 ? 256 : n;
+    mem_free(m->at);
+    m->cap = 0;
+    m->at = mem_zalloc(n, 4 * sizeof *m->at);
+    if (m->at == NULL)
         return ERR_NOMEM;
-    m->len = m->at + m->n;
-    m->prev = m->len + m->n;
-    m->next = m->prev + m->n;
-    m->text[0] = ' ';
-    memcpy(m->text + prefix, s, n);
+    m->len = m->at + n;
+    m->prev = m->len + n;
+    m->next = m->prev + n;
+    m->cap = n;
     return 0;
 }
 
-static void cut(struct spm *m)
+static int cut(struct spm *m, const char *s, size_t n)
 {
-    size_t i = 0;
-    while (i < m->n) {
+    TRY(reserve(m, n));
+    m->text = s;
+    m->n_sym = 0;
+    m->heap.n = 0;
+    for (size_t i = 0; i < n;) {
         int k = m->n_sym++;
         m->at[k] = (int32_t)i;
-        m->len[k] = char_len((const unsigned char *)m->text + i, m->n - i);
+        m->len[k] = char_len((const unsigned char *)s + i, n - i);
         m->prev[k] = k - 1;
         m->next[k] = k + 1;
         i += (size_t)m->len[k];
     }
     if (m->n_sym > 0)
         m->next[m->n_sym - 1] = -1;
+    return 0;
 }
 
 static int push_pair(struct spm *m, int32_t i, int32_t j)
@@ -111,20 +117,45 @@ static int emit(const struct spm *m, struct tok_ids *out)
     return 0;
 }
 
+/* Bytes up to the next place that no piece reaches across: before a space that follows something else. */
+static size_t run_length(const struct tokenizer *t, const char *s, size_t n)
+{
+    size_t i = 1;
+    while (i < n && !(t->spaces_lead && s[i] == ' ' && s[i - 1] != ' '))
+        i++;
+    return i;
+}
+
+static int encode_runs(struct spm *m, const char *s, size_t n, struct tok_ids *out)
+{
+    while (n > 0) {
+        size_t len = run_length(m->t, s, n);
+        TRY(cut(m, s, len));
+        TRY(merge_all(m));
+        TRY(emit(m, out));
+        s += len;
+        n -= len;
+    }
+    return 0;
+}
+
 int spm_encode(const struct tokenizer *t, const char *s, size_t n, bool first, struct tok_ids *out)
 {
     if (n == 0)
         return 0;
     struct spm m = { .t = t };
-    int rc = set_text(&m, s, n, first && t->add_space_prefix);
-    if (rc == 0) {
-        cut(&m);
-        rc = merge_all(&m);
+    char *prefixed = NULL;
+    if (first && t->add_space_prefix) {
+        prefixed = mem_alloc(n + 1);
+        if (prefixed == NULL)
+            return ERR_NOMEM;
+        prefixed[0] = ' ';
+        memcpy(prefixed + 1, s, n++);
+        s = prefixed;
     }
-    if (rc == 0)
-        rc = emit(&m, out);
+    int rc = encode_runs(&m, s, n, out);
     mem_free(m.heap.c);
     mem_free(m.at);
-    mem_free(m.text);
+    mem_free(prefixed);
     return rc;
 }

@@ -241,8 +241,20 @@ static int build_bpe(struct tokenizer *t, const struct tok_vocab *v, struct err 
     return 0;
 }
 
-static int check_spm(const struct tokenizer *t, struct err *e)
+static bool has_inner_space(const char *s, size_t n)
 {
+    for (size_t i = 1; i < n; i++)
+        if (s[i] == ' ' && s[i - 1] != ' ')
+            return true;
+    return false;
+}
+
+static int build_spm(struct tokenizer *t, struct err *e)
+{
+    t->spaces_lead = true;
+    for (int i = 0; t->spaces_lead && i < t->n; i++)
+        t->spaces_lead =
+            !is_text(t->kind[i]) || !has_inner_space(t->pool + t->piece[i].at, t->piece[i].len);
     for (int b = 0; t->unk < 0 && b < 256; b++)
         if (t->byte_id[b] < 0)
             return err_set(e, ERR_FORMAT,
@@ -334,7 +346,7 @@ int tok_open(struct tokenizer **out, const struct tok_vocab *v, struct err *e)
     t->add_space_prefix = v->add_space_prefix;
     int rc = build_pieces(t, v, e);
     if (rc == 0)
-        rc = v->model == TOK_BPE ? build_bpe(t, v, e) : check_spm(t, e);
+        rc = v->model == TOK_BPE ? build_bpe(t, v, e) : build_spm(t, e);
     if (rc == 0)
         rc = build_specials(t, e);
     if (rc < 0) {

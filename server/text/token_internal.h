@@ -35,6 +35,7 @@ struct tokenizer {
     int special_first[257];
     struct pretoken *pre;
     bool whole_words; /* a word that is a token is not taken apart (Llama 3) */
+    bool spaces_lead; /* SPM: in every piece, spaces stand in front only */
     bool nfc;         /* text is put into Unicode's normal form C first (Qwen2) */
     bool add_bos, add_eos, add_space_prefix;
     int32_t bos, eos, unk, eot;
