@@ -179,7 +179,7 @@ static int encode_word(void *arg, const char *s, size_t n)
     struct bpe *b = arg;
     if (b->t->whole_words) {
         int32_t id = tok_find(b->t, s, n);
-        if (id >= 0)
+        if (id >= 0 && b->t->kind[id] == TOK_NORMAL)
             return tok_push(b->out, id);
     }
     if (n <= SHORT)

@@ -268,30 +268,38 @@ static bool is_name(int kind)
     return kind == TOK_CONTROL || kind == TOK_USER_DEFINED;
 }
 
-/* Counting sort of the specials by first byte, longest first inside. */
+/* By first byte, longest first inside, so that the first that matches is the one. */
+static int compare_specials(const void *a, const void *b, void *arg)
+{
+    const struct tokenizer *t = arg;
+    const struct tok_piece *p = &t->piece[*(const int32_t *)a];
+    const struct tok_piece *q = &t->piece[*(const int32_t *)b];
+    int d = (unsigned char)t->pool[p->at] - (unsigned char)t->pool[q->at];
+    if (d != 0)
+        return d;
+    if (p->len != q->len)
+        return p->len > q->len ? -1 : 1;
+    return *(const int32_t *)a < *(const int32_t *)b ? -1 : 1;
+}
+
 static int build_specials(struct tokenizer *t, struct err *e)
 {
-    int count[257] = { 0 };
+    int count[256] = { 0 };
     for (int i = 0; i < t->n; i++)
-        if (is_name(t->kind[i]) && t->piece[i].len > 0) {
-            count[(unsigned char)t->pool[t->piece[i].at] + 1]++;
-            t->n_special++;
-        }
+        t->n_special += is_name(t->kind[i]) && t->piece[i].len > 0;
     t->special = mem_alloc((size_t)(t->n_special + 1) * sizeof *t->special);
     if (t->special == NULL)
         return err_set(e, ERR_NOMEM, "no memory for %d special tokens", t->n_special);
-    for (int b = 0; b < 256; b++)
-        count[b + 1] += count[b];
-    memcpy(t->special_first, count, sizeof count);
+    int k = 0;
     for (int i = 0; i < t->n; i++) {
         if (!is_name(t->kind[i]) || t->piece[i].len == 0)
             continue;
-        int b = (unsigned char)t->pool[t->piece[i].at];
-        int k = count[b]++;
-        for (; k > t->special_first[b] && t->piece[t->special[k - 1]].len < t->piece[i].len; k--)
-            t->special[k] = t->special[k - 1];
-        t->special[k] = i;
+        t->special[k++] = i;
+        count[(unsigned char)t->pool[t->piece[i].at]]++;
     }
+    qsort_r(t->special, (size_t)k, sizeof *t->special, compare_specials, t);
+    for (int b = 0; b < 256; b++)
+        t->special_first[b + 1] = t->special_first[b] + count[b];
     return 0;
 }
 

@@ -58,6 +58,9 @@ int vocab_read_llama2c(struct vocab *v, const char *path, int n, struct err *e)
     int rc = buf_read_file(&v->file, path, e);
     if (rc == 0 && v->file.len < 4)
         rc = err_set(e, ERR_FORMAT, "%s: empty", path);
+    if (rc == 0 && (size_t)n > (v->file.len - 4) / 8)
+        rc =
+            err_set(e, ERR_FORMAT, "%s: %zu bytes are too few for %d tokens", path, v->file.len, n);
     if (rc == 0)
         rc = vocab_alloc(v, n, e);
     if (rc == 0)

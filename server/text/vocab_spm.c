@@ -5,12 +5,16 @@
 #include "server/text/sentencepiece.pb-c.h"
 #include "server/text/vocab.h"
 
-enum { MAX_FILE = 64 << 20, MODEL_BPE = 2 };
+enum { MAX_FILE = 64 << 20, MAX_UNPACKED = 256 << 20, MODEL_BPE = 2 };
 
-/* protobuf-c asks for its memory here, so that it is counted; a file is at most MAX_FILE, so is what it unpacks to. */
+/* protobuf-c asks for its memory here, so that it is counted and bounded: a file of empty pieces unpacks to forty times
+ * its size. */
 static void *pb_alloc(void *arg, size_t n)
 {
-    (void)arg;
+    size_t *left = arg;
+    if (n > *left)
+        return NULL;
+    *left -= n;
     return mem_alloc(n > 0 ? n : 1);
 }
 
@@ -19,8 +23,6 @@ static void pb_free(void *arg, void *p)
     (void)arg;
     mem_free(p);
 }
-
-static ProtobufCAllocator allocator = { .alloc = pb_alloc, .free = pb_free };
 
 static int check_model(const Wring__Spm__Model *m, const char *path, struct err *e)
 {
@@ -81,11 +83,13 @@ int tok_open_spm(struct tokenizer **out, const char *path, struct err *e)
     buf_init(&b, MAX_FILE);
     int rc = buf_read_file(&b, path, e);
     Wring__Spm__Model *m = NULL;
+    size_t left = MAX_UNPACKED;
+    ProtobufCAllocator allocator = { .alloc = pb_alloc, .free = pb_free, .allocator_data = &left };
     if (rc == 0) {
         m = wring__spm__model__unpack(&allocator, b.len, (const uint8_t *)buf_str(&b));
         if (m == NULL)
             rc =
-                err_set(e, ERR_FORMAT, "%s: not a sentencepiece model (or no memory for it)", path);
+                err_set(e, ERR_FORMAT, "%s: not a sentencepiece model, or too large for one", path);
     }
     if (rc == 0)
         rc = check_model(m, path, e);
