@@ -260,8 +260,10 @@ int toy_write(const char *path, uint64_t seed, struct err *e)
 
 /* ---- opening ------------------------------------------------------------------------------------------------- */
 
-int toy_open(struct toy *t, uint64_t seed, const char *isa, int n_threads, struct err *e)
+int toy_open(struct toy *t, uint64_t seed, const char *isa, int n_threads,
+             const struct model_options *o, struct err *e)
 {
+    static const struct model_options plain = { .weights = "auto" };
     static int serial;
     const char *dir = getenv("TMPDIR");
     memset(t, 0, sizeof *t);
@@ -271,7 +273,7 @@ int toy_open(struct toy *t, uint64_t seed, const char *isa, int n_threads, struc
     if (rc == 0)
         rc = be_open(&t->be, &(struct be_config){ .n_threads = n_threads, .isa = isa }, e);
     if (rc == 0)
-        rc = model_open(&t->model, t->path, &(struct model_options){ .weights = "auto" }, t->be, e);
+        rc = model_open(&t->model, t->path, o != NULL ? o : &plain, t->be, e);
     if (rc < 0)
         toy_close(t);
     return rc;

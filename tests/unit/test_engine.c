@@ -166,12 +166,13 @@ static void assert_same(const struct run *a, const struct run *b)
 
 enum { N_RUNS = 9 };
 static struct run alone[N_RUNS], other[N_RUNS];
+static int n_new = 100; /* tokens each of them makes */
 
 static void make_jobs(struct run *r)
 {
     static const int length[N_RUNS] = { 1, 31, 32, 33, 64, 100, 250, 47, 300 };
     for (int i = 0; i < N_RUNS; i++) {
-        make_run(&r[i], i, length[i], 100);
+        make_run(&r[i], i, length[i], n_new);
         r[i].job.prompt_logprobs = i == 5 || i == 8;
     }
 }
@@ -200,8 +201,8 @@ static void run_alone(const struct engine_config *c)
         submit(en, &alone[i]);
         wait_done(&alone[i]);
         assert_int_equal(alone[i].finish, FINISH_LENGTH);
-        assert_int_equal(alone[i].n_tokens, 100);
-        assert_int_equal(alone[i].usage.completion_tokens, 100);
+        assert_int_equal(alone[i].n_tokens, n_new);
+        assert_int_equal(alone[i].usage.completion_tokens, n_new);
         assert_int_equal(alone[i].usage.cached_tokens, 0);
         assert_int_equal(alone[i].n_prompt_events,
                          alone[i].job.prompt_logprobs ? alone[i].job.n_prompt : 1);
@@ -277,6 +278,34 @@ static void test_same_bits_bf16(void **state)
 {
     (void)state;
     same_bits(KV_BF16);
+}
+
+/* Every codec's kernels, with exact and with rounded inputs, at every level this machine has. */
+static void test_same_bits_codecs(void **state)
+{
+    (void)state;
+    static const char *const weights[] = { "f32", "bf16", "q8", "q4" };
+    struct toy was = toy;
+    n_new = 25;
+    for (int isa = CPU_REF; isa <= (int)cpu_isa_best(); isa++) {
+        for (int i = 0; i < 8; i++) {
+            const struct model_options o = { .weights = weights[i % 4], .int8 = i >= 4 };
+            struct engine_config c = { .max_seqs = 16, .kv_tokens = 8192, .kv_type = KV_BF16 };
+            struct err e = { 0 };
+            uint64_t preemptions;
+            if (toy_open(&toy, 2, cpu_isa_name((enum cpu_isa)isa), 2, &o, &e) < 0)
+                fail_msg("%s", e.text);
+            run_alone(&c);
+            run_together(&c, &preemptions);
+            c.max_batch = 19;
+            c.kv_tokens = 544;
+            c.prefix_cache = true;
+            run_together(&c, &preemptions);
+            toy_close(&toy);
+        }
+    }
+    toy = was;
+    n_new = 100;
 }
 
 /* ---- endings ------------------------------------------------------------------------------------------------- */
@@ -800,7 +829,7 @@ static int open_toy(void **state)
 {
     (void)state;
     struct err e = { 0 };
-    if (toy_open(&toy, 1, NULL, 2, &e) < 0) {
+    if (toy_open(&toy, 1, NULL, 2, NULL, &e) < 0) {
         print_error("%s\n", e.text);
         return -1;
     }
@@ -820,6 +849,7 @@ int main(void)
         cmocka_unit_test(test_same_bits_f32),
         cmocka_unit_test(test_same_bits_f16),
         cmocka_unit_test(test_same_bits_bf16),
+        cmocka_unit_test(test_same_bits_codecs),
         cmocka_unit_test(test_text),
         cmocka_unit_test(test_stops),
         cmocka_unit_test(test_lengths),
