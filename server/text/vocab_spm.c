@@ -49,7 +49,11 @@ static int id_or(bool has, int id, int otherwise)
 static int open_model(const Wring__Spm__Model *m, struct tokenizer **out, struct err *e)
 {
     struct vocab v = { 0 };
-    TRY(vocab_alloc(&v, (int)m->n_pieces, e));
+    int rc = vocab_alloc(&v, (int)m->n_pieces, e);
+    if (rc < 0) {
+        vocab_free(&v);
+        return rc;
+    }
     for (int i = 0; i < v.n; i++) {
         const Wring__Spm__Piece *p = m->pieces[i];
         v.text[i] = p->piece != NULL ? p->piece : "";
@@ -72,7 +76,7 @@ static int open_model(const Wring__Spm__Model *m, struct tokenizer **out, struct
                             .add_bos = true,
                             .add_space_prefix =
                                 n == NULL || !n->has_add_dummy_prefix || n->add_dummy_prefix };
-    int rc = tok_open(out, &tv, e);
+    rc = tok_open(out, &tv, e);
     vocab_free(&v);
     return rc;
 }
