@@ -1,7 +1,7 @@
-/* The skeleton of a product: n input rows against panels of sixteen outputs, eight rows at a time.
+/* The skeleton of a product: n input rows against panels of sixteen outputs, some rows at a time.
  *
  * A codec's kernel gives ROWDOT_BLOCK(w, in, r0, panel, acc, R): the sums of rows r0 .. r0 + R - 1 with one panel, R a
- * constant from 1 to 8 so that the accumulators stay in registers. All blocks are the same code, so a row's sum
+ * constant from 1 to V16_ROWS (8; 1 in plain C) so that the accumulators stay in registers. All blocks are the same code, so a row's sum
  * does not depend on how many others are there. The panel's weights stay in the first-level cache while all rows pass.
  */
 #ifndef WRING_QUANT_ROWDOT_H
@@ -10,7 +10,7 @@
 #include "quant/input.h"
 #include "quant/vec16.h"
 
-enum { ROWDOT = 8 };
+enum { ROWDOT = V16_ROWS };
 
 #define ROWDOT_INLINE static inline __attribute__((always_inline))
 
@@ -56,7 +56,7 @@ ROWDOT_INLINE void rowdot_store(const struct weight *w, const float *bias, float
             int r = 0;                                                                             \
             for (; r + ROWDOT <= in->n; r += ROWDOT)                                               \
                 name##_rows(w, in, bias, y, ldy, p, r, ROWDOT);                                    \
-            switch (in->n - r) {                                                                   \
+            switch (ROWDOT > 1 ? in->n - r : 0) {                                                  \
             case 1: name##_rows(w, in, bias, y, ldy, p, r, 1); break;                              \
             case 2: name##_rows(w, in, bias, y, ldy, p, r, 2); break;                              \
             case 3: name##_rows(w, in, bias, y, ldy, p, r, 3); break;                              \

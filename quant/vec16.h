@@ -23,6 +23,7 @@ static inline int32_t load_i32(const void *p)
 /*  v16           16 floats                        v16i          16 int32
  *  v16_f16(p)    from 16 halves                   v16_bf16(p)   from 16 bfloat16
  *  v16_fma(a, b, c) = a * b + c
+ *  V16_ROWS              input rows a kernel takes at once; V16_UNROLL: in front of loops over them
  *  v16i_dp4(acc, w, x)   acc[l] += sum of w[4l+b] * x[b], b = 0..3, w unsigned below 16, x signed
  *  v16i_dp8(acc, w, x)   the same for w up to 255
  *  v16q                  64 bytes of codes; v16q_lo / v16q_hi: its low or high nibbles
@@ -31,6 +32,9 @@ static inline int32_t load_i32(const void *p)
 #if defined(__AVX512VNNI__)
 
 #    include <immintrin.h>
+
+enum { V16_ROWS = 8 };
+#    define V16_UNROLL _Pragma("GCC unroll 8")
 
 typedef __m512 v16;
 typedef __m512i v16i;
@@ -110,6 +114,9 @@ static inline void v16q_prefetch(const uint8_t *p)
 #elif defined(__AVX2__)
 
 #    include <immintrin.h>
+
+enum { V16_ROWS = 8 };
+#    define V16_UNROLL _Pragma("GCC unroll 8")
 
 typedef struct {
     __m256 a, b; /* lanes 0-7, 8-15 */
@@ -227,6 +234,9 @@ typedef struct {
 typedef struct {
     uint8_t l[64];
 } v16q;
+
+enum { V16_ROWS = 1 };
+#    define V16_UNROLL
 
 #    define V16_EACH(type, expr)                                                                   \
         type r;                                                                                    \

@@ -1,2 +1,2 @@
 #define DENSE_TABLE dense_avx512
-#include "quant/dense/dense_kernel.h"
+#include "quant/dense/dense_kernel.inc"
