@@ -1,0 +1,129 @@
+/* The option table: the command line, the config file, and what is generated from it. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "server/config.h"
+
+static int parse(struct config *c, struct err *e, int argc, ...)
+{
+    char *argv[16];
+    va_list ap;
+    va_start(ap, argc);
+    for (int i = 0; i < argc; i++)
+        argv[i] = va_arg(ap, char *);
+    va_end(ap);
+    return config_parse(c, CONFIG_SERVE, argc, argv, e);
+}
+
+static void takes_defaults_and_words(void **state)
+{
+    struct config c;
+    struct err e;
+    (void)state;
+    assert_int_equal(parse(&c, &e, 4, "model.gguf", "--port", "9000", "--kv-size=1.5G"), 0);
+    assert_string_equal(c.word[0], "model.gguf");
+    assert_int_equal(c.port, 9000);
+    assert_int_equal(c.kv_size, 3LL << 29);
+    assert_int_equal(c.max_seqs, 64);
+    assert_true(c.prefix_cache);
+    config_free(&c);
+    assert_int_equal(parse(&c, &e, 1, "--no-prefix-cache"), 0);
+    assert_false(c.prefix_cache);
+    config_free(&c);
+}
+
+static void says_what_is_wrong(void **state)
+{
+    static const struct {
+        const char *arg, *says;
+    } bad[] = {
+        { "--port=70000", "port: \"70000\"" },
+        { "--port=1.5", "whole number" },
+        { "--port=x", "whole number" },
+        { "--weights=q3", "not one of: auto f32" },
+        { "--nothing=1", "no option --nothing" },
+        { "--port", "--port needs a value" },
+        { "--kv-size=2X", "a size" },
+        { "--prefix-cache=maybe", "neither" },
+        { "--no-port", "no option --no-port" },
+        { "--chunks=3", "no option --chunks here" },
+        { "--config=/nonexistent/x.yaml", "/nonexistent/x.yaml" },
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        struct config c;
+        struct err e = { 0 };
+        assert_true(parse(&c, &e, 1, bad[i].arg) < 0);
+        if (strstr(e.text, bad[i].says) == NULL)
+            fail_msg("%s: \"%s\" does not say \"%s\"", bad[i].arg, e.text, bad[i].says);
+        config_free(&c);
+    }
+}
+
+static void reads_yaml(void **state)
+{
+    static const struct {
+        const char *text, *says;
+    } bad[] = {
+        { "port: [1]", "line 1: \"option: value\"" },
+        { "a: 1", "line 1: there is no option \"a\"" },
+        { "host: x\nport: abc\n", "line 2: port" },
+        { "- 1", "a mapping" },
+        { "port: {", "not YAML" },
+    };
+    struct config c;
+    struct err e = { 0 };
+    (void)state;
+    assert_int_equal(parse(&c, &e, 0), 0);
+    const char *good = "port: 81\nprefix-cache: no\nkv-size: 2G\nalias: \"my model\"\n";
+    assert_int_equal(config_read(&c, good, strlen(good), &e), 0);
+    assert_int_equal(c.port, 81);
+    assert_false(c.prefix_cache);
+    assert_string_equal(c.alias, "my model");
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        assert_true(config_read(&c, bad[i].text, strlen(bad[i].text), &e) < 0);
+        if (strstr(e.text, bad[i].says) == NULL)
+            fail_msg("\"%s\": \"%s\" does not say \"%s\"", bad[i].text, e.text, bad[i].says);
+    }
+    config_free(&c);
+}
+
+/* The file in configs/ and the table in the README come from the option table: `wring sample-config`, `wring options`. */
+static void is_what_the_documents_show(void **state)
+{
+    struct buf made;
+    struct buf file;
+    struct config c;
+    struct err e;
+    (void)state;
+    buf_init(&made, 1 << 20);
+    buf_init(&file, 1 << 20);
+    assert_int_equal(config_sample(&made), 0);
+    assert_int_equal(buf_read_file(&file, "configs/wring.yaml", &e), 0);
+    assert_string_equal(buf_str(&made), buf_str(&file));
+    assert_int_equal(parse(&c, &e, 1, "--config=configs/wring.yaml"), 0);
+    config_free(&c);
+    buf_clear(&made);
+    buf_clear(&file);
+    assert_int_equal(config_markdown(&made), 0);
+    assert_int_equal(buf_read_file(&file, "README.md", &e), 0);
+    assert_non_null(strstr(buf_str(&file), buf_str(&made)));
+    buf_free(&made);
+    buf_free(&file);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(takes_defaults_and_words),
+        cmocka_unit_test(says_what_is_wrong),
+        cmocka_unit_test(reads_yaml),
+        cmocka_unit_test(is_what_the_documents_show),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
