@@ -52,10 +52,9 @@ static int check_shape(const struct tensor *t, const struct slot *s, struct err 
                    s->name, shape_text(found, sizeof found, t), s->rows, s->cols);
 }
 
-/* The embedding and the head keep at least 8 bits: they are what a 4-bit code hurts most. */
-static const char *word_for(const struct model *m, const struct slot *s, const char *word)
+const char *load_word(const char *tensor, const char *word)
 {
-    bool table = s->w == &m->embd || s->w == &m->out;
+    bool table = strcmp(tensor, "token_embd.weight") == 0 || strcmp(tensor, "output.weight") == 0;
     return table && strcmp(word, "q4") == 0 ? "q8" : word;
 }
 
@@ -63,7 +62,7 @@ static int open_slot(struct model *m, const struct tensor *t, const struct slot 
                      const struct model_options *o, struct err *e)
 {
     if (s->w != NULL) {
-        int rc = weight_open(s->w, m->be, word_for(m, s, o->weights), o->int8, t->type, s->rows,
+        int rc = weight_open(s->w, m->be, load_word(s->name, o->weights), o->int8, t->type, s->rows,
                              s->cols, e);
         if (rc < 0)
             return err_prefix(e, "tensor %s", s->name);

@@ -9,4 +9,8 @@
 int load_slots(struct model *m, const struct source *src, const struct slot *slot, int n,
                const struct model_options *o, struct err *e) WARN_UNUSED;
 
+/* What --weights WORD means for a tensor: the embedding and the head keep at least 8 bits, for they are what a 4-bit code
+ * hurts most. */
+const char *load_word(const char *tensor, const char *word);
+
 #endif
