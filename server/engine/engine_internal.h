@@ -8,10 +8,12 @@
 #include "server/engine/sched.h"
 #include "server/engine/seq.h"
 
-/* A row of logits that was asked for: whose, and of which position. */
+/* A row of logits that was asked for: whose, of which position, and what was chosen there. */
 struct out_row {
     struct seq *seq;
     int pos;
+    const float *logits;
+    struct sample_result result;
 };
 
 struct engine {

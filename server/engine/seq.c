@@ -106,19 +106,18 @@ static size_t release(struct seq *s)
     return go;
 }
 
-void seq_next(struct seq *s, const float *logits, const struct tokenizer *tok, uint64_t now_ns)
+void seq_push(struct seq *s, const struct sample_result *r, const struct tokenizer *tok,
+              uint64_t now_ns)
 {
-    struct sample_result r;
-    sampler_next(s->sampler, logits, &r);
-    s->token[s->n_tokens++] = r.id;
+    s->token[s->n_tokens++] = r->id;
     s->last_ns = now_ns;
     if (s->first_ns == 0)
         s->first_ns = now_ns;
-    if (stops_at(s, tok, r.id)) {
+    if (stops_at(s, tok, r->id)) {
         s->finish = FINISH_STOP;
         return;
     }
-    int rc = detok_push(&s->detok, tok, r.id, &s->text);
+    int rc = detok_push(&s->detok, tok, r->id, &s->text);
     if (rc < 0) {
         s->finish = FINISH_ERROR;
         (void)err_set(&s->err, rc, "no memory for the text of a token");
@@ -128,11 +127,11 @@ void seq_next(struct seq *s, const float *logits, const struct tokenizer *tok, u
         s->finish = FINISH_LENGTH;
     size_t go = release(s);
     event(s, &(struct job_event){ .kind = JOB_TOKEN,
-                                  .id = r.id,
+                                  .id = r->id,
                                   .text = buf_str(&s->text),
                                   .text_len = go,
                                   .has_logprob = s->job->sample.n_logprobs >= 0,
-                                  .result = &r });
+                                  .result = r });
     buf_shift(&s->text, go);
 }
 

@@ -52,8 +52,9 @@ bool seq_wants_row(const struct seq *s, int pos);
 
 /* Reports prompt tokens: the next one with its logits (of the row before it). The first has none: logits NULL. */
 void seq_score(struct seq *s, const float *logits, int n_vocab);
-/* Appends the token that these logits give, reports it, and sets finish when it was the last. */
-void seq_next(struct seq *s, const float *logits, const struct tokenizer *tok, uint64_t now_ns);
+/* Appends the token that was chosen, reports it, and sets finish when it was the last. */
+void seq_push(struct seq *s, const struct sample_result *r, const struct tokenizer *tok,
+              uint64_t now_ns);
 /* JOB_DONE; from then on the job is the caller's. */
 void seq_done(struct seq *s, const struct job_usage *u);
 

@@ -278,7 +278,8 @@ static void build_batch(struct engine *en, struct batch *b)
             en->pos[b->n_rows] = pos0 + k;
             if (!seq_wants_row(s, pos0 + k))
                 continue;
-            en->out[b->n_out] = (struct out_row){ s, pos0 + k };
+            en->out[b->n_out].seq = s;
+            en->out[b->n_out].pos = pos0 + k;
             en->out_row[b->n_out++] = b->n_rows;
         }
     }
@@ -310,10 +311,24 @@ static void count_token(struct engine *en, const struct seq *s, uint64_t before,
         histogram_observe(&t->inter_token, seconds(before, now));
 }
 
-/* What the rows gave: prompt logprobs, then finished prompts, then tokens. */
-static void take_rows(struct engine *en, const struct batch *b, const float *logits)
+/* The row gives a new token, not a logprob of the prompt. */
+static bool is_next(const struct out_row *o)
 {
-    uint64_t now = clock_ns();
+    return o->pos + 1 == o->seq->n_tokens && o->pos + 1 >= o->seq->job->n_prompt;
+}
+
+static void sample_rows(void *arg, int first, int last, int i_thread)
+{
+    struct out_row *out = arg;
+    (void)i_thread;
+    for (int i = first; i < last; i++)
+        if (is_next(&out[i]))
+            sampler_next(out[i].seq->sampler, out[i].logits, &out[i].result);
+}
+
+/* Pages that are full go to the index; prompts that are through are told so. */
+static void take_prompts(struct engine *en, const struct batch *b)
+{
     int n_vocab = en->model->config.vocab;
     for (int i = 0; i < en->n_running; i++) {
         struct seq *s = en->running[i];
@@ -325,18 +340,25 @@ static void take_rows(struct engine *en, const struct batch *b, const float *log
             seq_score(s, NULL, n_vocab);
     }
     for (int i = 0; i < b->n_out; i++)
-        if (en->out[i].pos + 1 < en->out[i].seq->job->n_prompt)
-            seq_score(en->out[i].seq, logits + (size_t)i * (size_t)n_vocab, n_vocab);
+        if (!is_next(&en->out[i]))
+            seq_score(en->out[i].seq, en->out[i].logits, n_vocab);
     for (int i = 0; i < en->n_running; i++)
         if (!en->running[i]->prompt_done &&
             en->running[i]->kv.n_tokens >= en->running[i]->job->n_prompt)
             prompt_done(en, en->running[i]);
+}
+
+/* Tokens are chosen side by side (a row is some 100 us of one core) and handed out in order. */
+static void take_tokens(struct engine *en, const struct batch *b)
+{
+    uint64_t now = clock_ns();
+    par_for(en->model->be->par, b->n_out, 1, sample_rows, en->out);
     for (int i = 0; i < b->n_out; i++) {
         struct seq *s = en->out[i].seq;
         uint64_t before = s->last_ns;
-        if (en->out[i].pos + 1 != s->n_tokens || s->finish != FINISH_NONE)
+        if (!is_next(&en->out[i]) || s->finish != FINISH_NONE)
             continue;
-        seq_next(s, logits + (size_t)i * (size_t)n_vocab, en->model->tok, now);
+        seq_push(s, &en->out[i].result, en->model->tok, now);
         count_token(en, s, before, now);
     }
 }
@@ -375,7 +397,10 @@ static void step(struct engine *en)
     }
     atomic_fetch_add_explicit(&en->stats.steps, 1, memory_order_relaxed);
     histogram_observe(&en->stats.batch_rows, b.n_rows);
-    take_rows(en, &b, logits);
+    for (int i = 0; i < b.n_out; i++)
+        en->out[i].logits = logits + (size_t)i * (size_t)en->model->config.vocab;
+    take_prompts(en, &b);
+    take_tokens(en, &b);
     sweep(en, en->running, &en->n_running);
     show_pages(en);
 }
