@@ -7,7 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-/* after the four it needs */
 #include <cmocka.h>
 
 #include "server/base/mem.h"
@@ -31,19 +30,15 @@ static int add(struct small *s, const char *text, float score, int kind)
 {
     int id = s->v.n++;
     assert_true(id < MAX_VOCAB);
+    s->v.text = s->text;
+    s->v.len = s->len;
+    s->v.score = s->score;
+    s->v.kind = s->kind;
     s->text[id] = text;
     s->len[id] = strlen(text);
     s->score[id] = score;
     s->kind[id] = (uint8_t)kind;
     return id;
-}
-
-static void finish(struct small *s)
-{
-    s->v.text = s->text;
-    s->v.len = s->len;
-    s->v.score = s->score;
-    s->v.kind = s->kind;
 }
 
 static const char *const merge[] = { "h e", "l l", "he ll", "hell o", "\xC4\xA0 hello" };
@@ -69,7 +64,6 @@ static void make_bpe(struct small *s, const char *pre)
     add(s, "\xC4\xA0hello", 0, TOK_NORMAL);
     int end = add(s, "<|im_end|>", 0, TOK_CONTROL);
     int start = add(s, "<|im_start|>", 0, TOK_CONTROL);
-    finish(s);
     for (int i = 0; i < 5; i++)
         s->merge_len[i] = strlen(merge[i]);
     s->v.model = TOK_BPE;
@@ -98,7 +92,6 @@ static void make_spm(struct small *s)
     }
     for (int i = 0; i < 8; i++)
         add(s, piece[i], (float)-i, TOK_NORMAL);
-    finish(s);
     s->v.model = TOK_SPM;
     s->v.bos = 1;
     s->v.eos = 2;
