@@ -1,0 +1,210 @@
+/* A Hugging Face folder: config.json, model.safetensors or its shards, tokenizer.model, a chat template. */
+#include "server/model/hf.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "server/base/buf.h"
+
+enum { PATH_SIZE = 4096, MAX_JSON = 64 << 20, MAX_NAMES = 64 << 20, MAX_SHARDS = 1024 };
+
+struct hf {
+    char *folder;
+    struct arena arena; /* names of tensors */
+};
+
+static int path_of(char out[PATH_SIZE], const char *folder, const char *name, struct err *e)
+{
+    int n = snprintf(out, PATH_SIZE, "%s/%s", folder, name);
+    if (n < 0 || n >= PATH_SIZE)
+        return err_set(e, ERR_LIMIT, "%s/%s: the path is too long", folder, name);
+    return 0;
+}
+
+static bool has(const char *folder, const char *name)
+{
+    char path[PATH_SIZE];
+    return path_of(path, folder, name, NULL) == 0 && access(path, F_OK) == 0;
+}
+
+static int load_json(json_t **out, const char *folder, const char *name, struct err *e)
+{
+    char path[PATH_SIZE];
+    json_error_t why;
+    struct buf b;
+    TRY(path_of(path, folder, name, e));
+    buf_init(&b, MAX_JSON);
+    int rc = buf_read_file(&b, path, e);
+    if (rc == 0) {
+        *out = json_loadb(buf_str(&b), b.len, JSON_REJECT_DUPLICATES, &why);
+        if (*out == NULL)
+            rc = err_set(e, ERR_FORMAT, "%s:%d: not JSON: %s", path, why.line, why.text);
+    }
+    buf_free(&b);
+    return rc;
+}
+
+/* ---- weights ----------------------------------------------------------------------------------------------------- */
+
+static int add_shard(struct source *s, struct hf *h, const char *name, struct err *e)
+{
+    char path[PATH_SIZE];
+    TRY(path_of(path, h->folder, name, e));
+    for (int i = 0; i < s->n_files; i++)
+        if (strcmp(s->file[i].path, path) == 0)
+            return 0;
+    if (s->n_files == MAX_SHARDS)
+        return err_set(e, ERR_FORMAT, "%s: more than %d weight files", h->folder, MAX_SHARDS);
+    return safetensors_add(s, &h->arena, path, e);
+}
+
+static int add_shards(struct source *s, struct hf *h, const json_t *index, struct err *e)
+{
+    static const char file[] = "model.safetensors.index.json";
+    json_t *map = json_object_get(index, "weight_map");
+    const char *key;
+    json_t *v;
+    if (!json_is_object(map) || json_object_size(map) == 0)
+        return err_set(e, ERR_FORMAT, "%s/%s: \"weight_map\" is missing", h->folder, file);
+    json_object_foreach(map, key, v)
+    {
+        const char *name = json_string_value(v);
+        if (name == NULL || name[0] == '.' || strchr(name, '/') != NULL)
+            return err_set(e, ERR_FORMAT, "%s/%s: \"%.80s\": a plain file name is expected",
+                           h->folder, file, key);
+        TRY(add_shard(s, h, name, e));
+    }
+    return 0;
+}
+
+static int add_weights(struct source *s, struct hf *h, struct err *e)
+{
+    json_t *index;
+    if (has(h->folder, "model.safetensors"))
+        return add_shard(s, h, "model.safetensors", e);
+    if (!has(h->folder, "model.safetensors.index.json"))
+        return err_set(e, ERR_NOTFOUND,
+                       "%s: has neither model.safetensors nor model.safetensors.index.json",
+                       h->folder);
+    TRY(load_json(&index, h->folder, "model.safetensors.index.json", e));
+    int rc = add_shards(s, h, index, e);
+    json_decref(index);
+    return rc;
+}
+
+/* ---- template ---------------------------------------------------------------------------------------------------- */
+
+/* tokenizer_config.json has one template, or a list of named ones of which "default" is meant. */
+static const char *template_in(const json_t *v)
+{
+    const json_t *t = json_object_get(v, "chat_template");
+    size_t i;
+    json_t *x;
+    json_array_foreach(t, i, x)
+    {
+        const char *name = json_string_value(json_object_get(x, "name"));
+        if (name != NULL && strcmp(name, "default") == 0)
+            return json_string_value(json_object_get(x, "template"));
+    }
+    return json_string_value(t);
+}
+
+static int copy_template(struct source *s, const char *text, struct err *e)
+{
+    if (text == NULL)
+        return 0;
+    s->chat_template = mem_strdup(text);
+    return s->chat_template != NULL ? 0 : err_set(e, ERR_NOMEM, "no memory for a chat template");
+}
+
+static int read_template(struct source *s, const char *folder, struct err *e)
+{
+    char path[PATH_SIZE];
+    json_t *v;
+    int rc;
+    if (has(folder, "chat_template.jinja")) {
+        struct buf b;
+        buf_init(&b, MAX_JSON);
+        TRY(path_of(path, folder, "chat_template.jinja", e));
+        rc = buf_read_file(&b, path, e);
+        if (rc == 0)
+            rc = copy_template(s, buf_str(&b), e);
+        buf_free(&b);
+        return rc;
+    }
+    if (!has(folder, "tokenizer_config.json"))
+        return 0;
+    TRY(load_json(&v, folder, "tokenizer_config.json", e));
+    rc = copy_template(s, template_in(v), e);
+    json_decref(v);
+    return rc;
+}
+
+/* ---- the folder -------------------------------------------------------------------------------------------------- */
+
+static int hf_tokenizer(const struct source *s, struct tokenizer **out, struct err *e)
+{
+    const struct hf *h = s->state;
+    char path[PATH_SIZE];
+    TRY(path_of(path, h->folder, "tokenizer.model", e));
+    if (access(path, F_OK) == 0)
+        return tok_open_spm(out, path, e);
+    if (has(h->folder, "tokenizer.json"))
+        return err_set(e, ERR_UNSUPPORTED,
+                       "%s: its vocabulary is in tokenizer.json, which is not read; a "
+                       "tokenizer.model (sentencepiece) or a GGUF file of the model is",
+                       h->folder);
+    return err_set(e, ERR_NOTFOUND, "%s: has no tokenizer.model", h->folder);
+}
+
+static void hf_close(struct source *s)
+{
+    struct hf *h = s->state;
+    if (h == NULL)
+        return;
+    arena_clear(&h->arena);
+    mem_free(h->folder);
+    mem_free(h);
+}
+
+const struct source_format source_hf = {
+    .name = "safetensors",
+    .tokenizer = hf_tokenizer,
+    .close = hf_close,
+};
+
+static int read_config(struct source *s, const char *folder, struct err *e)
+{
+    json_t *v;
+    if (!has(folder, "config.json"))
+        return err_set(e, ERR_NOTFOUND,
+                       "%s: has no config.json; a model is a .gguf file or a Hugging Face folder",
+                       folder);
+    TRY(load_json(&v, folder, "config.json", e));
+    int rc = hf_config(&s->config, v, e);
+    json_decref(v);
+    return rc < 0 ? err_prefix(e, "%s/config.json", folder) : 0;
+}
+
+int hf_open(struct source *s, const char *folder, struct err *e)
+{
+    struct hf *h = mem_zalloc(1, sizeof *h);
+    if (h == NULL)
+        return err_set(e, ERR_NOMEM, "no memory to open %s", folder);
+    arena_init(&h->arena, MAX_NAMES);
+    s->format = &source_hf;
+    s->state = h;
+    h->folder = mem_strdup(folder);
+    if (h->folder == NULL)
+        return err_set(e, ERR_NOMEM, "no memory to open %s", folder);
+    for (size_t n = strlen(folder); n > 1 && folder[n - 1] == '/';)
+        h->folder[--n] = 0;
+    TRY(read_config(s, h->folder, e));
+    const char *slash = strrchr(h->folder, '/');
+    snprintf(s->config.name, sizeof s->config.name, "%s", slash != NULL ? slash + 1 : h->folder);
+    TRY(add_weights(s, h, e));
+    TRY(read_template(s, h->folder, e));
+    return source_finish(s, e);
+}
