@@ -76,12 +76,6 @@ static int open_all(struct serve *s, struct err *e)
     return http_open(&s->http, &hc, s->session.model, s->engine, e);
 }
 
-static void on_second_signal(int sig)
-{
-    (void)sig;
-    _exit(130);
-}
-
 static void wait_and_drain(struct serve *s, const sigset_t *set)
 {
     int sig = 0;
@@ -91,9 +85,7 @@ static void wait_and_drain(struct serve *s, const sigset_t *set)
     sigwait(set, &sig);
     LOG(I, "draining", "signal=%s timeout_s=%lld", sig == SIGTERM ? "TERM" : "INT",
         (long long)s->config->drain_timeout);
-    struct sigaction sa = { .sa_handler = on_second_signal };
-    sigaction(SIGINT, &sa, NULL);
-    sigaction(SIGTERM, &sa, NULL);
+    /* From here on a signal does what it does by default: it ends the program. */
     pthread_sigmask(SIG_UNBLOCK, set, NULL);
     http_shutdown(s->http, (double)s->config->drain_timeout);
 }

@@ -2,6 +2,8 @@
 #ifndef WRING_SERVER_MODEL_IO_INTERNAL_H
 #define WRING_SERVER_MODEL_IO_INTERNAL_H
 
+#include <sys/types.h>
+
 #include "server/model/io.h"
 
 enum { IO_ALIGN = 4096, IO_REQUEST = 4 << 20 };
