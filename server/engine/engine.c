@@ -70,8 +70,8 @@ static bool open_arrays(struct engine *en)
 {
     size_t seqs = (size_t)en->config.max_seqs, rows = (size_t)en->config.max_batch;
     size_t out = (size_t)en->max_out;
-    return (en->running = mem_zalloc(seqs, sizeof *en->running)) != NULL &&
-           (en->held = mem_zalloc(seqs + 1, sizeof *en->held)) != NULL &&
+    return (en->running = mem_zalloc(seqs, sizeof(struct seq *))) != NULL &&
+           (en->held = mem_zalloc(seqs + 1, sizeof(struct seq *))) != NULL &&
            (en->plan = mem_zalloc(seqs, sizeof *en->plan)) != NULL &&
            (en->rows = mem_zalloc(seqs, sizeof *en->rows)) != NULL &&
            (en->batch_seq = mem_zalloc(seqs, sizeof *en->batch_seq)) != NULL &&

@@ -37,8 +37,11 @@ int seq_open(struct seq **out, struct job *j, const struct model *m, struct kv_p
     int rc = sampler_open(&s->sampler, &j->sample, m->config.vocab, e);
     if (rc == 0) {
         s->token = mem_alloc((size_t)s->limit * sizeof *s->token);
-        if (s->token == NULL || kv_seq_open(&s->kv, pool, policy, s->limit) < 0 || open_text(s) < 0)
-            rc = err_set(e, ERR_NOMEM, "no memory for a sequence of %d tokens", s->limit);
+        rc = s->token == NULL ? ERR_NOMEM : kv_seq_open(&s->kv, pool, policy, s->limit);
+        if (rc == 0)
+            rc = open_text(s);
+        if (rc < 0)
+            (void)err_set(e, rc, "no memory for a sequence of %d tokens", s->limit);
     }
     if (rc < 0) {
         seq_close(s, pool);

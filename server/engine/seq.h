@@ -19,9 +19,10 @@ struct seq {
     struct sampler *sampler;
     struct detok detok;
     struct stop stop;
-    struct buf text; /* generated and not yet handed out */
-    bool running;    /* in the batch, not waiting */
-    bool prompt_done;
+    struct buf text;                      /* generated and not yet handed out */
+    bool running;                         /* in the batch, not waiting */
+    bool prompt_done;                     /* and reported */
+    bool compacted;                       /* the cache as it is now */
     bool shares;                          /* may read and write the prefix index */
     enum finish_reason finish;            /* set during a step, acted on at its end */
     struct err err;                       /* with FINISH_ERROR */
@@ -34,9 +35,12 @@ int seq_open(struct seq **out, struct job *j, const struct model *m, struct kv_p
              const struct engine_config *c, struct err *e) WARN_UNUSED;
 void seq_close(struct seq *s, struct kv_pool *pool); /* NULL is accepted */
 
+/* Tokens to put into the cache next. Where the prompt is compacted, it is first taken alone, also when answer tokens are
+ * there already after a preemption: compaction then sees what it saw the first time. */
 static inline int seq_todo(const struct seq *s)
 {
-    return s->n_tokens - s->kv.n_tokens;
+    bool alone = s->kv.policy->compact != NULL && s->kv.n_tokens < s->job->n_prompt;
+    return (alone ? s->job->n_prompt : s->n_tokens) - s->kv.n_tokens;
 }
 static inline int seq_room(const struct seq *s)
 {

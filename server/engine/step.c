@@ -99,7 +99,7 @@ static void sweep(struct engine *en, struct seq **list, int *n)
             i++;
             continue;
         }
-        memmove(&list[i], &list[i + 1], (size_t)(*n - i - 1) * sizeof *list);
+        memmove(&list[i], &list[i + 1], (size_t)(*n - i - 1) * sizeof(struct seq *));
         (*n)--;
         finish(en, s);
     }
@@ -164,7 +164,7 @@ static void preempt(struct engine *en, int i)
     kv_seq_clear(&s->kv, en->pool);
     s->preemptions++;
     atomic_fetch_add_explicit(&en->stats.preemptions, 1, memory_order_relaxed);
-    s->running = false;
+    s->running = s->compacted = false;
     insert(en->held, &en->n_held, s);
     en->blocked = false;
     show_waiting(en, 0, 1);
@@ -293,12 +293,16 @@ static void prompt_done(struct engine *en, struct seq *s)
                               memory_order_relaxed);
     if (!s->job->prompt_logprobs)
         s->job->on_event(s->job, &(struct job_event){ .kind = JOB_PROMPT, .text = "" });
-    int n_layers = s->kv.policy->compact != NULL ? en->model->config.n_layers : 0;
-    for (int l = 0; l < n_layers && s->finish == FINISH_NONE; l++)
-        if (s->kv.policy->compact(&s->kv, en->pool, en->model->be, l, &s->err) < 0)
-            s->finish = FINISH_ERROR;
     if (s->job->max_tokens == 0 && s->finish == FINISH_NONE)
         s->finish = FINISH_LENGTH;
+}
+
+static void compact(struct engine *en, struct seq *s)
+{
+    s->compacted = true;
+    for (int l = 0; l < en->model->config.n_layers && s->finish == FINISH_NONE; l++)
+        if (s->kv.policy->compact(&s->kv, en->pool, en->model->be, l, &s->err) < 0)
+            s->finish = FINISH_ERROR;
 }
 
 static void count_token(struct engine *en, const struct seq *s, uint64_t before, uint64_t now)
@@ -342,10 +346,15 @@ static void take_prompts(struct engine *en, const struct batch *b)
     for (int i = 0; i < b->n_out; i++)
         if (!is_next(&en->out[i]))
             seq_score(en->out[i].seq, en->out[i].logits, n_vocab);
-    for (int i = 0; i < en->n_running; i++)
-        if (!en->running[i]->prompt_done &&
-            en->running[i]->kv.n_tokens >= en->running[i]->job->n_prompt)
-            prompt_done(en, en->running[i]);
+    for (int i = 0; i < en->n_running; i++) {
+        struct seq *s = en->running[i];
+        if (s->kv.n_tokens < s->job->n_prompt)
+            continue;
+        if (!s->compacted && s->kv.policy->compact != NULL)
+            compact(en, s);
+        if (!s->prompt_done)
+            prompt_done(en, s);
+    }
 }
 
 /* Tokens are chosen side by side (a row is some 100 us of one core) and handed out in order. */
