@@ -51,11 +51,12 @@ static uint32_t rnd(uint32_t n)
     return (uint32_t)(rng_state >> 33) % n;
 }
 
-/* A token list of one of a few families that share beginnings. */
+/* A token list of one of a few families that share beginnings, and later pages below different beginnings. */
 static void make_tokens(int32_t *t, int n, uint32_t family)
 {
     for (int i = 0; i < n; i++) {
-        uint32_t branch = i < 2 * KV_PAGE ? family % 2 : i < 4 * KV_PAGE ? family % 4 : family;
+        uint32_t bit = i < 2 * KV_PAGE ? 0 : i < 4 * KV_PAGE ? 1 : 2;
+        uint32_t branch = family >> bit & 1;
         t[i] = (int32_t)((uint32_t)i * 7u + branch * 1000u);
     }
 }
@@ -340,7 +341,7 @@ static void check_refs(const struct world *w)
 
 static void op_open(struct world *w, int i)
 {
-    uint32_t family = rnd(6);
+    uint32_t family = rnd(8);
     make_tokens(w->token[i], TOKENS, family);
     w->salt[i] = rnd(8) == 0;
     uint64_t tag = w->salt[i];
