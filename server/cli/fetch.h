@@ -22,6 +22,10 @@ int fetch_url(const char *url, const char *out, uint64_t size, struct err *e) WA
 int fetch_package(const struct recipe_source *s, const char *dir, const char *out,
                   struct err *e) WARN_UNUSED;
 
+/* All of a recipe's files, verified, then its import if it has one; see pull.c. A model that is there already is left as it
+ * is. ERR_BUSY while another process pulls it; ERR_HASH, ERR_IO, ... of the last source. */
+int pull_recipe(const struct recipe *r, struct err *e) WARN_UNUSED;
+
 /* From now on SIGINT and SIGTERM end a fetch with ERR_CANCELLED instead of the process. */
 void fetch_catch_signals(void);
 bool fetch_cancelled(void);

@@ -20,7 +20,7 @@
 enum { PATH_SIZE = 4096 };
 
 struct pull {
-    struct recipe r;
+    const struct recipe *r;
     char models[PATH_SIZE];
     char dir[PATH_SIZE];  /* the working folder */
     char path[PATH_SIZE]; /* the result */
@@ -58,11 +58,11 @@ static int check_room(const struct pull *p, struct err *e)
 {
     struct statvfs fs;
     uint64_t need = 0;
-    for (int i = 0; i < p->r.n_files; i++)
-        need += p->r.file[i].size;
+    for (int i = 0; i < p->r->n_files; i++)
+        need += p->r->file[i].size;
     if (statvfs(p->models, &fs) == 0 && (uint64_t)fs.f_bavail * fs.f_frsize < need)
         return err_set(e, ERR_IO, "%s: %s needs %" PRIu64 " MB and there are %" PRIu64 " MB free",
-                       p->models, p->r.name, need >> 20,
+                       p->models, p->r->name, need >> 20,
                        ((uint64_t)fs.f_bavail * fs.f_frsize) >> 20);
     return 0;
 }
@@ -73,7 +73,7 @@ static int lock_dir(struct pull *p, struct err *e)
     TRY(make_dirs(p->models, e));
     TRY(check_room(p, e));
     char name[512];
-    snprintf(name, sizeof name, ".%s", p->r.name);
+    snprintf(name, sizeof name, ".%s", p->r->name);
     TRY(path_of(p->dir, p->models, name, ".part", e));
     TRY(make_dirs(p->dir, e));
     p->lock = open(p->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -83,7 +83,7 @@ static int lock_dir(struct pull *p, struct err *e)
         return 0;
     close(p->lock);
     p->lock = -1;
-    return err_set(e, ERR_BUSY, "another pull of %s is running", p->r.name);
+    return err_set(e, ERR_BUSY, "another pull of %s is running", p->r->name);
 }
 
 static int try_source(const struct pull *p, const struct recipe_file *f,
@@ -118,7 +118,7 @@ static int pull_file(const struct pull *p, const struct recipe_file *f, char par
 static int sync_rename(const char *from, const char *to, struct err *e)
 {
     int fd = open(from, O_RDONLY | O_CLOEXEC);
-    bool ok = fd >= 0 && fchmod(fd, 0644) == 0 && fsync(fd) == 0;
+    bool ok = fd >= 0 && fsync(fd) == 0;
     int why = errno;
     if (fd >= 0)
         close(fd);
@@ -132,11 +132,15 @@ static int sync_rename(const char *from, const char *to, struct err *e)
 static int pull_all(struct pull *p, struct err *e)
 {
     char part[RECIPE_FILES][PATH_SIZE];
-    for (int i = 0; i < p->r.n_files; i++)
-        TRY(pull_file(p, &p->r.file[i], part[i], e));
-    if (p->r.import != NULL)
-        return import_llama2c(part[0], part[1], p->path, e);
-    return sync_rename(part[0], p->path, e);
+    for (int i = 0; i < p->r->n_files; i++)
+        TRY(pull_file(p, &p->r->file[i], part[i], e));
+    if (p->r->import == NULL)
+        return sync_rename(part[0], p->path, e);
+    char folder[PATH_SIZE];
+    TRY(path_of(folder, p->dir, "folder", "", e));
+    fetch_remove(folder);
+    TRY(import_llama2c(part[0], part[1], folder, e));
+    return sync_rename(folder, p->path, e);
 }
 
 /* What is left of a try: nothing after success; a download that can be continued otherwise. */
@@ -147,30 +151,43 @@ static void clean(const struct pull *p, bool done)
         fetch_remove(p->dir);
         return;
     }
-    if (path_of(path, p->dir, "work", "", NULL) == 0)
-        fetch_remove(path);
-    for (int i = 0; i < p->r.n_files; i++) {
+    static const char *const own[] = { "work", "folder" };
+    for (int i = 0; i < 2; i++)
+        if (path_of(path, p->dir, own[i], "", NULL) == 0)
+            fetch_remove(path);
+    for (int i = 0; i < p->r->n_files; i++) {
         struct stat st;
-        if (path_of(path, p->dir, p->r.file[i].file, ".part", NULL) == 0 && stat(path, &st) == 0 &&
-            st.st_size == 0)
+        if (path_of(path, p->dir, p->r->file[i].file, ".part", NULL) == 0 && stat(path, &st) == 0 &&
+            (st.st_size == 0 || (uint64_t)st.st_size >= p->r->file[i].size))
             unlink(path);
     }
     rmdir(p->dir);
 }
 
-static int pull(struct pull *p, const char *name, struct err *e)
+static int pull(struct pull *p, struct err *e)
 {
-    TRY(recipe_find(&p->r, name, e));
     TRY(recipe_models_dir(p->models, sizeof p->models, e));
-    TRY(recipe_model_path(&p->r, p->path, sizeof p->path, e));
     if (access(p->path, F_OK) == 0)
         return 0;
     TRY(lock_dir(p, e));
-    fetch_catch_signals();
-    LOG(I, "pull", "model=%s licence=%s", p->r.name, LOG_STR(p->r.licence));
+    LOG(I, "pull", "model=%s licence=%s", p->r->name, LOG_STR(p->r->licence));
     int rc = pull_all(p, e);
     clean(p, rc == 0);
     close(p->lock);
+    return rc;
+}
+
+int pull_recipe(const struct recipe *r, struct err *e)
+{
+    struct pull *p = mem_zalloc(1, sizeof *p);
+    if (p == NULL)
+        return err_set(e, ERR_NOMEM, "no memory to pull %s", r->name);
+    p->r = r;
+    p->lock = -1;
+    int rc = recipe_model_path(r, p->path, sizeof p->path, e);
+    if (rc == 0)
+        rc = pull(p, e);
+    mem_free(p);
     return rc;
 }
 
@@ -187,14 +204,17 @@ int cmd_pull(int argc, char **argv)
     if (argc != 1 || argv[0][0] == '-')
         return cli_usage("usage: wring pull NAME; --help tells more");
     struct err e;
-    struct pull *p = mem_zalloc(1, sizeof *p);
-    if (p == NULL)
-        return cli_usage("no memory");
-    p->lock = -1;
-    int rc = pull(p, argv[0], &e);
+    struct recipe r;
+    char path[PATH_SIZE];
+    if (recipe_find(&r, argv[0], &e) < 0)
+        return cli_fail(&e);
+    fetch_catch_signals();
+    int rc = pull_recipe(&r, &e);
     if (rc == 0)
-        printf("%s\n", p->path);
-    recipe_free(&p->r);
-    mem_free(p);
-    return rc == 0 ? 0 : cli_fail(&e);
+        rc = recipe_model_path(&r, path, sizeof path, &e);
+    recipe_free(&r);
+    if (rc < 0)
+        return cli_fail(&e);
+    printf("%s\n", path);
+    return 0;
 }
