@@ -1,8 +1,9 @@
-/* The skeleton of a product: n input rows against panels of sixteen outputs, some rows at a time.
+/* The skeleton of a fast product: n input rows against panels of sixteen outputs, V16_ROWS rows at a time.
  *
- * A codec's kernel gives ROWDOT_BLOCK(w, in, r0, panel, acc, R): the sums of rows r0 .. r0 + R - 1 with one panel, R a
- * constant from 1 to V16_ROWS (8; 1 in plain C) so that the accumulators stay in registers. All blocks are the same code, so a row's sum
- * does not depend on how many others are there. The panel's weights stay in the first-level cache while all rows pass.
+ * A codec's kernel gives block(w, in, at, panel, acc, rows): the sums of the rows at `at` with one panel, `rows` a
+ * constant from 1 to V16_ROWS so that the accumulators stay in registers. All counts run the same code, so a row's sum
+ * does not depend on how many others are there. The panel's weights stay in the first-level cache while rows pass; rows
+ * pass in parts small enough to stay in the second-level cache while panels pass.
  */
 #ifndef WRING_QUANT_ROWDOT_H
 #define WRING_QUANT_ROWDOT_H
@@ -10,12 +11,17 @@
 #include "quant/input.h"
 #include "quant/vec16.h"
 
-enum { ROWDOT = V16_ROWS };
-
 #define ROWDOT_INLINE static inline __attribute__((always_inline))
 
-typedef void rowdot_fn(const struct weight *w, const struct input *in, int r0, int panel, v16 *acc,
-                       int rows);
+enum { ROWDOT_PART_BYTES = 384 << 10 };
+
+/* Some rows of one block of the input. */
+struct rowdot_at {
+    int row;         /* the first */
+    int width;       /* rows of the block: of a prepared input's records */
+    const char *rec; /* PREP_I8: the block's records, moved on to the first row's codes, ... */
+    int numbers;     /* ... and from there to the same row's scale, in bytes */
+};
 
 /* Sums to y, with the bias; the last panel may be partly empty. */
 ROWDOT_INLINE void rowdot_store(const struct weight *w, const float *bias, float *y, size_t ldy,
@@ -23,6 +29,7 @@ ROWDOT_INLINE void rowdot_store(const struct weight *w, const float *bias, float
 {
     int row = panel * CODEC_PANEL;
     int n = w->rows - row;
+#pragma GCC unroll 8
     for (int r = 0; r < rows; r++) {
         float *out = y + (size_t)r * ldy + row;
         v16 v = acc[r];
@@ -37,36 +44,64 @@ ROWDOT_INLINE void rowdot_store(const struct weight *w, const float *bias, float
     }
 }
 
-/* Expands to the function that a codec_cpu slot holds. block is a ROWDOT_INLINE rowdot_fn. */
-#define ROWDOT_MUL(name, block)                                                                    \
+/* Rows of a part: a multiple of INPUT_BLOCK. */
+static inline int rowdot_part(const struct weight *w)
+{
+    int rows = ROWDOT_PART_BYTES / (w->cols * (w->prep == PREP_F32 ? 4 : 2)) / INPUT_BLOCK;
+    return (rows > 1 ? rows : 1) * INPUT_BLOCK;
+}
+
+/* With whole blocks at a time everything but the address is a constant. */
+ROWDOT_INLINE struct rowdot_at rowdot_at(const struct input *in, enum prep prep, int row, int rows)
+{
+    int block = row / INPUT_BLOCK;
+    bool whole = (int)V16_ROWS == (int)INPUT_BLOCK;
+    int i = whole ? 0 : row % INPUT_BLOCK;
+    struct rowdot_at at = { .row = row, .width = whole ? rows : input_width(in, block) };
+    if (prep == PREP_I8) {
+        at.rec = input_records(in, block) + i * INPUT_GROUP;
+        at.numbers = at.width * INPUT_GROUP - i * (INPUT_GROUP - 4);
+    }
+    return at;
+}
+
+/* Expands to the function that a codec_cpu slot holds. block is a ROWDOT_INLINE kernel. The whole width is a constant
+ * where the rows are a whole block. */
+#define ROWDOT_MUL(name, kind, block)                                                              \
     ROWDOT_INLINE void name##_rows(const struct weight *w, const struct input *in,                 \
-                                   const float *bias, float *y, size_t ldy, int panel, int r0,     \
+                                   const float *bias, float *y, size_t ldy, int panel, int row,    \
                                    int rows)                                                       \
     {                                                                                              \
-        v16 acc[ROWDOT];                                                                           \
-        for (int r = 0; r < rows; r++)                                                             \
-            acc[r] = v16_set1(0);                                                                  \
-        block(w, in, r0, panel, acc, rows);                                                        \
-        rowdot_store(w, bias, y + (size_t)r0 * ldy, ldy, panel, acc, rows);                        \
+        v16 acc[V16_ROWS];                                                                         \
+        _Pragma("GCC unroll 8") for (int r = 0; r < rows; r++) acc[r] = v16_set1(0);               \
+        struct rowdot_at at = rowdot_at(in, kind, row, rows);                                      \
+        block(w, in, at, panel, acc, rows);                                                        \
+        rowdot_store(w, bias, y + (size_t)row * ldy, ldy, panel, acc, rows);                       \
+    }                                                                                              \
+    static void name##_panel(const struct weight *w, const struct input *in, const float *bias,    \
+                             float *y, size_t ldy, int panel, int row, int end)                    \
+    {                                                                                              \
+        for (; row + V16_ROWS <= end; row += V16_ROWS)                                             \
+            name##_rows(w, in, bias, y, ldy, panel, row, V16_ROWS);                                \
+        switch (end - row) {                                                                       \
+        case 1: name##_rows(w, in, bias, y, ldy, panel, row, 1); break;                            \
+        case 2: name##_rows(w, in, bias, y, ldy, panel, row, V16_ROWS > 2 ? 2 : 1); break;         \
+        case 3: name##_rows(w, in, bias, y, ldy, panel, row, V16_ROWS > 3 ? 3 : 1); break;         \
+        case 4: name##_rows(w, in, bias, y, ldy, panel, row, V16_ROWS > 4 ? 4 : 1); break;         \
+        case 5: name##_rows(w, in, bias, y, ldy, panel, row, V16_ROWS > 5 ? 5 : 1); break;         \
+        case 6: name##_rows(w, in, bias, y, ldy, panel, row, V16_ROWS > 6 ? 6 : 1); break;         \
+        case 7: name##_rows(w, in, bias, y, ldy, panel, row, V16_ROWS > 7 ? 7 : 1); break;         \
+        default: break;                                                                            \
+        }                                                                                          \
     }                                                                                              \
     static void name(const struct weight *w, const struct input *in, const float *bias, float *y,  \
                      size_t ldy, int p0, int p1)                                                   \
     {                                                                                              \
-        for (int p = p0; p < p1; p++) {                                                            \
-            int r = 0;                                                                             \
-            for (; r + ROWDOT <= in->n; r += ROWDOT)                                               \
-                name##_rows(w, in, bias, y, ldy, p, r, ROWDOT);                                    \
-            switch (ROWDOT > 1 ? in->n - r : 0) {                                                  \
-            case 1: name##_rows(w, in, bias, y, ldy, p, r, 1); break;                              \
-            case 2: name##_rows(w, in, bias, y, ldy, p, r, 2); break;                              \
-            case 3: name##_rows(w, in, bias, y, ldy, p, r, 3); break;                              \
-            case 4: name##_rows(w, in, bias, y, ldy, p, r, 4); break;                              \
-            case 5: name##_rows(w, in, bias, y, ldy, p, r, 5); break;                              \
-            case 6: name##_rows(w, in, bias, y, ldy, p, r, 6); break;                              \
-            case 7: name##_rows(w, in, bias, y, ldy, p, r, 7); break;                              \
-            default: break;                                                                        \
-            }                                                                                      \
-        }                                                                                          \
+        int part = rowdot_part(w);                                                                 \
+        for (int row = 0; row < in->n; row += part)                                                \
+            for (int p = p0; p < p1; p++)                                                          \
+                name##_panel(w, in, bias, y, ldy, p, row,                                          \
+                             row + part < in->n ? row + part : in->n);                             \
     }
 
 #endif

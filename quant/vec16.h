@@ -1,40 +1,41 @@
-/* Sixteen lanes, one lane an output row: the few operations that every codec's kernel is written in.
+/* Sixteen lanes, one lane an output row: the few operations that every codec's fast kernels are written in.
  *
- * Three implementations with one meaning, chosen by the flags a file is compiled with (its suffix decides those): AVX-512
- * with VNNI, AVX2 with FMA, plain C. Fused multiply-adds round once in all of them and integer sums are exact, so a
- * kernel written with these gives the same bits on every level.
+ * Two implementations with one meaning, chosen by the flags a file is compiled with (its suffix decides those): AVX-512
+ * with VNNI, AVX2 with FMA. Fused multiply-adds round once, as fmaf does, and integer sums are exact, so a kernel
+ * written with these gives the same bits on every level and in plain C.
  */
 #ifndef WRING_QUANT_VEC16_H
 #define WRING_QUANT_VEC16_H
 
-#include <math.h>
+#include <immintrin.h>
 #include <stdint.h>
 #include <string.h>
 
-#include "quant/dtype.h"
+/*  v16           16 floats                        v16i          16 int32
+ *  v16_f16(p)    from 16 halves                   v16_bf16(p)   from 16 bfloat16
+ *  v16_fma(a, b, c) = a * b + c
+ *  v16q                    64 bytes of codes; v16q_lo / v16q_hi: its low or high nibbles
+ *  v16q_byte(q, b)         byte b of each lane as floats
+ *  v16i_dot_u4(acc, w, x)  acc[l] += sum of w[4l+b] * x[b], b = 0..3, w unsigned below 16, x four signed bytes
+ *  v16i_dot_s8(acc, w, x)  the same with w signed, stored with 128 added and loaded by v16q_load_s8; acc must begin as
+ *                          v16i_start_s8(-128 * sum of all x)
+ *  V16_ROWS                input rows worked on together, as many as there are registers for */
 
-static inline int32_t load_i32(const void *p)
+static inline int32_t v16_load_i32(const void *p)
 {
     int32_t v;
     memcpy(&v, p, sizeof v);
     return v;
 }
 
-/*  v16           16 floats                        v16i          16 int32
- *  v16_f16(p)    from 16 halves                   v16_bf16(p)   from 16 bfloat16
- *  v16_fma(a, b, c) = a * b + c
- *  V16_ROWS              input rows a kernel takes at once; V16_UNROLL: in front of loops over them
- *  v16i_dp4(acc, w, x)   acc[l] += sum of w[4l+b] * x[b], b = 0..3, w unsigned below 16, x signed
- *  v16i_dp8(acc, w, x)   the same for w up to 255
- *  v16q                  64 bytes of codes; v16q_lo / v16q_hi: its low or high nibbles
- *  v16q_byte(q, b)       byte b of each lane as floats */
+static inline void v16_prefetch(const void *p)
+{
+    _mm_prefetch((const char *)p, _MM_HINT_T0);
+}
 
 #if defined(__AVX512VNNI__)
 
-#    include <immintrin.h>
-
 enum { V16_ROWS = 8 };
-#    define V16_UNROLL _Pragma("GCC unroll 8")
 
 typedef __m512 v16;
 typedef __m512i v16i;
@@ -93,30 +94,31 @@ static inline v16q v16q_hi(v16q q)
 {
     return _mm512_and_si512(_mm512_srli_epi16(q, 4), _mm512_set1_epi8(15));
 }
-static inline v16i v16i_dp4(v16i acc, v16q w, int32_t x)
+static inline v16i v16i_dot_u4(v16i acc, v16q w, const int8_t *x)
 {
-    return _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(x));
+    return _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(v16_load_i32(x)));
 }
-static inline v16i v16i_dp8(v16i acc, v16q w, int32_t x)
+static inline v16q v16q_load_s8(const uint8_t *p)
 {
-    return _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(x));
+    return v16q_load(p);
+}
+static inline v16i v16i_start_s8(int32_t neg128)
+{
+    return v16i_set1(neg128);
+}
+static inline v16i v16i_dot_s8(v16i acc, v16q w, const int8_t *x)
+{
+    return v16i_dot_u4(acc, w, x);
 }
 static inline v16 v16q_byte(v16q q, int b)
 {
     return _mm512_cvtepi32_ps(
         _mm512_and_si512(_mm512_srli_epi32(q, (unsigned)(8 * b)), _mm512_set1_epi32(255)));
 }
-static inline void v16q_prefetch(const uint8_t *p)
-{
-    _mm_prefetch((const char *)p, _MM_HINT_T0);
-}
 
 #elif defined(__AVX2__)
 
-#    include <immintrin.h>
-
-enum { V16_ROWS = 8 };
-#    define V16_UNROLL _Pragma("GCC unroll 8")
+enum { V16_ROWS = 2 };
 
 typedef struct {
     __m256 a, b; /* lanes 0-7, 8-15 */
@@ -193,134 +195,37 @@ static inline __m256i v16_pairs(__m256i w, __m256i x)
 {
     return _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1));
 }
-static inline v16i v16i_dp4(v16i acc, v16q w, int32_t x4)
+static inline v16i v16i_dot_u4(v16i acc, v16q w, const int8_t *x4)
 {
-    __m256i x = _mm256_set1_epi32(x4);
+    __m256i x = _mm256_set1_epi32(v16_load_i32(x4));
     return (v16i){ _mm256_add_epi32(acc.a, v16_pairs(w.a, x)),
                    _mm256_add_epi32(acc.b, v16_pairs(w.b, x)) };
 }
-/* VPMADDUBSW saturates at 16 bits, which 255 * 127 * 2 passes: the upper seven bits and the lowest one go apart. */
-static inline __m256i v16_split(__m256i acc, __m256i w, __m256i x)
+static inline v16q v16q_load_s8(const uint8_t *p)
 {
-    __m256i high = _mm256_and_si256(_mm256_srli_epi16(w, 1), _mm256_set1_epi8(127));
-    __m256i low = _mm256_and_si256(w, _mm256_set1_epi8(1));
-    acc = _mm256_add_epi32(acc, _mm256_slli_epi32(v16_pairs(high, x), 1));
-    return _mm256_add_epi32(acc, v16_pairs(low, x));
+    v16q q = v16q_load(p);
+    __m256i top = _mm256_set1_epi8(-128);
+    return (v16q){ _mm256_xor_si256(q.a, top), _mm256_xor_si256(q.b, top) };
 }
-static inline v16i v16i_dp8(v16i acc, v16q w, int32_t x4)
+static inline v16i v16i_start_s8(int32_t neg128)
 {
-    __m256i x = _mm256_set1_epi32(x4);
-    return (v16i){ v16_split(acc.a, w.a, x), v16_split(acc.b, w.b, x) };
+    (void)neg128;
+    return v16i_set1(0);
+}
+/* VPMADDUBSW saturates at 16 bits, which 255 * 127 * 2 passes: so the weight's sign moves to the input, and
+ * 128 * 127 * 2 stays below. */
+static inline v16i v16i_dot_s8(v16i acc, v16q w, const int8_t *x4)
+{
+    __m256i x = _mm256_set1_epi32(v16_load_i32(x4));
+    __m256i a = v16_pairs(_mm256_abs_epi8(w.a), _mm256_sign_epi8(x, w.a));
+    __m256i b = v16_pairs(_mm256_abs_epi8(w.b), _mm256_sign_epi8(x, w.b));
+    return (v16i){ _mm256_add_epi32(acc.a, a), _mm256_add_epi32(acc.b, b) };
 }
 static inline v16 v16q_byte(v16q q, int b)
 {
     __m256i m = _mm256_set1_epi32(255);
     return (v16){ _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(q.a, 8 * b), m)),
                   _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(q.b, 8 * b), m)) };
-}
-static inline void v16q_prefetch(const uint8_t *p)
-{
-    _mm_prefetch((const char *)p, _MM_HINT_T0);
-}
-
-#else
-
-typedef struct {
-    float l[16];
-} v16;
-typedef struct {
-    int32_t l[16];
-} v16i;
-typedef struct {
-    uint8_t l[64];
-} v16q;
-
-enum { V16_ROWS = 1 };
-#    define V16_UNROLL
-
-#    define V16_EACH(type, expr)                                                                   \
-        type r;                                                                                    \
-        for (int i = 0; i < 16; i++)                                                               \
-            r.l[i] = (expr);                                                                       \
-        return r
-
-static inline v16 v16_set1(float x)
-{
-    V16_EACH(v16, x);
-}
-static inline v16 v16_load(const float *p)
-{
-    V16_EACH(v16, p[i]);
-}
-static inline void v16_store(float *p, v16 v)
-{
-    memcpy(p, v.l, sizeof v.l);
-}
-static inline v16 v16_fma(v16 a, v16 b, v16 c)
-{
-    V16_EACH(v16, fmaf(a.l[i], b.l[i], c.l[i]));
-}
-static inline v16 v16_mul(v16 a, v16 b)
-{
-    V16_EACH(v16, a.l[i] * b.l[i]);
-}
-static inline v16 v16_add(v16 a, v16 b)
-{
-    V16_EACH(v16, a.l[i] + b.l[i]);
-}
-static inline v16 v16_f16(const uint16_t *p)
-{
-    V16_EACH(v16, f16_to_f32(p[i]));
-}
-static inline v16 v16_bf16(const uint16_t *p)
-{
-    V16_EACH(v16, bf16_to_f32(p[i]));
-}
-static inline v16i v16i_set1(int32_t x)
-{
-    V16_EACH(v16i, x);
-}
-static inline v16 v16i_float(v16i v)
-{
-    V16_EACH(v16, (float)v.l[i]);
-}
-static inline v16q v16q_load(const uint8_t *p)
-{
-    v16q r;
-    memcpy(r.l, p, sizeof r.l);
-    return r;
-}
-static inline v16q v16q_lo(v16q q)
-{
-    for (int i = 0; i < 64; i++)
-        q.l[i] &= 15;
-    return q;
-}
-static inline v16q v16q_hi(v16q q)
-{
-    for (int i = 0; i < 64; i++)
-        q.l[i] = (uint8_t)(q.l[i] >> 4);
-    return q;
-}
-static inline v16i v16i_dp8(v16i acc, v16q w, int32_t x4)
-{
-    int8_t x[4];
-    memcpy(x, &x4, sizeof x);
-    for (int i = 0; i < 64; i++)
-        acc.l[i / 4] += w.l[i] * x[i % 4];
-    return acc;
-}
-static inline v16i v16i_dp4(v16i acc, v16q w, int32_t x4)
-{
-    return v16i_dp8(acc, w, x4);
-}
-static inline v16 v16q_byte(v16q q, int b)
-{
-    V16_EACH(v16, (float)q.l[4 * i + b]);
-}
-static inline void v16q_prefetch(const uint8_t *p)
-{
-    (void)p;
 }
 
 #endif

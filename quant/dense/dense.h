@@ -3,7 +3,6 @@
 #define WRING_QUANT_DENSE_DENSE_H
 
 #include "quant/input.h"
-#include "quant/vec16.h"
 
 enum { DENSE_F32, DENSE_F16, DENSE_BF16 }; /* variants */
 

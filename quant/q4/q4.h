@@ -3,7 +3,6 @@
 #define WRING_QUANT_Q4_Q4_H
 
 #include "quant/input.h"
-#include "quant/vec16.h"
 
 enum { Q4_CODES = CODEC_PANEL * INPUT_GROUP / 2 }; /* bytes of a panel's group */
 enum { Q4_PLAIN, Q4_MIN };                         /* variants: code - 8, or code and a minimum */

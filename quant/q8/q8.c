@@ -13,6 +13,8 @@
 
 #include "quant/q8/q8.h"
 
+static const float F16_MAX = 65504;
+
 static int fits_q8(const char *name, enum dtype from, int rows, int cols, int *variant)
 {
     (void)rows;
@@ -42,6 +44,15 @@ static size_t cell_of(const struct weight *w, int row, int g)
     return (size_t)(row / CODEC_PANEL) * (size_t)q8_groups(w) + (size_t)g;
 }
 
+/* NaN becomes 0. */
+static int code_of(float x, float d)
+{
+    float q = d > 0 ? rintf(x / d) : 0;
+    if (q > 127)
+        return 127;
+    return q > -127 ? (int)q : q <= -127 ? -127 : 0;
+}
+
 static void encode_q8(struct weight *w, int row0, int n, const float *src)
 {
     for (int i = 0; i < n; i++) {
@@ -51,13 +62,12 @@ static void encode_q8(struct weight *w, int row0, int n, const float *src)
             float max = 0;
             for (int k = 0; k < INPUT_GROUP; k++)
                 max = fabsf(x[k]) > max ? fabsf(x[k]) : max;
-            uint16_t half = f32_to_f16(max / 127.0f);
+            uint16_t half = f32_to_f16(max < 127 * F16_MAX ? max / 127.0f : F16_MAX);
             float d = f16_to_f32(half);
             size_t cell = cell_of(w, row, g);
             ((uint16_t *)w->plane[1])[cell * CODEC_PANEL + (size_t)(row % CODEC_PANEL)] = half;
             for (int k = 0; k < INPUT_GROUP; k++) {
-                float q = d > 0 ? rintf(x[k] / d) : 0;
-                put_code(w, cell, row % CODEC_PANEL, k, q > 127 ? 127 : q < -127 ? -127 : (int)q);
+                put_code(w, cell, row % CODEC_PANEL, k, code_of(x[k], d));
             }
         }
     }
@@ -77,7 +87,9 @@ static bool take_q8(struct weight *w, int row0, int n, enum dtype type, const vo
             uint8_t *p = (uint8_t *)w->plane[0] + cell * Q8_CODES + r * 4;
             memcpy((uint16_t *)w->plane[1] + cell * CODEC_PANEL + r, s, 2);
             for (int j = 0; j < INPUT_GROUP / 4; j++) {
-                uint32_t four = (uint32_t)load_i32(s + 2 + 4 * j) ^ 0x80808080u;
+                uint32_t four;
+                memcpy(&four, s + 2 + 4 * j, 4);
+                four ^= 0x80808080u;
                 memcpy(p + (size_t)j * 64, &four, 4);
             }
         }

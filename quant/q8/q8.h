@@ -3,7 +3,6 @@
 #define WRING_QUANT_Q8_Q8_H
 
 #include "quant/input.h"
-#include "quant/vec16.h"
 
 enum { Q8_CODES = CODEC_PANEL * INPUT_GROUP }; /* bytes of a panel's group */
 

@@ -1,2 +1,66 @@
-#define Q8_TABLE q8_ref
-#include "quant/q8/q8_kernel.inc"
+/* The q8 product in plain C, the definition: groups in rising order, acc = fma(sum of the group, w_scale * x_scale, acc).
+ * With f32 inputs acc = fma(w, x, acc), inputs in rising order, w = fma(code, scale, -128 * scale). */
+#include <math.h>
+
+#include "quant/q8/q8.h"
+
+static float group_i8(float acc, const uint8_t *code, float d, struct input_cell x)
+{
+    int32_t s = *x.neg128;
+    for (int k = 0; k < INPUT_GROUP; k++)
+        s += code[k / 4 * 64 + k % 4] * x.q[k];
+    return fmaf((float)s, d * *x.scale, acc);
+}
+
+static float group_f32(float acc, const uint8_t *code, float d, const float *x)
+{
+    for (int k = 0; k < INPUT_GROUP; k++)
+        acc = fmaf(fmaf(code[k / 4 * 64 + k % 4], d, d * -128), x[k], acc);
+    return acc;
+}
+
+static float dot(const struct weight *w, const struct input *in, int row, int r, enum prep prep)
+{
+    int groups = q8_groups(w);
+    int l = row % CODEC_PANEL;
+    int width = input_width(in, r / INPUT_BLOCK);
+    float acc = 0;
+    for (int g = 0; g < groups; g++) {
+        size_t cell = (size_t)(row / CODEC_PANEL) * (size_t)groups + (size_t)g;
+        const uint8_t *code = (const uint8_t *)w->plane[0] + cell * Q8_CODES + l * 4;
+        float d = f16_to_f32(((const uint16_t *)w->plane[1])[cell * CODEC_PANEL + (size_t)l]);
+        if (prep == PREP_I8) {
+            char *rec = input_records(in, r / INPUT_BLOCK) + (size_t)(g * width) * INPUT_RECORD;
+            acc = group_i8(acc, code, d, input_cell(rec, width, r % INPUT_BLOCK));
+        } else {
+            acc = group_f32(acc, code, d,
+                            in->x + (size_t)r * (size_t)w->cols + (size_t)g * INPUT_GROUP);
+        }
+    }
+    return acc;
+}
+
+static void mul(const struct weight *w, const struct input *in, const float *bias, float *y,
+                size_t ldy, int p0, int p1, enum prep prep)
+{
+    int end = p1 * CODEC_PANEL < w->rows ? p1 * CODEC_PANEL : w->rows;
+    for (int r = 0; r < in->n; r++)
+        for (int row = p0 * CODEC_PANEL; row < end; row++) {
+            float v = dot(w, in, row, r, prep);
+            y[(size_t)r * ldy + (size_t)row] = bias != NULL ? v + bias[row] : v;
+        }
+}
+
+static void mul_f32(const struct weight *w, const struct input *in, const float *bias, float *y,
+                    size_t ldy, int p0, int p1)
+{
+    mul(w, in, bias, y, ldy, p0, p1, PREP_F32);
+}
+
+static void mul_i8(const struct weight *w, const struct input *in, const float *bias, float *y,
+                   size_t ldy, int p0, int p1)
+{
+    mul(w, in, bias, y, ldy, p0, p1, PREP_I8);
+}
+
+const struct codec_cpu q8_ref = { .mul = { [PREP_F32] = mul_f32, [PREP_I8] = mul_i8 } };
