@@ -7,52 +7,17 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "server/base/mem.h"
-#include "server/model/source_internal.h"
+#include "server/model/gguf.h"
 
 enum { FIRST_READ = 4 << 20, MAX_DIMS = 4, MAX_NAME = 64 };
+enum { MAX_PAIRS = 1 << 16, MAX_TENSORS = 1 << 18 }; /* far above any model's */
 
-enum gguf_type {
-    G_U8,
-    G_I8,
-    G_U16,
-    G_I16,
-    G_U32,
-    G_I32,
-    G_F32,
-    G_BOOL,
-    G_STRING,
-    G_ARRAY,
-    G_U64,
-    G_I64,
-    G_F64,
-    G_TYPES
-};
-static const uint8_t type_bytes[G_TYPES] = { 1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8 };
-
-struct str {
-    const char *p;
-    size_t n;
-};
-
-/* A value: type says what at points to; an array has the type of its elements and their number. */
-struct pair {
-    struct str key;
-    enum gguf_type type;
-    bool array;
-    uint64_t n;
-    const uint8_t *at;
-};
-
-struct gguf {
-    struct buf head;
-    struct pair *pair;
-    uint64_t n_pairs;
-    char *names; /* the tensors' names, NUL-terminated */
-};
+const uint8_t gguf_type_bytes[G_TYPES] = { 1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8 };
 
 struct cursor {
     const struct source_file *file;
@@ -107,7 +72,7 @@ static bool skip(struct cursor *c, enum gguf_type type, uint64_t n)
 {
     struct str s;
     if (type != G_STRING)
-        return n <= c->file->size && bytes(c, n * type_bytes[type]) != NULL;
+        return n <= c->file->size && bytes(c, n * gguf_type_bytes[type]) != NULL;
     for (uint64_t i = 0; i < n; i++)
         if (!get_str(c, &s))
             return false;
@@ -140,17 +105,34 @@ static int read_pair(struct cursor *c, struct pair *out)
 
 /* ---- metadata by name -------------------------------------------------------------------------------------------- */
 
-static const struct pair *find(const struct gguf *g, const char *key)
+static int by_key(const void *a, const void *b)
 {
-    size_t n = strlen(key);
-    for (uint64_t i = 0; i < g->n_pairs; i++)
-        if (g->pair[i].key.n == n && memcmp(g->pair[i].key.p, key, n) == 0)
-            return &g->pair[i];
-    return NULL;
+    const struct str *x = &((const struct pair *)a)->key;
+    const struct str *y = &((const struct pair *)b)->key;
+    int d = memcmp(x->p, y->p, x->n < y->n ? x->n : y->n);
+    return d != 0 ? d : x->n < y->n ? -1 : x->n > y->n;
+}
+
+const struct pair *gguf_find(const struct gguf *g, const char *key)
+{
+    struct pair want = { .key = { key, strlen(key) } };
+    return bsearch(&want, g->pair, (size_t)g->n_pairs, sizeof want, by_key);
+}
+
+static int sort_pairs(struct gguf *g, const struct cursor *c)
+{
+    qsort(g->pair, (size_t)g->n_pairs, sizeof *g->pair, by_key);
+    for (uint64_t i = 1; i < g->n_pairs; i++) {
+        const struct str *k = &g->pair[i].key;
+        if (by_key(&g->pair[i - 1], &g->pair[i]) == 0)
+            return err_set(c->e, ERR_FORMAT, "%s: metadata %.*s is there twice", c->file->path,
+                           (int)(k->n < MAX_NAME ? k->n : MAX_NAME), k->p);
+    }
+    return 0;
 }
 
 /* Any number as double; false for other types. */
-static bool number(const struct pair *p, uint64_t i, double *out)
+bool gguf_number(const struct pair *p, uint64_t i, double *out)
 {
     union {
         uint8_t u8;
@@ -166,7 +148,7 @@ static bool number(const struct pair *p, uint64_t i, double *out)
     } v;
     if (p == NULL || p->type == G_STRING || i >= p->n)
         return false;
-    memcpy(&v, p->at + i * type_bytes[p->type], type_bytes[p->type]);
+    memcpy(&v, p->at + i * gguf_type_bytes[p->type], gguf_type_bytes[p->type]);
     switch (p->type) {
     case G_U8:
     case G_BOOL: *out = v.u8; break;
@@ -186,7 +168,7 @@ static bool number(const struct pair *p, uint64_t i, double *out)
     return true;
 }
 
-static bool text(const struct pair *p, struct str *out)
+bool gguf_text(const struct pair *p, struct str *out)
 {
     uint64_t n;
     if (p == NULL || p->type != G_STRING || p->array)
@@ -194,35 +176,6 @@ static bool text(const struct pair *p, struct str *out)
     memcpy(&n, p->at, sizeof n);
     *out = (struct str){ (const char *)p->at + sizeof n, (size_t)n };
     return true;
-}
-
-/* A whole number of the architecture's, "llama.block_count" for key "block_count"; otherwise the default. */
-static int arch_int(const struct gguf *g, const char *arch, const char *key, int otherwise)
-{
-    char name[128];
-    double v;
-    snprintf(name, sizeof name, "%s.%s", arch, key);
-    const struct pair *p = find(g, name);
-    return p != NULL && !p->array && number(p, 0, &v) && v >= 0 && v <= INT32_MAX ? (int)v
-                                                                                  : otherwise;
-}
-
-static float arch_num(const struct gguf *g, const char *arch, const char *key, float otherwise)
-{
-    char name[128];
-    double v;
-    snprintf(name, sizeof name, "%s.%s", arch, key);
-    return number(find(g, name), 0, &v) ? (float)v : otherwise;
-}
-
-static void copy_text(const struct gguf *g, const char *key, char *out, size_t size,
-                      const char *otherwise)
-{
-    struct str s;
-    if (text(find(g, key), &s))
-        snprintf(out, size, "%.*s", (int)(s.n < size ? s.n : size - 1), s.p);
-    else
-        snprintf(out, size, "%s", otherwise);
 }
 
 /* ---- tensors ----------------------------------------------------------------------------------------------------- */
@@ -264,7 +217,7 @@ static int place_tensors(struct source *s, const struct cursor *c)
 {
     const struct gguf *g = s->state;
     double align = 32;
-    (void)number(find(g, "general.alignment"), 0, &align);
+    (void)gguf_number(gguf_find(g, "general.alignment"), 0, &align);
     if (!(align >= 1 && align <= 1 << 20) || ((uint64_t)align & ((uint64_t)align - 1)) != 0)
         return err_set(c->e, ERR_FORMAT, "%s: general.alignment is %g; a power of two is needed",
                        c->file->path, align);
@@ -287,9 +240,9 @@ static int read_tensors(struct source *s, struct cursor *c, uint64_t n)
 {
     struct gguf *g = s->state;
     /* A description takes at least 33 bytes, so a count can not ask for more memory than the file has. */
-    if (n > c->file->size / 33)
+    if (n > MAX_TENSORS || n > c->file->size / 33)
         return err_set(c->e, ERR_FORMAT,
-                       "%s: %" PRIu64 " tensors do not fit a file of %" PRIu64 " bytes",
+                       "%s: %" PRIu64 " tensors are more than a file of %" PRIu64 " bytes can hold",
                        c->file->path, n, c->file->size);
     mem_free(s->tensor);
     mem_free(g->names);
@@ -324,9 +277,10 @@ static int read_header(struct source *s, struct cursor *c)
     if (head[1] != 2 && head[1] != 3)
         return err_set(c->e, ERR_UNSUPPORTED, "%s: GGUF version %u; 2 and 3 are supported",
                        c->file->path, head[1]);
-    if (n_pairs > c->file->size / 13)
+    if (n_pairs > MAX_PAIRS || n_pairs > c->file->size / 13)
         return err_set(c->e, ERR_FORMAT,
-                       "%s: %" PRIu64 " metadata entries do not fit a file of %" PRIu64 " bytes",
+                       "%s: %" PRIu64 " metadata entries are more than a file of %" PRIu64
+                       " bytes can hold",
                        c->file->path, n_pairs, c->file->size);
     mem_free(g->pair);
     g->n_pairs = 0;
@@ -340,6 +294,7 @@ static int read_header(struct source *s, struct cursor *c)
             return rc;
         g->n_pairs++;
     }
+    TRY(sort_pairs(g, c));
     return read_tensors(s, c, n_tensors);
 }
 
@@ -356,183 +311,6 @@ static int read_front(struct buf *b, const struct source_file *f, size_t want, s
                           : err_errno(e, ERR_IO, "%s: cannot read", f->path);
         b->len += (size_t)n;
     }
-    return 0;
-}
-
-/* ---- the model's numbers ------------------------------------------------------------------------------------------ */
-
-static int read_scaling(const struct gguf *g, struct model_config *c, const char *path,
-                        struct err *e)
-{
-    char key[64];
-    char type[32];
-    snprintf(key, sizeof key, "%s.rope.scaling.type", c->arch);
-    copy_text(g, key, type, sizeof type, "none");
-    c->rope_factor = arch_num(g, c->arch, "rope.scaling.factor", 1);
-    if (strcmp(type, "linear") == 0 && c->rope_factor > 0)
-        c->rope_scaling = ROPE_LINEAR;
-    else if (strcmp(type, "none") != 0)
-        return err_set(e, ERR_UNSUPPORTED,
-                       "%s: rope scaling \"%s\" is not supported; none and linear are", path, type);
-    return 0;
-}
-
-static int read_config(struct source *s, struct err *e)
-{
-    const struct gguf *g = s->state;
-    struct model_config *c = &s->config;
-    struct str t;
-    if (!text(find(g, "general.architecture"), &t))
-        return err_set(e, ERR_FORMAT,
-                       "%s: general.architecture is missing: the file does not say what it is",
-                       s->file[0].path);
-    copy_text(g, "general.architecture", c->arch, sizeof c->arch, "");
-    copy_text(g, "general.name", c->name, sizeof c->name, c->arch);
-    c->n_layers = arch_int(g, c->arch, "block_count", 0);
-    c->dim = arch_int(g, c->arch, "embedding_length", 0);
-    c->n_heads = arch_int(g, c->arch, "attention.head_count", 0);
-    c->n_kv_heads = arch_int(g, c->arch, "attention.head_count_kv", c->n_heads);
-    c->head_dim = arch_int(g, c->arch, "attention.key_length", 0);
-    c->ffn = arch_int(g, c->arch, "feed_forward_length", 0);
-    c->ctx_train = arch_int(g, c->arch, "context_length", 0);
-    c->norm_eps = arch_num(g, c->arch, "attention.layer_norm_rms_epsilon", 1e-5f);
-    c->window = arch_int(g, c->arch, "attention.sliding_window", 0);
-    c->rope_theta = arch_num(g, c->arch, "rope.freq_base", 10000);
-    c->rope_dim = arch_int(g, c->arch, "rope.dimension_count", 0);
-    /* Files of arch "llama" have q and k in the order of interleaved pairs; the others keep the halves. */
-    c->rope_half_split = strcmp(c->arch, "llama") != 0;
-    c->tied = source_find(s, "output.weight") == NULL;
-    const struct tensor *embd = source_find(s, "token_embd.weight");
-    if (embd == NULL || embd->n_dims != 2)
-        return err_set(e, ERR_FORMAT, "%s: tensor token_embd.weight is missing or no matrix",
-                       s->file[0].path);
-    c->vocab = (int)embd->dim[0];
-    return read_scaling(g, c, s->file[0].path, e);
-}
-
-/* ---- the tokenizer ------------------------------------------------------------------------------------------------ */
-
-struct words {
-    const char **p;
-    size_t *n;
-};
-
-static int read_words(const struct pair *p, struct words *w)
-{
-    const uint8_t *at = p->at;
-    w->p = mem_zalloc((size_t)p->n + 1, sizeof *w->p);
-    w->n = mem_zalloc((size_t)p->n + 1, sizeof *w->n);
-    if (w->p == NULL || w->n == NULL)
-        return ERR_NOMEM;
-    for (uint64_t i = 0; i < p->n; i++) {
-        uint64_t n;
-        memcpy(&n, at, sizeof n);
-        w->p[i] = (const char *)at + sizeof n;
-        w->n[i] = (size_t)n;
-        at += sizeof n + n;
-    }
-    return 0;
-}
-
-static int32_t token_id(const struct gguf *g, const char *key, int32_t otherwise)
-{
-    double v;
-    return number(find(g, key), 0, &v) && v >= 0 && v < INT32_MAX ? (int32_t)v : otherwise;
-}
-
-static bool flag(const struct gguf *g, const char *key, bool otherwise)
-{
-    double v;
-    return number(find(g, key), 0, &v) ? v != 0 : otherwise;
-}
-
-/* Scores and kinds, where the file has them for every token. */
-static int read_numbers(const struct gguf *g, uint64_t n, float **score, uint8_t **kind)
-{
-    double v;
-    const struct pair *s = find(g, "tokenizer.ggml.scores");
-    const struct pair *k = find(g, "tokenizer.ggml.token_type");
-    *score = s != NULL && s->array && s->n == n ? mem_zalloc((size_t)n, sizeof **score) : NULL;
-    *kind = k != NULL && k->array && k->n == n ? mem_zalloc((size_t)n, 1) : NULL;
-    if ((s != NULL && s->n == n && *score == NULL) || (k != NULL && k->n == n && *kind == NULL))
-        return ERR_NOMEM;
-    for (uint64_t i = 0; i < n; i++) {
-        if (*score != NULL && number(s, i, &v))
-            (*score)[i] = (float)v;
-        if (*kind != NULL)
-            (*kind)[i] =
-                number(k, i, &v) && v >= TOK_NORMAL && v <= TOK_BYTE ? (uint8_t)v : TOK_NORMAL;
-    }
-    return 0;
-}
-
-static int open_vocab(const struct gguf *g, const struct pair *tokens, const struct pair *merges,
-                      bool bpe, struct tokenizer **out, struct err *e)
-{
-    struct words w = { 0 };
-    struct words m = { 0 };
-    float *score = NULL;
-    uint8_t *kind = NULL;
-    char pre[64];
-    copy_text(g, "tokenizer.ggml.pre", pre, sizeof pre, "default");
-    int rc = read_words(tokens, &w);
-    if (rc == 0 && merges != NULL)
-        rc = read_words(merges, &m);
-    if (rc == 0)
-        rc = read_numbers(g, tokens->n, &score, &kind);
-    if (rc < 0)
-        err_set(e, rc, "no memory for the vocabulary");
-    bool llama3 = strcmp(pre, "llama-bpe") == 0;
-    struct tok_vocab v = { .model = bpe ? TOK_BPE : TOK_SPM,
-                           .n = (int)tokens->n,
-                           .text = w.p,
-                           .len = w.n,
-                           .score = score,
-                           .kind = kind,
-                           .n_merges = merges != NULL ? (int)merges->n : 0,
-                           .merge = m.p,
-                           .merge_len = m.n,
-                           .pre = pre,
-                           .bos = token_id(g, "tokenizer.ggml.bos_token_id", bpe ? -1 : 1),
-                           .eos = token_id(g, "tokenizer.ggml.eos_token_id", bpe ? -1 : 2),
-                           .unk = token_id(g, "tokenizer.ggml.unknown_token_id", bpe ? -1 : 0),
-                           .eot = token_id(g, "tokenizer.ggml.eot_token_id", -1),
-                           .add_bos = flag(g, "tokenizer.ggml.add_bos_token", !bpe || llama3),
-                           .add_eos = flag(g, "tokenizer.ggml.add_eos_token", false),
-                           .add_space_prefix = flag(g, "tokenizer.ggml.add_space_prefix", !bpe) };
-    if (rc == 0)
-        rc = tok_open(out, &v, e);
-    mem_free(kind);
-    mem_free(score);
-    mem_free(m.n);
-    mem_free(m.p);
-    mem_free(w.n);
-    mem_free(w.p);
-    return rc;
-}
-
-static bool is_list(const struct pair *p)
-{
-    return p != NULL && p->array && p->type == G_STRING && p->n >= 1 && p->n <= 1 << 24;
-}
-
-static int gguf_tokenizer(const struct source *s, struct tokenizer **out, struct err *e)
-{
-    const struct gguf *g = s->state;
-    char model[32];
-    copy_text(g, "tokenizer.ggml.model", model, sizeof model, "");
-    const struct pair *tokens = find(g, "tokenizer.ggml.tokens");
-    const struct pair *merges = find(g, "tokenizer.ggml.merges");
-    bool bpe = strcmp(model, "gpt2") == 0;
-    if (!bpe && strcmp(model, "llama") != 0)
-        return err_set(e, ERR_UNSUPPORTED,
-                       "%s: tokenizer model \"%s\" is not supported; gpt2 and llama are",
-                       s->file[0].path, model);
-    if (!is_list(tokens) || (bpe && !is_list(merges)))
-        return err_set(e, ERR_FORMAT, "%s: tokenizer.ggml.%s is missing or no list of strings",
-                       s->file[0].path, is_list(tokens) ? "merges" : "tokens");
-    if (open_vocab(g, tokens, bpe ? merges : NULL, bpe, out, e) < 0)
-        return err_prefix(e, "%s", s->file[0].path);
     return 0;
 }
 
@@ -557,7 +335,7 @@ static int read_all(struct source *s, struct err *e)
 static int read_template(struct source *s, struct err *e)
 {
     struct str t;
-    if (!text(find(s->state, "tokenizer.chat_template"), &t))
+    if (!gguf_text(gguf_find(s->state, "tokenizer.chat_template"), &t))
         return 0;
     s->chat_template = mem_strndup(t.p, t.n);
     return s->chat_template != NULL ? 0 : err_set(e, ERR_NOMEM, "no memory for the chat template");
@@ -576,7 +354,7 @@ int gguf_open(struct source *s, const char *path, struct err *e)
     TRY(read_all(s, e));
     if (source_finish(s, e) < 0)
         return err_prefix(e, "%s", path);
-    TRY(read_config(s, e));
+    TRY(gguf_config(s, e));
     return read_template(s, e);
 }
 

@@ -6,14 +6,18 @@
 #include "server/base/log.h"
 #include "server/model/io_internal.h"
 
-static void submit(struct io_uring *ring, struct io_slot *s)
+static int submit(struct io_uring *ring, struct io_slot *s, int *in_flight, struct err *e)
 {
     struct io_uring_sqe *sqe = io_uring_get_sqe(ring);
     ASSERT(sqe != NULL); /* the queue is as long as there are slots */
     io_uring_prep_read(sqe, s->fd, s->buf + s->got, (unsigned)(s->size - s->got),
                        s->offset + s->got);
     io_uring_sqe_set_data(sqe, s);
-    io_uring_submit(ring);
+    int rc = io_uring_submit(ring);
+    if (rc < 0)
+        return err_set(e, ERR_IO, "io_uring takes no more reads: %s", strerrordesc_np(-rc));
+    ++*in_flight;
+    return 0;
 }
 
 /* Waits for what is still in flight: the kernel writes into our buffers until then. */
@@ -46,8 +50,7 @@ static int read_loop(struct io_uring *ring, struct io_job *j, int *in_flight, st
     int next = 0;
     for (; next < j->n_slots; next++) {
         io_slot_start(&j->slot[next], j, next);
-        submit(ring, &j->slot[next]);
-        ++*in_flight;
+        TRY(submit(ring, &j->slot[next], in_flight, e));
     }
     while (*in_flight > 0) {
         struct io_slot *s = NULL;
@@ -62,8 +65,7 @@ static int read_loop(struct io_uring *ring, struct io_job *j, int *in_flight, st
                 continue;
             io_slot_start(s, j, next++);
         }
-        submit(ring, s);
-        ++*in_flight;
+        TRY(submit(ring, s, in_flight, e));
     }
     return 0;
 }
