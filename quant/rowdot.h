@@ -23,6 +23,21 @@ struct rowdot_at {
     int numbers;     /* ... and from there to the same row's scale, in bytes */
 };
 
+ROWDOT_INLINE void rowdot_zero(v16 *acc, int rows)
+{
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++)
+        acc[r] = v16_set1(0);
+}
+
+/* With f32 inputs even and odd ones have sums of their own, so that one row keeps two adders busy. */
+ROWDOT_INLINE void rowdot_add(v16 *acc, const v16 *odd, int rows)
+{
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++)
+        acc[r] = v16_add(acc[r], odd[r]);
+}
+
 /* Sums to y, with the bias; the last panel may be partly empty. */
 ROWDOT_INLINE void rowdot_store(const struct weight *w, const float *bias, float *y, size_t ldy,
                                 int panel, const v16 *acc, int rows)
@@ -73,7 +88,7 @@ ROWDOT_INLINE struct rowdot_at rowdot_at(const struct input *in, enum prep prep,
                                    int rows)                                                       \
     {                                                                                              \
         v16 acc[V16_ROWS];                                                                         \
-        _Pragma("GCC unroll 8") for (int r = 0; r < rows; r++) acc[r] = v16_set1(0);               \
+        rowdot_zero(acc, rows);                                                                    \
         struct rowdot_at at = rowdot_at(in, kind, row, rows);                                      \
         block(w, in, at, panel, acc, rows);                                                        \
         rowdot_store(w, bias, y + (size_t)row * ldy, ldy, panel, acc, rows);                       \

@@ -1,4 +1,5 @@
-/* The dense product in plain C, the definition: acc = fma(w, x, acc), inputs in rising order. */
+/* The dense product in plain C, the definition: acc = fma(w, x, acc), inputs in rising order, one sum
+ * for the even inputs and one for the odd ones, added at the end. */
 #include <math.h>
 
 #include "quant/dense/dense.h"
@@ -15,10 +16,10 @@ static float dot(const struct weight *w, const float *x, int row)
 {
     size_t at =
         (size_t)(row / CODEC_PANEL) * (size_t)w->cols * CODEC_PANEL + (size_t)(row % CODEC_PANEL);
-    float acc = 0;
+    float acc[2] = { 0, 0 };
     for (int k = 0; k < w->cols; k++, at += CODEC_PANEL)
-        acc = fmaf(element(w, at), x[k], acc);
-    return acc;
+        acc[k % 2] = fmaf(element(w, at), x[k], acc[k % 2]);
+    return acc[0] + acc[1];
 }
 
 static void mul_f32(const struct weight *w, const struct input *in, const float *bias, float *y,

@@ -1,6 +1,6 @@
 /* The q4 product in plain C, the definition: groups in rising order, acc = fma(sum of the group, w_scale * x_scale, acc),
- * then in q4m acc = fma(minimum, x_scale * sum(x), acc). With f32 inputs acc = fma(w, x, acc), inputs in rising order,
- * w = fma(code, scale, minimum). */
+ * then in q4m acc = fma(minimum, x_scale * sum(x), acc). With f32 inputs acc = fma(w, x, acc), inputs in rising order, one
+ * sum for the even inputs and one for the odd ones, added at the end; w = fma(code, scale, minimum). */
 #include <math.h>
 
 #include "quant/q4/q4.h"
@@ -21,14 +21,13 @@ static float group_i8(float acc, const uint8_t *code, const uint16_t *number, in
     return variant == Q4_MIN ? fmaf(f16_to_f32(number[CODEC_PANEL + l]), *x.sum, acc) : acc;
 }
 
-static float group_f32(float acc, const uint8_t *code, const uint16_t *number, int l,
-                       const float *x, int variant)
+static void group_f32(float *acc, const uint8_t *code, const uint16_t *number, int l,
+                      const float *x, int variant)
 {
     float d = f16_to_f32(number[l]);
     float m = variant == Q4_MIN ? f16_to_f32(number[CODEC_PANEL + l]) : d * -8;
     for (int k = 0; k < INPUT_GROUP; k++)
-        acc = fmaf(fmaf((float)code_at(code, l, k), d, m), x[k], acc);
-    return acc;
+        acc[k % 2] = fmaf(fmaf((float)code_at(code, l, k), d, m), x[k], acc[k % 2]);
 }
 
 static float dot(const struct weight *w, const struct input *in, int row, int r, enum prep prep)
@@ -36,7 +35,7 @@ static float dot(const struct weight *w, const struct input *in, int row, int r,
     int groups = q4_groups(w);
     int l = row % CODEC_PANEL;
     int width = input_width(in, r / INPUT_BLOCK);
-    float acc = 0;
+    float acc[2] = { 0, 0 };
     for (int g = 0; g < groups; g++) {
         size_t cell = (size_t)(row / CODEC_PANEL) * (size_t)groups + (size_t)g;
         const uint8_t *code = (const uint8_t *)w->plane[0] + cell * Q4_CODES;
@@ -44,14 +43,14 @@ static float dot(const struct weight *w, const struct input *in, int row, int r,
             (const uint16_t *)w->plane[1] + cell * (size_t)q4_numbers(w->variant);
         if (prep == PREP_I8) {
             char *rec = input_records(in, r / INPUT_BLOCK) + (size_t)(g * width) * INPUT_RECORD;
-            acc =
-                group_i8(acc, code, number, l, input_cell(rec, width, r % INPUT_BLOCK), w->variant);
+            acc[0] = group_i8(acc[0], code, number, l, input_cell(rec, width, r % INPUT_BLOCK),
+                              w->variant);
         } else {
             const float *x = in->x + (size_t)r * (size_t)w->cols + (size_t)g * INPUT_GROUP;
-            acc = group_f32(acc, code, number, l, x, w->variant);
+            group_f32(acc, code, number, l, x, w->variant);
         }
     }
-    return acc;
+    return acc[0] + acc[1];
 }
 
 static void mul(const struct weight *w, const struct input *in, const float *bias, float *y,

@@ -1,5 +1,6 @@
 /* The q8 product in plain C, the definition: groups in rising order, acc = fma(sum of the group, w_scale * x_scale, acc).
- * With f32 inputs acc = fma(w, x, acc), inputs in rising order, w = fma(code, scale, -128 * scale). */
+ * With f32 inputs acc = fma(w, x, acc), inputs in rising order, one sum for the even inputs and one for the odd
+ * ones, added at the end; w = fma(code, scale, -128 * scale). */
 #include <math.h>
 
 #include "quant/q8/q8.h"
@@ -12,11 +13,10 @@ static float group_i8(float acc, const uint8_t *code, float d, struct input_cell
     return fmaf((float)s, d * *x.scale, acc);
 }
 
-static float group_f32(float acc, const uint8_t *code, float d, const float *x)
+static void group_f32(float *acc, const uint8_t *code, float d, const float *x)
 {
     for (int k = 0; k < INPUT_GROUP; k++)
-        acc = fmaf(fmaf(code[k / 4 * 64 + k % 4], d, d * -128), x[k], acc);
-    return acc;
+        acc[k % 2] = fmaf(fmaf(code[k / 4 * 64 + k % 4], d, d * -128), x[k], acc[k % 2]);
 }
 
 static float dot(const struct weight *w, const struct input *in, int row, int r, enum prep prep)
@@ -24,20 +24,19 @@ static float dot(const struct weight *w, const struct input *in, int row, int r,
     int groups = q8_groups(w);
     int l = row % CODEC_PANEL;
     int width = input_width(in, r / INPUT_BLOCK);
-    float acc = 0;
+    float acc[2] = { 0, 0 };
     for (int g = 0; g < groups; g++) {
         size_t cell = (size_t)(row / CODEC_PANEL) * (size_t)groups + (size_t)g;
         const uint8_t *code = (const uint8_t *)w->plane[0] + cell * Q8_CODES + l * 4;
         float d = f16_to_f32(((const uint16_t *)w->plane[1])[cell * CODEC_PANEL + (size_t)l]);
         if (prep == PREP_I8) {
             char *rec = input_records(in, r / INPUT_BLOCK) + (size_t)(g * width) * INPUT_RECORD;
-            acc = group_i8(acc, code, d, input_cell(rec, width, r % INPUT_BLOCK));
+            acc[0] = group_i8(acc[0], code, d, input_cell(rec, width, r % INPUT_BLOCK));
         } else {
-            acc = group_f32(acc, code, d,
-                            in->x + (size_t)r * (size_t)w->cols + (size_t)g * INPUT_GROUP);
+            group_f32(acc, code, d, in->x + (size_t)r * (size_t)w->cols + (size_t)g * INPUT_GROUP);
         }
     }
-    return acc;
+    return acc[0] + acc[1];
 }
 
 static void mul(const struct weight *w, const struct input *in, const float *bias, float *y,
