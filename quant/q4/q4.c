@@ -12,7 +12,6 @@
  * plain variant's -8 is the sum's start, -8 * sum(x); the minimum is one more fused multiply-add a group.
  */
 #include <float.h>
-#include <math.h>
 #include <string.h>
 
 #include "quant/q4/q4.h"
@@ -60,44 +59,63 @@ struct fit {
     float err;
 };
 
-static int code_of(float x, float d, float m)
+/* 0 ... 15 by the bits, whose order is that of the numbers from 0 on: unlike comparisons of floats this becomes vector
+ * code. Anything goes in, NaN included. */
+static float clamp(float q)
 {
-    float q = d > 0 ? rintf((x - m) / d) : 0;
-    return q > 15 ? 15 : q > 0 ? (int)q : 0;
+    union {
+        float f;
+        int32_t bits;
+    } u = { q }, top = { 15 };
+    u.bits &= ~(u.bits >> 31);
+    u.bits = u.bits < top.bits ? u.bits : top.bits;
+    return u.f;
 }
 
-static float fit_error(const float *x, float d, float m)
+static void codes_for(const float *x, float d, float m, float *code)
 {
-    float err = 0;
-    for (int k = 0; k < INPUT_GROUP; k++) {
-        float e = (float)code_of(x[k], d, m) * d + m - x[k];
-        err += e * e;
-    }
-    return err;
+    float inv = d > 0 ? 1 / d : 0;
+    for (int k = 0; k < INPUT_GROUP; k++)
+        code[k] = (float)(int)(clamp((x[k] - m) * inv) + 0.5f);
 }
 
-/* Least squares for scale and minimum with the codes that (d, m) gives. */
-static void refit(const float *x, float *d, float *m)
+enum { SUMS = 4 }; /* partial sums, side by side in a register */
+
+static float fit_error(const float *x, const float *code, float d, float m)
 {
-    float sq = 0;
-    float sqq = 0;
-    float sx = 0;
-    float sqx = 0;
-    for (int k = 0; k < INPUT_GROUP; k++) {
-        float q = (float)code_of(x[k], *d, *m);
-        sq += q;
-        sqq += q * q;
-        sx += x[k];
-        sqx += q * x[k];
-    }
-    float det = INPUT_GROUP * sqq - sq * sq;
+    float err[SUMS] = { 0 };
+    for (int k = 0; k < INPUT_GROUP; k += SUMS)
+        for (int i = 0; i < SUMS; i++) {
+            float e = code[k + i] * d + m - x[k + i];
+            err[i] += e * e;
+        }
+    return (err[0] + err[1]) + (err[2] + err[3]);
+}
+
+/* Least squares for scale and minimum with these codes. */
+static void refit(const float *x, const float *code, float *d, float *m)
+{
+    float part[4][SUMS] = { { 0 } };
+    for (int k = 0; k < INPUT_GROUP; k += SUMS)
+        for (int i = 0; i < SUMS; i++) {
+            float q = code[k + i];
+            part[0][i] += q;
+            part[1][i] += q * q;
+            part[2][i] += x[k + i];
+            part[3][i] += q * x[k + i];
+        }
+    float s[4];
+    for (int j = 0; j < 4; j++)
+        s[j] = (part[j][0] + part[j][1]) + (part[j][2] + part[j][3]);
+    float det = INPUT_GROUP * s[1] - s[0] * s[0];
     if (det <= 0)
         return;
-    *d = (INPUT_GROUP * sqx - sq * sx) / det;
-    *m = (sx - *d * sq) / INPUT_GROUP;
+    *d = (INPUT_GROUP * s[3] - s[0] * s[2]) / det;
+    *m = (s[2] - *d * s[0]) / INPUT_GROUP;
 }
 
-/* The best of several ranges, each improved twice by least squares; judged after rounding to f16. */
+/* The best of two ranges, all of it or 90 %, each improved twice by least squares; judged after rounding to f16. Five
+ * ranges gain 1 % of the error at three times the time (16 ns a weight, one thread). */
 static struct fit fit_group(const float *x)
 {
     float lo = x[0];
@@ -107,17 +125,19 @@ static struct fit fit_group(const float *x)
         hi = x[k] > hi ? x[k] : hi;
     }
     struct fit best = { 0, 0, FLT_MAX };
-    for (int i = 0; i < 5; i++) {
-        float shrink = 0.05f * (float)i * (hi - lo) / 2;
+    for (int i = 0; i < 2; i++) {
+        float shrink = i == 0 ? 0 : 0.05f * (hi - lo);
         float m = lo + shrink;
         float d = (hi - lo - 2 * shrink) / 15;
         for (int step = 0; step < 3; step++) {
+            float code[INPUT_GROUP];
             float rd = f16_to_f32(f32_to_f16(d));
             float rm = f16_to_f32(f32_to_f16(m));
-            float err = fit_error(x, rd, rm);
+            codes_for(x, rd, rm, code);
+            float err = fit_error(x, code, rd, rm);
             if (err < best.err)
                 best = (struct fit){ rd, rm, err };
-            refit(x, &d, &m);
+            refit(x, code, &d, &m);
         }
     }
     return best;
@@ -133,9 +153,10 @@ static void encode_q4(struct weight *w, int row0, int n, const float *src)
             uint8_t *p = codes_of(w, row0 + i, g);
             number[0] = f32_to_f16(f.d);
             number[CODEC_PANEL] = f32_to_f16(f.m);
+            float code[INPUT_GROUP];
+            codes_for(x, f.d, f.m, code);
             for (int k = 0; k < INPUT_GROUP / 2; k++)
-                p[(k / 4) * 64 + k % 4] =
-                    (uint8_t)(code_of(x[k], f.d, f.m) | code_of(x[k + 16], f.d, f.m) << 4);
+                p[(k / 4) * 64 + k % 4] = (uint8_t)((int)code[k] | (int)code[k + 16] << 4);
         }
 }
 
