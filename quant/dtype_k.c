@@ -93,7 +93,7 @@ void block_q6_k(const uint8_t *s, float *y)
         int k = i % 128 / 32;
         int low = s[64 * half + 32 * (k % 2) + i % 32] >> (k < 2 ? 0 : 4) & 15;
         int high = s[128 + 32 * half + i % 32] >> (2 * k) & 3;
-        int scale = (int8_t)s[192 + i / 16];
+        int scale = s[192 + i / 16] - (s[192 + i / 16] >> 7 << 8); /* as int8 */
         y[i] = d * (float)scale * (float)((low | high << 4) - 32);
     }
 }

@@ -250,8 +250,8 @@ static void hex(const unsigned char hash[32], char out[65])
 
 int fetch_verify(const struct recipe_file *f, const char *path, struct err *e)
 {
-    unsigned char hash[32];
-    char found[65];
+    unsigned char hash[32] = { 0 };
+    char found[65] = "";
     char wanted[65];
     uint64_t size = 0;
     TRY(hash_file(path, hash, &size, e));

@@ -116,6 +116,7 @@ static void list_tensor(struct import *m, int layers, const char *format, int ro
 static int list_parts(struct import *m, struct err *e)
 {
     const struct shape *s = &m->s;
+    ASSERT(s->heads > 0);
     int head = s->dim / s->heads;
     int kv = head * s->kv_heads;
     int n = s->layers;

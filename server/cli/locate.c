@@ -81,6 +81,7 @@ int recipe_find(struct recipe *r, const char *name, struct err *e)
     char path[PATH_SIZE];
     char file[256];
     struct buf b;
+    memset(r, 0, sizeof *r);
     TRY(recipes_dir(dir, sizeof dir, e));
     int len = snprintf(file, sizeof file, "/%s.yaml", name);
     if (name[0] == '.' || strchr(name, '/') != NULL || len < 0 || (size_t)len >= sizeof file)
@@ -93,7 +94,7 @@ int recipe_find(struct recipe *r, const char *name, struct err *e)
     else if (rc == 0)
         rc = recipe_parse(r, buf_str(&b), b.len, path, e);
     buf_free(&b);
-    if (rc == 0 && strcmp(r->name, name) != 0) {
+    if (rc == 0 && r->name != NULL && strcmp(r->name, name) != 0) {
         rc = err_set(e, ERR_FORMAT, "%s: its name is \"%s\"; it must be the file's", path, r->name);
         recipe_free(r);
     }
@@ -111,6 +112,7 @@ int recipe_model_path(const struct recipe *r, char *out, size_t n, struct err *e
 {
     char dir[PATH_SIZE];
     char name[512];
+    ASSERT(r->n_files > 0 && r->file[0].file != NULL);
     const char *dot = strrchr(r->file[0].file, '.');
     TRY(recipe_models_dir(dir, sizeof dir, e));
     TRY(join(name, sizeof name, e, r->name, r->import == NULL && dot != NULL ? dot : "", ""));
@@ -120,7 +122,7 @@ int recipe_model_path(const struct recipe *r, char *out, size_t n, struct err *e
 int recipe_resolve(const char *model, char *out, size_t n, struct err *e)
 {
     struct stat st;
-    struct recipe r;
+    struct recipe r = { 0 };
     if (stat(model, &st) == 0)
         return join(out, n, e, model, "", "");
     if (errno != ENOENT && errno != ENOTDIR)

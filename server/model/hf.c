@@ -81,7 +81,7 @@ static int add_shards(struct source *s, struct hf *h, const json_t *index, struc
 
 static int add_weights(struct source *s, struct hf *h, struct err *e)
 {
-    json_t *index;
+    json_t *index = NULL;
     if (has(h->folder, "model.safetensors"))
         return add_shard(s, h, "model.safetensors", e);
     if (!has(h->folder, "model.safetensors.index.json"))
@@ -122,7 +122,7 @@ static int copy_template(struct source *s, const char *text, struct err *e)
 static int read_template(struct source *s, const char *folder, struct err *e)
 {
     char path[PATH_SIZE];
-    json_t *v;
+    json_t *v = NULL;
     int rc;
     if (has(folder, "chat_template.jinja")) {
         struct buf b;
@@ -177,7 +177,7 @@ const struct source_format source_hf = {
 
 static int read_config(struct source *s, const char *folder, struct err *e)
 {
-    json_t *v;
+    json_t *v = NULL;
     if (!has(folder, "config.json"))
         return err_set(e, ERR_NOTFOUND,
                        "%s: has no config.json; a model is a .gguf file or a Hugging Face folder",

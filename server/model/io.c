@@ -108,9 +108,9 @@ int io_read(const struct io_request *req, int n, const struct io_options *o, io_
     int *fd = mem_alloc((size_t)n * sizeof *fd);
     struct io_slot *slot = mem_zalloc((size_t)depth, sizeof *slot);
     char *staging = mem_map((size_t)depth * room);
-    int rc = fd != NULL && slot != NULL && staging != NULL
-                 ? 0
-                 : err_set(e, ERR_NOMEM, "no memory to read with");
+    int rc = fd != NULL && slot != NULL && staging != NULL ? 0 : ERR_NOMEM;
+    if (rc < 0)
+        err_set(e, rc, "no memory to read with");
     bool direct = rc == 0 && !is_cached(req, n);
     if (direct && !open_direct(req, n, fd)) {
         close_direct(req, n, fd);

@@ -103,7 +103,9 @@ int io_run_pread(struct io_job *j, struct err *e)
     pthread_mutex_init(&p.lock, NULL);
     pthread_cond_init(&p.changed, NULL);
     if (reader == NULL || p.state == NULL)
-        rc = err_set(e, ERR_NOMEM, "no memory to read with");
+        rc = ERR_NOMEM;
+    if (rc < 0)
+        err_set(e, rc, "no memory to read with");
     for (; rc == 0 && n < j->n_slots; n++) {
         reader[n] = (struct reader){ .pool = &p, .i_slot = n };
         errno = pthread_create(&reader[n].thread, NULL, read_requests, &reader[n]);

@@ -18,7 +18,7 @@ int source_add_file(struct source *s, const char *path, struct err *e)
         return err_set(e, ERR_NOMEM, "no memory to open %s", path);
     s->file = file;
     struct source_file f = { .path = mem_strdup(path), .fd = open(path, O_RDONLY | O_CLOEXEC) };
-    struct stat st;
+    struct stat st = { 0 };
     int rc = 0;
     if (f.path == NULL)
         rc = err_set(e, ERR_NOMEM, "no memory to open %s", path);
