@@ -133,6 +133,9 @@ void weight_rows(const struct weight *w, struct be *be, const int32_t *id, int n
 typedef void mul_fn(const struct weight *w, const struct input *in, const float *bias, float *y,
                     size_t ldy, int p0, int p1);
 
+/* Starting and ending a loop on several threads costs about what one needs to pass over this much. */
+enum { ALONE_BYTES = 48 << 10 };
+
 struct product {
     const struct matmul *m;
     const struct input *in;
@@ -173,10 +176,16 @@ void weight_matmul(struct be *be, struct input *in, const struct matmul *m, int 
 {
     struct product p = { .m = m, .in = in, .n_m = n_m };
     int total = 0;
+    size_t work = 0;
     for (int i = 0; i < n_m; i++) {
         input_prepare(in, be, m[i].w->prep);
         p.mul[i] = kernel(m[i].w, be->isa);
         p.end[i] = total += panels(m[i].w);
+        work += weight_bytes(m[i].w) * (size_t)in->n;
+    }
+    if (work < ALONE_BYTES) {
+        some_panels(&p, 0, total, 0);
+        return;
     }
     /* Some ranges a thread, so that a slow one does not keep the others waiting; long enough to stream. */
     int grain = total / (par_threads(be->par) * 6);

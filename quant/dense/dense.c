@@ -1,6 +1,12 @@
 /* dense: the numbers themselves, as f32, f16 or bf16.
  *
  *   plane 0    panel p (16 rows), input k, row r of the panel: element (p * cols + k) * 16 + r is w[16p + r][k]
+ *
+ *              f32      |w[0][0] w[1][0] ... w[15][0]|w[0][1] ...|      64 bytes an input
+ *              f16 bf16 the same                                       32 bytes an input
+ *
+ * 32 or 16 bits a weight. Numbers of the same type are moved, not converted; others round to nearest even. Products are
+ * f32 whatever the type; the rows past the last one of a matrix are zero.
  */
 #include <string.h>
 

@@ -9,7 +9,9 @@
  *   plane 1, numbers  f16 (p * groups + g) * 16 + r scales; in q4m the 16 minima behind each 16 scales
  *
  * One 64-byte line becomes two operands of a four-element dot product for sixteen outputs, by a mask and a shift. The
- * plain variant's -8 is the sum's start, -8 * sum(x); the minimum is one more fused multiply-add a group.
+ * plain variant's -8 is the sum's start, -8 * sum(x); the minimum is one more fused multiply-add a group. Encoding normally
+ * distributed weights costs 7.1 % of their norm (q4m), inputs rounded to int8 (an option) 0.5 % of the product's
+ * (tests/ops/test_codec.c measures both).
  */
 #include <float.h>
 #include <string.h>

@@ -6,7 +6,8 @@
  *
  * A 64-byte line is one operand of a four-element dot product for sixteen outputs. Codes are stored with 128 added because
  * that instruction wants one side unsigned; the sum starts at -128 * sum(x), so the correction costs nothing.
- * GGUF's Q8_0 has the same codes and scales: it is taken without loss.
+ * GGUF's Q8_0 has the same codes and scales: it is taken without loss. Encoding normally distributed weights costs 0.5 %
+ * of their norm, inputs rounded to int8 (an option) 0.5 % of the product's (tests/ops/test_codec.c measures both).
  */
 #include <math.h>
 #include <string.h>
