@@ -104,8 +104,10 @@ static void decode_q8(const struct weight *w, int row, float *dst)
         size_t cell = cell_of(w, row, g);
         const uint8_t *p = (const uint8_t *)w->plane[0] + cell * Q8_CODES + r * 4;
         float d = f16_to_f32(((const uint16_t *)w->plane[1])[cell * CODEC_PANEL + (size_t)r]);
-        for (int k = 0; k < INPUT_GROUP; k++)
-            dst[g * INPUT_GROUP + k] = (float)(p[(k / 4) * 64 + k % 4] - 128) * d;
+        for (int k = 0; k < INPUT_GROUP; k++) {
+            int code = p[(k / 4) * 64 + k % 4] - 128;
+            dst[g * INPUT_GROUP + k] = (float)code * d;
+        }
     }
 }
 

@@ -15,8 +15,10 @@ static float group_i8(float acc, const uint8_t *code, float d, struct input_cell
 
 static void group_f32(float *acc, const uint8_t *code, float d, const float *x)
 {
-    for (int k = 0; k < INPUT_GROUP; k++)
-        acc[k % 2] = fmaf(fmaf(code[k / 4 * 64 + k % 4], d, d * -128), x[k], acc[k % 2]);
+    for (int k = 0; k < INPUT_GROUP; k++) {
+        int c = code[k / 4 * 64 + k % 4];
+        acc[k % 2] = fmaf(fmaf((float)c, d, d * -128), x[k], acc[k % 2]);
+    }
 }
 
 static float dot(const struct weight *w, const struct input *in, int row, int r, enum prep prep)
