@@ -1,4 +1,5 @@
 /* Tokenizers on small vocabularies: round trips, byte fallback, segments, streaming, files, faults. */
+#include <cmocka.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -7,7 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#include <cmocka.h>
 
 #include "server/base/mem.h"
 #include "server/text/token.h"
