@@ -23,39 +23,41 @@ void input_set(struct input *in, const float *x, int n, int cols, void *ws)
     *in = (struct input){ .n = n, .cols = cols, .x = x, .ws = ws };
 }
 
-/* NaN and infinities make a scale that carries them on: every product with the group is then NaN. */
-static void group_i8(const float *x, struct input_cell c)
+/* NaN and infinities make a scale that carries them on: every product with the half is then NaN. Returns what the half
+ * adds to the group's sum. */
+static float half_i8(const float *x, struct input_cell c)
 {
     float max = 0;
-    for (int i = 0; i < INPUT_GROUP; i++) {
+    for (int i = 0; i < INPUT_HALF; i++) {
         float a = fabsf(x[i]);
         max = a > max || a != a ? a : max;
     }
     float inv = max > 0 ? 127.0f / max : 0;
     bool finite = max < INFINITY;
     if (!finite || !(inv < INFINITY)) {
-        memset(c.q, 0, INPUT_GROUP);
-        *c.scale = finite ? 0 : NAN;
-        *c.sum = *c.scale;
+        memset(c.q, 0, INPUT_HALF);
         *c.neg8 = *c.neg128 = 0;
-        return;
+        return *c.scale = finite ? 0 : NAN;
     }
     int32_t total = 0;
-    for (int i = 0; i < INPUT_GROUP; i++) {
+    for (int i = 0; i < INPUT_HALF; i++) {
         int v = (int)rintf(x[i] * inv);
         c.q[i] = (int8_t)v;
         total += v;
     }
     *c.scale = max / 127.0f;
-    *c.sum = *c.scale * (float)total;
     *c.neg8 = -8 * total;
     *c.neg128 = -128 * total;
+    return *c.scale * (float)total;
 }
 
 static void i8_ref(const float *x, int groups, char *records, int width, int r)
 {
-    for (int g = 0; g < groups; g++, x += INPUT_GROUP, records += width * INPUT_RECORD)
-        group_i8(x, input_cell(records, width, r));
+    for (int g = 0; g < groups; g++, x += INPUT_GROUP, records += width * INPUT_RECORD) {
+        struct input_cell c = input_cell(records, width, r, 0);
+        float first = half_i8(x, c);
+        *c.sum = first + half_i8(x + INPUT_HALF, input_cell(records, width, r, 1));
+    }
 }
 
 struct prepare {

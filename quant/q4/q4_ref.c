@@ -1,5 +1,5 @@
-/* The q4 product in plain C, the definition: groups in rising order, acc = fma(sum of the group, w_scale * x_scale, acc),
- * then in q4m acc = fma(minimum, x_scale * sum(x), acc). With f32 inputs acc = fma(w, x, acc), inputs in rising order, one
+/* The q4 product in plain C, the definition: groups in rising order, the first half of a group before the second: acc = fma(sum of
+ * the half, w_scale * x_scale, acc), then in q4m acc = fma(minimum, x_scale * sum(x), acc). With f32 inputs acc = fma(w, x, acc), inputs in rising order, one
  * sum for the even inputs and one for the odd ones, added at the end; w = fma(code, scale, minimum). */
 #include <math.h>
 
@@ -11,14 +11,20 @@ static int code_at(const uint8_t *code, int l, int k)
     return k < 16 ? both & 15 : both >> 4;
 }
 
-static float group_i8(float acc, const uint8_t *code, const uint16_t *number, int l,
-                      struct input_cell x, int variant)
+static float group_i8(float acc, const uint8_t *code, const uint16_t *number, int l, char *rec,
+                      int width, int r, int variant)
 {
-    int32_t s = variant == Q4_MIN ? 0 : *x.neg8;
-    for (int k = 0; k < INPUT_GROUP; k++)
-        s += code_at(code, l, k) * x.q[k];
-    acc = fmaf((float)s, f16_to_f32(number[l]) * *x.scale, acc);
-    return variant == Q4_MIN ? fmaf(f16_to_f32(number[CODEC_PANEL + l]), *x.sum, acc) : acc;
+    float d = f16_to_f32(number[l]);
+    for (int h = 0; h < 2; h++) {
+        struct input_cell x = input_cell(rec, width, r, h);
+        int32_t s = variant == Q4_MIN ? 0 : *x.neg8;
+        for (int k = 0; k < INPUT_HALF; k++)
+            s += code_at(code, l, h * INPUT_HALF + k) * x.q[k];
+        acc = fmaf((float)s, d * *x.scale, acc);
+    }
+    if (variant == Q4_MIN)
+        acc = fmaf(f16_to_f32(number[CODEC_PANEL + l]), *input_cell(rec, width, r, 0).sum, acc);
+    return acc;
 }
 
 static void group_f32(float *acc, const uint8_t *code, const uint16_t *number, int l,
@@ -43,8 +49,7 @@ static float dot(const struct weight *w, const struct input *in, int row, int r,
             (const uint16_t *)w->plane[1] + cell * (size_t)q4_numbers(w->variant);
         if (prep == PREP_I8) {
             char *rec = input_records(in, r / INPUT_BLOCK) + (size_t)(g * width) * INPUT_RECORD;
-            acc[0] = group_i8(acc[0], code, number, l, input_cell(rec, width, r % INPUT_BLOCK),
-                              w->variant);
+            acc[0] = group_i8(acc[0], code, number, l, rec, width, r % INPUT_BLOCK, w->variant);
         } else {
             const float *x = in->x + (size_t)r * (size_t)w->cols + (size_t)g * INPUT_GROUP;
             group_f32(acc, code, number, l, x, w->variant);

@@ -1,16 +1,21 @@
-/* The q8 product in plain C, the definition: groups in rising order, acc = fma(sum of the group, w_scale * x_scale, acc).
+/* The q8 product in plain C, the definition: groups in rising order, the first half of a group before the second: acc = fma(sum of
+ * the half, w_scale * x_scale, acc).
  * With f32 inputs acc = fma(w, x, acc), inputs in rising order, one sum for the even inputs and one for the odd
  * ones, added at the end; w = fma(code, scale, -128 * scale). */
 #include <math.h>
 
 #include "quant/q8/q8.h"
 
-static float group_i8(float acc, const uint8_t *code, float d, struct input_cell x)
+static float group_i8(float acc, const uint8_t *code, float d, char *rec, int width, int r)
 {
-    int32_t s = *x.neg128;
-    for (int k = 0; k < INPUT_GROUP; k++)
-        s += code[k / 4 * 64 + k % 4] * x.q[k];
-    return fmaf((float)s, d * *x.scale, acc);
+    for (int h = 0; h < 2; h++) {
+        struct input_cell x = input_cell(rec, width, r, h);
+        int32_t s = *x.neg128;
+        for (int k = 0; k < INPUT_HALF; k++)
+            s += code[(4 * h + k / 4) * 64 + k % 4] * x.q[k];
+        acc = fmaf((float)s, d * *x.scale, acc);
+    }
+    return acc;
 }
 
 static void group_f32(float *acc, const uint8_t *code, float d, const float *x)
@@ -33,7 +38,7 @@ static float dot(const struct weight *w, const struct input *in, int row, int r,
         float d = f16_to_f32(((const uint16_t *)w->plane[1])[cell * CODEC_PANEL + (size_t)l]);
         if (prep == PREP_I8) {
             char *rec = input_records(in, r / INPUT_BLOCK) + (size_t)(g * width) * INPUT_RECORD;
-            acc[0] = group_i8(acc[0], code, d, input_cell(rec, width, r % INPUT_BLOCK));
+            acc[0] = group_i8(acc[0], code, d, rec, width, r % INPUT_BLOCK);
         } else {
             group_f32(acc, code, d, in->x + (size_t)r * (size_t)w->cols + (size_t)g * INPUT_GROUP);
         }
