@@ -23,7 +23,7 @@ enum { CODEC_PANEL = 16, CODEC_PLANES = 3 };
 /* What a kernel wants its input to look like. */
 enum prep {
     PREP_F32, /* as it is */
-    PREP_I8,  /* int8 in groups of 32 with an f32 scale: quant/input.h */
+    PREP_I8,  /* int8 in halves of a group of 32, an f32 scale each: quant/input.h */
     PREP_N
 };
 

@@ -32,7 +32,7 @@ static const struct option table[] = {
     { NULL, "threads", INT, AT(threads), CONFIG_ALL, "0", 0, 256, NULL, "worker threads; 0: one per CPU this process may use" },
     { NULL, "cpu-isa", STR, AT(isa), CONFIG_ALL, "auto", 0, 0, "auto ref avx2 avx512 bf16", "highest instruction set the kernels may use" },
     { "Model", "weights", STR, AT(weights), CONFIG_ALL, "auto", 0, 0, "auto f32 f16 bf16 q8 q4", "re-encode the weights at load; auto keeps them as they are where that is lossless" },
-    { NULL, "activations", STR, AT(activations), CONFIG_ALL, "int8", 0, 0, "int8 f32", "what products with q8 and q4 weights round their input to: int8 in groups of 32 (fast) or nothing" },
+    { NULL, "activations", STR, AT(activations), CONFIG_ALL, "int8", 0, 0, "int8 f32", "what products with q8 and q4 weights round their input to: int8 in groups of 16 (fast) or nothing" },
     { NULL, "io", STR, AT(io), CONFIG_ALL, "auto", 0, 0, "auto uring pread", "how the file is read" },
     { "Engine", "kv-type", STR, AT(kv_type), CONFIG_ALL, "auto", 0, 0, "auto f16 bf16 f32", "element type of the KV cache; auto: bf16 where the CPU multiplies it natively, else f16" },
     { NULL, "ctx", INT, AT(ctx), CONFIG_ALL, "0", 0, 1 << 22, NULL, "most tokens of a sequence; 0: what the model was trained for (eval: 512)" },

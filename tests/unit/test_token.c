@@ -1,5 +1,4 @@
 /* Tokenizers on small vocabularies: round trips, byte fallback, segments, streaming, files, faults. */
-#include <cmocka.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -8,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+#include <cmocka.h>
 
 #include "server/base/mem.h"
 #include "server/text/token.h"
