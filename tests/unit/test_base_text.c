@@ -111,6 +111,7 @@ static void test_log_line(void **state)
     assert_int_equal(strncmp(text, "ts=20", 5), 0);
 }
 
+static json_t *logged(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 static json_t *logged(const char *fmt, ...)
 {
     char pairs[8192];
