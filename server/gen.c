@@ -146,6 +146,10 @@ static int make_choice(struct gen *g, int i, uint64_t seed, struct api_error *e)
     c->job.prompt_logprobs = g->req.echo && s->logprobs >= 0;
     const char *policy = g->req.compression.kv_policy;
     c->job.policy = policy ? kv_policy_find(policy) : kv_policy_list[0];
+    if (g->req.compression.kv_budget > 0 && c->job.policy->compact == NULL)
+        return api_error_bad(e, "compression.kv.budget",
+                             "Invalid 'compression.kv.budget': the policy '%s' keeps everything.",
+                             c->job.policy->name);
     c->job.on_event = stream_on_event;
     c->job.user = c;
     return check_length(g, c, e);

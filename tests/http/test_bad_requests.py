@@ -30,6 +30,7 @@ CHAT = [
     ({"model": 5}, "model"), ({"compression": []}, "compression"),
     ({"compression": {"kv": {"policy": "nope"}}}, "compression.kv.policy"),
     ({"compression": {"kv": {"budget": -1}}}, "compression.kv.budget"),
+    ({"compression": {"kv": {"policy": "full", "budget": 64}}}, "compression.kv.budget"),
     ({"response_format": {"type": "yaml"}}, "response_format.type"),
 ]
 COMPLETION = [
