@@ -1,15 +1,42 @@
 /* The list of backends and the facts they share. */
 #include "kernels/backend.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "kernels/cpu/cpu.h"
+
+#ifdef WRING_CUDA
+#    include "kernels/cuda/cuda.h"
+
+static int open_cuda(struct be **out, const struct be_config *c, struct err *e)
+{
+    const char *number = c->device + strlen("cuda");
+    char *end = NULL;
+    long device = *number == ':' ? strtol(number + 1, &end, 10) : 0;
+    if (*number != 0 &&
+        (end == NULL || end == number + 1 || *end != 0 || device < 0 || device > 255))
+        return err_set(e, ERR_INVALID, "device '%s': cuda, or cuda:N with a GPU's number",
+                       c->device);
+    return cuda_open(out, c, (int)device, e);
+}
+#else
+static int open_cuda(struct be **out, const struct be_config *c, struct err *e)
+{
+    (void)out;
+    return err_set(e, ERR_UNSUPPORTED, "device '%s': this program was built without CUDA",
+                   c->device);
+}
+#endif
 
 int be_open(struct be **out, const struct be_config *c, struct err *e)
 {
     if (!c->device || !strcmp(c->device, "cpu"))
         return cpu_open(out, c, e);
-    return err_set(e, ERR_INVALID, "unknown device '%s': this build has cpu", c->device);
+    if (!strncmp(c->device, "cuda", 4) && (c->device[4] == 0 || c->device[4] == ':'))
+        return open_cuda(out, c, e);
+    return err_set(e, ERR_INVALID, "unknown device '%s': known are cpu, cuda and cuda:N",
+                   c->device);
 }
 
 void be_close(struct be *be)

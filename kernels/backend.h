@@ -5,7 +5,8 @@
  * says that it may be NULL, means "not accelerated".
  *
  * Rules for all ops:
- *   - pointers are backend memory (be->ops->alloc); on the CPU that is ordinary memory;
+ *   - pointers are backend memory (be->ops->alloc) unless a slot says host; on the CPU that is ordinary memory;
+ *   - numbers that the host decides step by step (tokens, positions, page tables) come to the ops through step_begin;
  *   - float data is row-major and dense: x[n][dim] has a row stride of dim;
  *   - outputs do not overlap inputs unless the slot says so;
  *   - ops cannot fail: sizes were checked when the model was opened. NaN and infinities pass through;
@@ -33,21 +34,27 @@ enum cpu_isa {
 };
 
 struct be_config {
-    const char *device; /* "cpu" or NULL */
+    const char *device; /* "cpu" or NULL, "cuda" (the first GPU), "cuda:N" */
     int n_threads;      /* 0: as many as the process may use */
     const char
         *isa; /* "auto" or NULL, "ref", "avx2", "avx512", "bf16": an upper limit for the kernels */
+    bool
+        cublas; /* GPU: hundreds of rows are multiplied by cuBLASLt: faster, but no longer batch-invariant */
 };
 
 /* An opened backend. Open structure so that codecs and ops can see the pool and the ISA; nobody writes it after open. */
 struct be {
     const struct be_ops *ops;
-    struct par *par;
-    enum cpu_isa isa;
-    void *state; /* the backend's own: scratch per thread, ... */
+    struct par
+        *par; /* the host's workers: every backend has them (pressing weights, sampling, ...) */
+    enum cpu_isa isa; /* of the host's kernels */
+    bool host;        /* its memory is ordinary memory, which the CPU may read and write as it is */
+    char device[96];  /* for messages: "cpu", "cuda:0 (NVIDIA H200)" */
+    void *state;      /* the backend's own: scratch per thread, ... */
 };
 
-/* Opens the backend named by c->device. The error says which ISA the machine lacks or which name is unknown. */
+/* Opens the backend named by c->device. The error says which ISA the machine lacks, which name is unknown, or why there
+ * is no GPU (ERR_UNSUPPORTED: not in this build; ERR_DEVICE: no driver, no such device). */
 int be_open(struct be **out, const struct be_config *c, struct err *e) WARN_UNUSED;
 void be_close(struct be *be); /* NULL is accepted */
 const char *cpu_isa_name(enum cpu_isa isa);
@@ -96,6 +103,14 @@ struct be_seq {
     struct kv_view kv;
 };
 
+/* What the host decides for one forward pass. In: host memory. After step_begin: backend memory, ready for the ops. */
+struct be_step {
+    int n_rows, n_seqs, n_out, n_layers, n_kv_heads;
+    const int32_t *token, *pos; /* [n_rows] */
+    const int32_t *out_row;     /* [n_out] rows whose logits are wanted, rising */
+    const struct be_seq *seqs;  /* [n_layers][n_seqs]: be_kv.seqs of each layer */
+};
+
 /* Everything about the cache that an op needs; filled once a layer. */
 struct be_kv {
     void *pool; /* block 0 */
@@ -104,7 +119,18 @@ struct be_kv {
     enum kv_type type;
     int n_kv_heads, head_dim;
     int n_seqs;
-    const struct be_seq *seqs;
+    const struct be_seq *seqs; /* of this layer, from struct be_step after step_begin */
+};
+
+/* q and k as the projections left them, on their way to the cache: rope() of both and kv_append() in one pass. */
+struct be_rope_append {
+    float *q;                     /* [n][n_heads][head_dim], rotated in place */
+    const float *k, *v;           /* [n][n_kv_heads][head_dim]; k is rotated on its way */
+    const float *cos, *sin;       /* [n][half] */
+    const float *q_norm, *k_norm; /* [head_dim] or NULL */
+    float eps;
+    int n, n_heads, half;
+    bool half_split;
 };
 
 struct be_attend {
@@ -117,6 +143,40 @@ struct be_attend {
     int window;  /* sliding window: a row at position p sees positions > p - window; 0: all */
 };
 
+/* ---- the head -------------------------------------------------------------------------------------------------- */
+
+enum { BE_HEAD_TOP = 256 };
+
+/* What a request does to its row of logits before a token is chosen (order and formulas: server/engine/sample.h), and
+ * what it asks of the row then. Host memory. Everything 0 or NULL, and repetition 1: the row as it is. */
+struct be_head_row {
+    const int32_t *bias_id; /* [n_bias] each once */
+    const float *bias;      /* [n_bias] added */
+    const int32_t *seen_id; /* [n_seen] tokens of prompt and output, each once */
+    const uint32_t *count;  /* [n_seen] how often each was chosen */
+    int n_bias, n_seen;
+    float repetition, presence, frequency;
+    float temperature; /* of warm_sum; 0: none */
+    bool draw;    /* pick the id that u draws: the first one, by rising id, up to which the warm
+                        * exponentials sum to more than u * warm_sum; where there are none: `pick` */
+    double u;     /* [0, 1) */
+    int32_t pick; /* without draw: the id whose logit is wanted */
+};
+
+/* What is left of a row: enough for greedy choice and for plain sampling, and for top_k, min_p and nucleus sampling as
+ * long as what they keep is among the BE_HEAD_TOP largest. Host memory. */
+struct be_head_out {
+    double sum; /* of exp(logit - max); 0 when max is infinite */
+    double
+        warm_sum; /* of exp((logit - max) / temperature); 0 when max is infinite or temperature 0 */
+    float max;    /* largest logit; -inf when there is none */
+    float pick_logit;
+    int32_t pick;
+    int n; /* entries below: the largest logits, falling, ties by rising id; never NaN or -inf; behind them 0 */
+    int32_t id[BE_HEAD_TOP];
+    float logit[BE_HEAD_TOP];
+};
+
 struct be_ops {
     const char *name;
 
@@ -127,11 +187,25 @@ struct be_ops {
     void (*upload)(struct be *be, void *dst, const void *src, size_t bytes); /* host to backend */
     void (*download)(struct be *be, void *dst, const void *src,
                      size_t bytes); /* backend to host; waits */
-    int (*sync)(struct be *be,
-                struct err *e);        /* waits for all work; ERR_DEVICE when the device is lost */
-    void (*step_begin)(struct be *be); /* brackets one forward pass of a batch */
-    void (*step_end)(struct be *be);
+    /* Waits for all work. ERR_DEVICE when the device is lost, from then on for ever. */
+    int (*sync)(struct be *be, struct err *e);
+    /* Bytes that alloc can still give, and all there are. 0, 0 when nobody knows (the CPU). */
+    void (*memory)(struct be *be, size_t *free_bytes, size_t *total);
+    /* What the machine can do at best, measured now: copying (1e9 bytes a second, those read and those written) and bf16
+     * products (1e9 operations a second; a multiply-add is two). 0: nobody knows. NULL: the CPU, see
+     * kernels/cpu/bound.h. */
+    void (*bounds)(struct be *be, double *copy_gbs, double *dot_gops);
     void (*close)(struct be *be); /* frees the backend; be is invalid afterwards */
+
+    /* ---- a step: one forward pass of a batch ------------------------------------------------------------------ */
+    /* Brings s to the backend: its pointers afterwards are backend memory, valid until step_end. Counts may have been
+     * raised: the rows, sequences and outputs added have no effect and nobody reads their results; the caller's
+     * activations have room, at most up to the next power of two.
+     * Returns true when the backend runs the whole pass by itself, as it recorded it earlier: then the caller calls
+     * step_end and no op. `owner` names what else the pass depends on (the workspace): passes of one owner and equal
+     * counts call the same ops with the same pointers. */
+    bool (*step_begin)(struct be *be, struct be_step *s, const void *owner);
+    void (*step_end)(struct be *be);
 
     /* ---- rows ---------------------------------------------------------------------------------------------- */
     /* y[r][i] = x[r][i] / sqrt(mean_i(x[r][i]^2) + eps) * w[i]        (arXiv 1910.07467, eq. 4)
@@ -156,6 +230,9 @@ struct be_ops {
     void (*rope)(struct be *be, float *x, const float *cos, const float *sin, const float *norm,
                  float eps, int n, int n_heads, int head_dim, int half, bool half_split);
 
+    /* Both ropes and the append at once, with the bits of the three ops. NULL: the caller calls the three. */
+    void (*rope_append)(struct be *be, const struct be_rope_append *r, const struct be_kv *kv);
+
     /* ---- attention ----------------------------------------------------------------------------------------- */
     /* Writes k, v [n_rows][n_kv_heads][head_dim] into the wide pages of their rows, rounded to the cache's type
      * (round to nearest even). Bytes moved: what it writes. */
@@ -172,6 +249,13 @@ struct be_ops {
      * the partner of a last even slot, and whoever writes narrow slots does the same.
      * Bytes moved: every key and value once per 64 rows or fewer of a group. */
     void (*attend)(struct be *be, const struct be_attend *a);
+
+    /* ---- the head ------------------------------------------------------------------------------------------ */
+    /* logits[n][vocab] as row[n] (host) says, changed in place; what is left of each row to out[n] (host). Waits, so
+     * that out can be read on return, unless sync() then tells of an error. NaN has no weight. Sums are right to 1e-6
+     * of themselves, summed in an order fixed by vocab. */
+    void (*head)(struct be *be, float *logits, int n, int vocab, const struct be_head_row *row,
+                 struct be_head_out *out);
 };
 enum { ATTEND_TILE = 64, ATTEND_SPAN = 512, BE_HEAD_DIM_MAX = 512 };
 

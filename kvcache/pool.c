@@ -48,10 +48,18 @@ int kv_pool_open(struct kv_pool **out, struct be *be, const struct kv_shape *s, 
     p->block_bytes = kv_block_bytes(s->type, s->head_dim);
     p->page_bytes = p->block_bytes * (size_t)s->n_kv_heads;
     if (open_arrays(p) < 0) {
-        size_t bytes = (size_t)p->n_pages * p->page_bytes;
+        size_t bytes = (size_t)p->n_pages * p->page_bytes, free_bytes, total;
         kv_pool_close(p);
-        return err_set(e, ERR_NOMEM, "no memory for a KV pool of %lld tokens (%zu bytes)",
-                       (long long)n_tokens, bytes);
+        be->ops->memory(be, &free_bytes, &total);
+        if (free_bytes == 0)
+            return err_set(e, ERR_NOMEM, "no memory for a KV pool of %lld tokens (%zu bytes)",
+                           (long long)n_tokens, bytes);
+        return err_set(e, ERR_NOMEM,
+                       "a KV pool of %lld tokens takes %zu MiB; %s has %zu MiB free beside the "
+                       "weights, which would hold %lld tokens (--kv-size %zuM)",
+                       (long long)n_tokens, bytes >> 20, be->device, free_bytes >> 20,
+                       (long long)(free_bytes / kv_token_bytes(s) / KV_PAGE * KV_PAGE),
+                       free_bytes >> 20);
     }
     *out = p;
     return 0;

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "quant/input.h"
+#include "server/base/mem.h"
 
 extern const struct codec codec_dense, codec_q8, codec_q4;
 
@@ -51,6 +52,9 @@ int weight_open(struct weight *w, struct be *be, const char *word, bool int8_ok,
         !choose(w, "f32", from))
         return err_set(e, ERR_UNSUPPORTED, "no codec takes %d x %d of %s", rows, cols,
                        dtype_name(from));
+    if (!be->host && w->codec->cuda == NULL)
+        return err_set(e, ERR_UNSUPPORTED, "weights of the codec %s do not run on %s yet",
+                       w->codec->name, be->device);
     size_t bytes[CODEC_PLANES] = { 0 };
     w->codec->size(w, bytes);
     for (int i = 0; i < CODEC_PLANES; i++) {
@@ -59,12 +63,15 @@ int weight_open(struct weight *w, struct be *be, const char *word, bool int8_ok,
         w->plane[i] = be->ops->alloc(be, bytes[i]);
         if (w->plane[i] == NULL) {
             weight_close(w, be);
-            return err_set(e, ERR_NOMEM, "no memory for %d x %d weights (%zu bytes)", rows, cols,
-                           bytes[i]);
+            return err_set(e, ERR_NOMEM, "no memory for %d x %d weights (%zu bytes) on %s", rows,
+                           cols, bytes[i], be->device);
         }
         w->bytes[i] = bytes[i];
     }
-    w->prep = w->codec->prepare(w, be->isa, int8_ok);
+    if (be->host)
+        w->prep = w->codec->prepare(w, be->isa, int8_ok);
+    else
+        w->prep = int8_ok ? PREP_BF16 : PREP_BF16X3;
     return 0;
 }
 
@@ -83,6 +90,45 @@ void weight_fill(struct weight *w, int row0, int n, enum dtype type, const void 
         return;
     dtype_decode(type, src, scratch, (size_t)n * (size_t)w->cols);
     w->codec->encode(w, row0, n, scratch);
+}
+
+/* ---- staging ----------------------------------------------------------------------------------------------------- */
+
+int weight_stage_open(struct weight *stage, const struct weight *w, int n, struct err *e)
+{
+    size_t bytes[CODEC_PLANES] = { 0 };
+    *stage = (struct weight){
+        .codec = w->codec, .rows = n, .cols = w->cols, .variant = w->variant, .prep = w->prep
+    };
+    w->codec->size(stage, bytes);
+    for (int i = 0; i < CODEC_PLANES; i++) {
+        if (bytes[i] == 0)
+            continue;
+        stage->plane[i] = mem_zalloc(1, bytes[i]);
+        if (stage->plane[i] == NULL) {
+            weight_stage_close(stage);
+            return err_set(e, ERR_NOMEM, "no memory to press %d rows (%zu bytes)", n, bytes[i]);
+        }
+        stage->bytes[i] = bytes[i];
+    }
+    return 0;
+}
+
+void weight_stage_upload(const struct weight *stage, struct weight *w, struct be *be, int row0)
+{
+    size_t panels = (size_t)(stage->rows + CODEC_PANEL - 1) / CODEC_PANEL;
+    size_t first = (size_t)(row0 / CODEC_PANEL);
+    for (int i = 0; i < CODEC_PLANES; i++)
+        if (stage->plane[i] != NULL)
+            be->ops->upload(be, (char *)w->plane[i] + stage->bytes[i] / panels * first,
+                            stage->plane[i], stage->bytes[i]);
+}
+
+void weight_stage_close(struct weight *stage)
+{
+    for (int i = 0; i < CODEC_PLANES; i++)
+        mem_free(stage->plane[i]);
+    *stage = (struct weight){ 0 };
 }
 
 size_t weight_bytes(const struct weight *w)
@@ -121,6 +167,10 @@ static void some_rows(void *arg, int first, int last, int i_thread)
 
 void weight_rows(const struct weight *w, struct be *be, const int32_t *id, int n, float *x)
 {
+    if (!be->host) {
+        w->codec->cuda->rows(be, w, id, n, x);
+        return;
+    }
     struct rows r = { w, id, x };
     if (n > 16)
         par_for(be->par, n, 0, some_rows, &r);
@@ -172,8 +222,20 @@ static void some_panels(void *arg, int first, int last, int i_thread)
     }
 }
 
+static void matmul_device(struct be *be, struct input *in, const struct matmul *m, int n_m)
+{
+    for (int i = 0; i < n_m; i++) {
+        input_prepare(in, be, m[i].w->prep);
+        m[i].w->codec->cuda->mul(be, m[i].w, in, m[i].bias, m[i].y);
+    }
+}
+
 void weight_matmul(struct be *be, struct input *in, const struct matmul *m, int n_m)
 {
+    if (!be->host) {
+        matmul_device(be, in, m, n_m);
+        return;
+    }
     struct product p = { .m = m, .in = in, .n_m = n_m };
     int total = 0;
     size_t work = 0;

@@ -22,13 +22,15 @@ enum { CODEC_PANEL = 16, CODEC_PLANES = 3 };
 
 /* What a kernel wants its input to look like. */
 enum prep {
-    PREP_F32, /* as it is */
-    PREP_I8,  /* int8 in halves of a group of 32, an f32 scale each: quant/input.h */
+    PREP_F32,    /* as it is */
+    PREP_I8,     /* int8 in halves of a group of 32, an f32 scale each: quant/input.h */
+    PREP_BF16,   /* for tensor cores, rounded once to bf16: quant/input_cuda.cuh */
+    PREP_BF16X3, /* three bf16 numbers whose sum is the f32 number */
     PREP_N
 };
 
 /* An input [n][cols] and its preparations, made on demand and shared by every matrix that reads the same input.
- * ws is scratch of at least input_ws_bytes(n, cols); it belongs to the caller and must outlive the input. */
+ * ws is backend memory of at least input_ws_bytes(be, n, cols); it belongs to the caller and must outlive the input. */
 struct input {
     int n, cols;
     const float *x;
@@ -36,7 +38,7 @@ struct input {
     char *ws;
     size_t ws_used;
 };
-size_t input_ws_bytes(int n, int cols);
+size_t input_ws_bytes(const struct be *be, int n, int cols);
 void input_set(struct input *in, const float *x, int n, int cols, void *ws);
 
 /* One matrix y = W x: rows outputs, cols inputs. */
@@ -55,6 +57,18 @@ struct weight {
 struct codec_cpu {
     void (*mul[PREP_N])(const struct weight *w, const struct input *in, const float *bias, float *y,
                         size_t ldy, int p0, int p1);
+};
+
+/* The kernels of a codec on an NVIDIA GPU (<codec>_cuda.cu); the planes are the CPU's, byte for byte. Results are
+ * batch-invariant there too. */
+struct codec_cuda {
+    /* x[r] = row id[r] of w in f32; id is backend memory; negative ids give zeros. */
+    void (*rows)(struct be *be, const struct weight *w, const int32_t *id, int n, float *x);
+    /* y[r][row] = sum_k W[row][k] x[r][k] (+ bias[row] when not NULL) for the n rows of in, prepared as w->prep says. */
+    void (*mul)(struct be *be, const struct weight *w, const struct input *in, const float *bias,
+                float *y);
+    /* Rows [row0, row0 + n) to bf16, row-major [n][cols]: for products by cuBLAS. */
+    void (*unpack)(struct be *be, const struct weight *w, int row0, int n, uint16_t *dst);
 };
 
 struct codec {
@@ -76,7 +90,15 @@ struct codec {
     enum prep (*prepare)(const struct weight *w, enum cpu_isa isa, bool int8_ok);
     const struct codec_cpu
         *cpu[CPU_ISA_N]; /* NULL or a NULL slot: the next lower level; [CPU_REF] is complete */
+    const struct codec_cuda *cuda; /* NULL: not in this build */
 };
+
+/* Names a codec's CUDA kernels in its table where they are built. */
+#ifdef WRING_CUDA
+#    define CODEC_CUDA(kernels) (&(kernels))
+#else
+#    define CODEC_CUDA(kernels) NULL
+#endif
 
 extern const struct codec *const codec_list[]; /* NULL-terminated */
 
@@ -94,12 +116,19 @@ void weight_close(struct weight *w, struct be *be);
  * encode. Safe to call from many threads for different panels. scratch: cols * n floats. */
 void weight_fill(struct weight *w, int row0, int n, enum dtype type, const void *src,
                  float *scratch);
+/* Where rows of w are pressed when the host cannot write w's planes: a host matrix of n rows (a multiple of CODEC_PANEL,
+ * or the last rows) to be filled from row 0 on, then brought to row0 of w. Planes are cut by panels: those of some
+ * panels lie side by side, with the sizes that size() gives for that many rows. weight_stage_close frees it. */
+int weight_stage_open(struct weight *stage, const struct weight *w, int n,
+                      struct err *e) WARN_UNUSED;
+void weight_stage_upload(const struct weight *stage, struct weight *w, struct be *be, int row0);
+void weight_stage_close(struct weight *stage);
 size_t weight_bytes(const struct weight *w);
 double weight_bits(const struct weight *w); /* bits per weight */
 const char *weight_form(
     const struct weight *w); /* "q4", "q4m" (with minimum), "bf16", ...: for tables */
 
-/* x[r] = row id[r] of w: the embedding look-up. */
+/* x[r] = row id[r] of w: the embedding look-up. id: backend memory. */
 void weight_rows(const struct weight *w, struct be *be, const int32_t *id, int n, float *x);
 
 /* Products that share one input: y[i] = W[i] x (+ bias[i]), [n][rows] each. All of them are one parallel loop. */

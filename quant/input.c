@@ -3,6 +3,10 @@
 #include <math.h>
 #include <string.h>
 
+#ifdef WRING_CUDA
+#    include "quant/input_cuda.h"
+#endif
+
 static size_t align64(size_t n)
 {
     return (n + 63) & ~(size_t)63;
@@ -13,9 +17,16 @@ static size_t i8_bytes(int n, int cols)
     return (size_t)n * (size_t)((cols + INPUT_GROUP - 1) / INPUT_GROUP) * INPUT_RECORD;
 }
 
-size_t input_ws_bytes(int n, int cols)
+size_t input_ws_bytes(const struct be *be, int n, int cols)
 {
-    return align64(i8_bytes(n, cols)) + 64;
+    size_t bytes = i8_bytes(n, cols);
+#ifdef WRING_CUDA
+    if (!be->host)
+        bytes = input_cuda_bytes(n, cols);
+#else
+    (void)be;
+#endif
+    return align64(bytes) + 64;
 }
 
 void input_set(struct input *in, const float *x, int n, int cols, void *ws)
@@ -78,8 +89,14 @@ static void rows_i8(void *arg, int first, int last, int i_thread)
 
 void input_prepare(struct input *in, struct be *be, enum prep kind)
 {
-    if (kind != PREP_I8 || in->prep[kind] != NULL)
+    if (kind == PREP_F32 || in->prep[kind] != NULL)
         return;
+#ifdef WRING_CUDA
+    if (!be->host) {
+        input_prepare_cuda(in, be, kind);
+        return;
+    }
+#endif
     struct prepare p = { in, i8_ref };
     if (be->isa >= CPU_AVX512)
         p.row = input_i8_avx512;

@@ -108,7 +108,22 @@ static int cpu_sync(struct be *be, struct err *e)
     return 0;
 }
 
-static void cpu_step(struct be *be)
+static void cpu_memory(struct be *be, size_t *free_bytes, size_t *total)
+{
+    (void)be;
+    *free_bytes = *total = 0;
+}
+
+/* Host memory is the CPU's memory: nothing to bring. */
+static bool cpu_step_begin(struct be *be, struct be_step *s, const void *owner)
+{
+    (void)be;
+    (void)s;
+    (void)owner;
+    return false;
+}
+
+static void cpu_step_end(struct be *be)
 {
     (void)be;
 }
@@ -148,10 +163,12 @@ static void fill_tables(struct cpu_state *s, enum cpu_isa isa)
     ops->upload = cpu_copy;
     ops->download = cpu_copy;
     ops->sync = cpu_sync;
-    ops->step_begin = cpu_step;
-    ops->step_end = cpu_step;
+    ops->memory = cpu_memory;
+    ops->step_begin = cpu_step_begin;
+    ops->step_end = cpu_step_end;
     ops->close = cpu_close;
     cpu_ops_ref(ops);
+    cpu_ops_head(ops);
     if (isa >= CPU_AVX2)
         cpu_ops_avx2(ops);
     if (isa >= CPU_AVX512)
@@ -192,6 +209,8 @@ int cpu_open(struct be **out, const struct be_config *c, struct err *e)
     if (!be)
         return err_set(e, ERR_NOMEM, "no memory for the CPU backend");
     be->isa = isa;
+    be->host = true;
+    memcpy(be->device, "cpu", sizeof "cpu");
     int rc = par_open(&be->par, c->n_threads, e);
     if (rc == 0)
         rc = open_state(be, e);

@@ -41,6 +41,7 @@ static inline struct cpu_state *cpu_state(const struct be *be)
 void cpu_for(struct be *be, int n, int grain, size_t work, par_fn *fn, void *arg);
 
 void cpu_ops_ref(struct be_ops *ops);
+void cpu_ops_head(struct be_ops *ops);
 void cpu_ops_avx2(struct be_ops *ops);
 void cpu_ops_avx512(struct be_ops *ops);
 

@@ -111,4 +111,5 @@ const struct codec codec_dense = {
     .form = form_dense,
     .prepare = prepare_dense,
     .cpu = { &dense_ref, &dense_avx2, &dense_avx512, NULL },
+    .cuda = CODEC_CUDA(dense_cuda),
 };

@@ -223,4 +223,5 @@ const struct codec codec_q4 = {
     .form = form_q4,
     .prepare = prepare_q4,
     .cpu = { &q4_ref, &q4_avx2, &q4_avx512, NULL },
+    .cuda = CODEC_CUDA(q4_cuda),
 };

@@ -23,5 +23,6 @@ static inline int q4_numbers(int variant)
 
 extern const struct codec codec_q4;
 extern const struct codec_cpu q4_ref, q4_avx2, q4_avx512;
+extern const struct codec_cuda q4_cuda; /* q4_cuda.cu */
 
 #endif

@@ -135,4 +135,5 @@ const struct codec codec_q8 = {
     .form = form_q8,
     .prepare = prepare_q8,
     .cpu = { &q8_ref, &q8_avx2, &q8_avx512, NULL },
+    .cuda = CODEC_CUDA(q8_cuda),
 };

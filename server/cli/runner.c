@@ -63,6 +63,13 @@ static int reserve(struct runner *r, int i_seq, int n, struct err *e)
     return 0;
 }
 
+static int run(struct runner *r, const struct batch *b, const float **logits, struct err *e)
+{
+    float *there;
+    TRY(model_forward(r->model, r->ws, r->pool, b, &there, e));
+    return logits != NULL ? model_logits(r->model, r->ws, b->n_out, logits, e) : 0;
+}
+
 int runner_append(struct runner *r, int i_seq, const int32_t *token, int n, int n_out,
                   const float **logits, struct err *e)
 {
@@ -80,15 +87,14 @@ int runner_append(struct runner *r, int i_seq, const int32_t *token, int n, int 
                        .pos = r->pos,
                        .seq = r->batch_seq,
                        .out_row = r->out_row };
-    return model_forward(r->model, r->ws, r->pool, &b, logits, e);
+    return run(r, &b, logits, e);
 }
 
 int runner_prefill(struct runner *r, int i_seq, const int32_t *token, int n, struct err *e)
 {
-    const float *logits;
     for (int i = 0; i < n; i += r->max_rows) {
         int step = n - i < r->max_rows ? n - i : r->max_rows;
-        TRY(runner_append(r, i_seq, token + i, step, i + step == n, &logits, e));
+        TRY(runner_append(r, i_seq, token + i, step, i + step == n, NULL, e));
     }
     return 0;
 }
@@ -110,5 +116,5 @@ int runner_decode(struct runner *r, const int32_t *token, int n, const float **l
                        .pos = r->pos,
                        .seq = r->batch_seq,
                        .out_row = r->out_row };
-    return model_forward(r->model, r->ws, r->pool, &b, logits, e);
+    return run(r, &b, logits, e);
 }

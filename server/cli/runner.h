@@ -20,13 +20,14 @@ int runner_open(struct runner *r, const struct model *m, enum kv_type type, int 
 void runner_close(struct runner *r); /* a zeroed one is accepted */
 void runner_reset(struct runner *r); /* empties every sequence */
 
-/* One step of one sequence: n tokens (at most max_rows) appended to seq[i_seq]; the logits of the last n_out of them. */
+/* One step of one sequence: n tokens (at most max_rows) appended to seq[i_seq]; the logits of the last n_out of them, in
+ * host memory. logits NULL: they are made and left where they are. */
 int runner_append(struct runner *r, int i_seq, const int32_t *token, int n, int n_out,
                   const float **logits, struct err *e) WARN_UNUSED;
 /* n tokens in steps of at most max_rows, no logits wanted but the last token's. */
 int runner_prefill(struct runner *r, int i_seq, const int32_t *token, int n,
                    struct err *e) WARN_UNUSED;
-/* One step of one token for each of the first n sequences, with all logits. */
+/* One step of one token for each of the first n sequences, with all logits (NULL: as above). */
 int runner_decode(struct runner *r, const int32_t *token, int n, const float **logits,
                   struct err *e) WARN_UNUSED;
 

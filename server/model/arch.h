@@ -20,8 +20,10 @@ struct arch {
     /* Names the tensors of the whole model: writes at most max slots, returns how many there are (call with max 0 to
      * count). layer[] is allocated; name[] is room for max names, which out[] points into. */
     int (*slots)(struct model *m, struct slot *out, char (*name)[SLOT_NAME], int max);
+    /* Calls the ops of one pass between step_begin and step_end; s is as step_begin left it. Which ops, with which
+     * pointers, depends on the counts of s alone. */
     void (*forward)(const struct model *m, struct workspace *ws, struct kv_pool *pool,
-                    const struct batch *b);
+                    const struct be_step *s);
 };
 
 extern const struct arch *const arch_list[]; /* NULL-terminated */

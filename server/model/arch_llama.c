@@ -120,6 +120,23 @@ static void project_qkv(const struct model *m, struct workspace *ws, const struc
     };
     weight_matmul(m->be, &in, qkv, 3);
     int half = c->rope_dim / 2;
+    if (ops->rope_append != NULL) {
+        ops->rope_append(m->be,
+                         &(struct be_rope_append){ .q = ws->q,
+                                                   .k = ws->k,
+                                                   .v = ws->v,
+                                                   .cos = ws->cos,
+                                                   .sin = ws->sin,
+                                                   .q_norm = y->q_norm,
+                                                   .k_norm = y->k_norm,
+                                                   .eps = c->norm_eps,
+                                                   .n = n,
+                                                   .n_heads = c->n_heads,
+                                                   .half = half,
+                                                   .half_split = c->rope_half_split },
+                         kv);
+        return;
+    }
     ops->rope(m->be, ws->q, ws->cos, ws->sin, y->q_norm, c->norm_eps, n, c->n_heads, c->head_dim,
               half, c->rope_half_split);
     ops->rope(m->be, ws->k, ws->cos, ws->sin, y->k_norm, c->norm_eps, n, c->n_kv_heads, c->head_dim,
@@ -156,22 +173,22 @@ static void mlp(const struct model *m, struct workspace *ws, const struct layer 
 }
 
 /* After the last attention only the rows whose logits are wanted go on. */
-static int keep_rows(const struct model *m, struct workspace *ws, const struct batch *b)
+static int keep_rows(const struct model *m, struct workspace *ws, const struct be_step *s)
 {
     const struct model_config *c = &m->config;
     const struct be_ops *ops = m->be->ops;
-    if (b->n_out == b->n_rows)
-        return b->n_rows;
+    if (s->n_out == s->n_rows)
+        return s->n_rows;
     int qdim = c->n_heads * c->head_dim;
-    ops->gather(m->be, ws->q, ws->att, b->out_row, b->n_out, qdim);
-    ops->gather(m->be, ws->xn, ws->x, b->out_row, b->n_out, c->dim);
+    ops->gather(m->be, ws->q, ws->att, s->out_row, s->n_out, qdim);
+    ops->gather(m->be, ws->xn, ws->x, s->out_row, s->n_out, c->dim);
     float *t = ws->q;
     ws->q = ws->att;
     ws->att = t;
     t = ws->xn;
     ws->xn = ws->x;
     ws->x = t;
-    return b->n_out;
+    return s->n_out;
 }
 
 static void head(const struct model *m, struct workspace *ws, int n)
@@ -185,40 +202,33 @@ static void head(const struct model *m, struct workspace *ws, int n)
 }
 
 static void forward_llama(const struct model *m, struct workspace *ws, struct kv_pool *pool,
-                          const struct batch *b)
+                          const struct be_step *s)
 {
     const struct model_config *c = &m->config;
     struct be *be = m->be;
     const struct be_ops *ops = be->ops;
-    const struct kv_shape *shape = kv_pool_shape(pool);
     struct be_kv kv = { .pool = kv_pool_base(pool),
                         .beta = kv_pool_beta(pool),
-                        .type = shape->type,
+                        .type = kv_pool_shape(pool)->type,
                         .n_kv_heads = c->n_kv_heads,
                         .head_dim = c->head_dim,
-                        .n_seqs = b->n_seqs,
-                        .seqs = ws->seq };
-    int n = b->n_rows;
+                        .n_seqs = s->n_seqs };
+    int n = s->n_rows;
 
-    weight_rows(&m->embd, be, b->token, n, ws->x);
-    ops->rope_table(be, ws->cos, ws->sin, b->pos, m->inv_freq, 1.0f, n, c->rope_dim / 2);
-    for (int s = 0; s < b->n_seqs; s++)
-        ws->seq[s] = (struct be_seq){ .row0 = b->seq[s].row0,
-                                      .n_rows = b->seq[s].n_rows,
-                                      .pos0 = b->seq[s].pos0 };
+    weight_rows(&m->embd, be, s->token, n, ws->x);
+    ops->rope_table(be, ws->cos, ws->sin, s->pos, m->inv_freq, 1.0f, n, c->rope_dim / 2);
     for (int l = 0; l < c->n_layers; l++) {
         const struct layer *y = &m->layer[l];
-        for (int s = 0; s < b->n_seqs; s++)
-            kv_seq_view(b->seq[s].kv, pool, l, &ws->seq[s].kv);
+        kv.seqs = s->seqs + (size_t)l * (size_t)s->n_seqs;
         ops->rmsnorm(be, ws->xn, ws->x, l > 0 ? ws->delta : NULL, y->attn_norm, n, c->dim,
                      c->norm_eps);
         project_qkv(m, ws, y, &kv, n);
         bool last = l == c->n_layers - 1;
-        if (last && b->n_out == 0)
+        if (last && s->n_out == 0)
             return;
         attention(m, ws, &kv);
         if (last)
-            n = keep_rows(m, ws, b);
+            n = keep_rows(m, ws, s);
         struct input in;
         input_set(&in, ws->att, n, c->n_heads * c->head_dim, ws->input);
         weight_matmul(be, &in, &(struct matmul){ &y->o, NULL, ws->delta }, 1);

@@ -23,10 +23,13 @@ struct load {
     float *scratch; /* [threads][CODEC_PANEL * widest] */
     size_t scratch_row;
     bool progress;
+    struct err *err;
     struct progress bar;
     /* of the loop under way */
     const struct part *now;
     const char *data;
+    struct weight *to; /* where rows are pressed: the matrix itself, or a stage of it */
+    int to_row0;       /* the part's first row there */
 };
 
 static const char *shape_text(char *out, size_t size, const struct tensor *t)
@@ -58,11 +61,11 @@ const char *load_word(const char *tensor, const char *word)
     return table && strcmp(word, "q4") == 0 ? "q8" : word;
 }
 
-static int open_slot(struct model *m, const struct tensor *t, const struct slot *s,
-                     const struct model_options *o, struct err *e)
+int load_slot(struct model *m, const struct slot *s, enum dtype type, const struct model_options *o,
+              struct err *e)
 {
     if (s->w != NULL) {
-        int rc = weight_open(s->w, m->be, load_word(s->name, o->weights), o->int8, t->type, s->rows,
+        int rc = weight_open(s->w, m->be, load_word(s->name, o->weights), o->int8, type, s->rows,
                              s->cols, e);
         if (rc < 0)
             return err_prefix(e, "tensor %s", s->name);
@@ -137,8 +140,26 @@ static void fill_panels(void *arg, int first, int last, int i_thread)
     for (int i = first; i < last; i++) {
         int r = i * CODEC_PANEL;
         int n = p->n_rows - r < CODEC_PANEL ? p->n_rows - r : CODEC_PANEL;
-        weight_fill(p->slot->w, p->row0 + r, n, p->t->type, l->data + (size_t)r * row, scratch);
+        weight_fill(l->to, l->to_row0 + r, n, p->t->type, l->data + (size_t)r * row, scratch);
     }
+}
+
+static void press(struct load *l, struct weight *to, int row0)
+{
+    l->to = to;
+    l->to_row0 = row0;
+    par_for(l->m->be->par, (l->now->n_rows + CODEC_PANEL - 1) / CODEC_PANEL, 1, fill_panels, l);
+}
+
+/* A device's planes are not the host's to write: rows are pressed beside them and brought over. */
+static int press_staged(struct load *l, struct weight *w)
+{
+    struct weight stage;
+    TRY(weight_stage_open(&stage, w, l->now->n_rows, l->err));
+    press(l, &stage, 0);
+    weight_stage_upload(&stage, w, l->m->be, l->now->row0);
+    weight_stage_close(&stage);
+    return 0;
 }
 
 static int on_read(void *arg, const struct io_request *r, const void *data)
@@ -147,8 +168,10 @@ static int on_read(void *arg, const struct io_request *r, const void *data)
     const struct part *p = &l->part[r - l->req];
     l->now = p;
     l->data = data;
-    if (p->slot->w != NULL) {
-        par_for(l->m->be->par, (p->n_rows + CODEC_PANEL - 1) / CODEC_PANEL, 1, fill_panels, l);
+    if (p->slot->w != NULL && l->m->be->host) {
+        press(l, p->slot->w, p->row0);
+    } else if (p->slot->w != NULL) {
+        TRY(press_staged(l, p->slot->w));
     } else {
         dtype_decode(p->t->type, data, l->scratch, (size_t)p->slot->rows);
         l->m->be->ops->upload(l->m->be, *p->slot->v, l->scratch,
@@ -170,7 +193,7 @@ static int plan(struct load *l, const struct source *src, const struct slot *slo
             return err_set(e, ERR_FORMAT, "%s: tensor %s is missing; a %s model needs it",
                            src->file[0].path, slot[i].name, src->config.arch);
         TRY(check_shape(t, &slot[i], e));
-        TRY(open_slot(l->m, t, &slot[i], o, e));
+        TRY(load_slot(l->m, &slot[i], t->type, o, e));
         TRY(add_tensor(l, src, t, &slot[i], e));
     }
     return 0;
@@ -179,7 +202,7 @@ static int plan(struct load *l, const struct source *src, const struct slot *slo
 int load_slots(struct model *m, const struct source *src, const struct slot *slot, int n,
                const struct model_options *o, struct err *e)
 {
-    struct load l = { .m = m, .progress = o->progress };
+    struct load l = { .m = m, .progress = o->progress, .err = e };
     int rc = plan(&l, src, slot, n, o, e);
     if (rc < 0)
         goto done;

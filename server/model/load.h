@@ -13,4 +13,14 @@ int load_slots(struct model *m, const struct source *src, const struct slot *slo
  * hurts most. */
 const char *load_word(const char *tensor, const char *word);
 
+/* Makes the matrix or vector that a slot names, empty, for data of this type; adds to m->weight_bytes. */
+int load_slot(struct model *m, const struct slot *s, enum dtype type, const struct model_options *o,
+              struct err *e) WARN_UNUSED;
+
+/* Makes a model of this config: architecture, layers and slots; then fill() brings weights and text, then come the rope
+ * frequencies. An error of fill closes the model. */
+typedef int model_fill_fn(struct model *m, void *arg, struct err *e);
+int model_build(struct model **out, const struct model_config *c, struct be *be,
+                model_fill_fn *fill, void *arg, struct err *e) WARN_UNUSED;
+
 #endif

@@ -11,8 +11,7 @@
 #include "server/model/load.h"
 #include "server/model/workspace.h"
 
-static int open_slots(struct model *m, const struct source *src, const struct model_options *o,
-                      struct err *e)
+static int open_slots(struct model *m, struct err *e)
 {
     m->n_slots = m->arch->slots(m, NULL, NULL, 0);
     m->slot = mem_zalloc((size_t)m->n_slots, sizeof *m->slot);
@@ -20,7 +19,7 @@ static int open_slots(struct model *m, const struct source *src, const struct mo
     if (m->slot == NULL || m->slot_name == NULL)
         return err_set(e, ERR_NOMEM, "no memory for %d tensors", m->n_slots);
     m->arch->slots(m, m->slot, m->slot_name, m->n_slots);
-    return load_slots(m, src, m->slot, m->n_slots, o, e);
+    return 0;
 }
 
 /* Frequency i of a rope of `dim` dimensions with the config's scaling (Llama 3.1: the published piecewise rule between
@@ -77,10 +76,20 @@ static int open_text(struct model *m, const struct source *src, struct err *e)
     return tmpl_open(&m->tmpl, src->chat_template, strlen(src->chat_template), e);
 }
 
-static int open_from(struct model *m, const struct source *src, const struct model_options *o,
-                     struct err *e)
+struct from_files {
+    const struct source *src;
+    const struct model_options *o;
+};
+
+static int fill_from_files(struct model *m, void *arg, struct err *e)
 {
-    m->config = src->config;
+    const struct from_files *f = arg;
+    TRY(open_text(m, f->src, e));
+    return load_slots(m, f->src, m->slot, m->n_slots, f->o, e);
+}
+
+static int build(struct model *m, model_fill_fn *fill, void *arg, struct err *e)
+{
     m->arch = arch_find(m->config.arch);
     if (m->arch == NULL)
         return err_set(e, ERR_UNSUPPORTED,
@@ -91,32 +100,41 @@ static int open_from(struct model *m, const struct source *src, const struct mod
     m->layer = mem_zalloc((size_t)m->config.n_layers, sizeof *m->layer);
     if (m->layer == NULL)
         return err_set(e, ERR_NOMEM, "no memory for %d layers", m->config.n_layers);
-    TRY(open_text(m, src, e));
-    TRY(open_slots(m, src, o, e));
+    TRY(open_slots(m, e));
+    TRY(fill(m, arg, e));
     return open_rope(m, e);
+}
+
+int model_build(struct model **out, const struct model_config *c, struct be *be,
+                model_fill_fn *fill, void *arg, struct err *e)
+{
+    double t0 = clock_s();
+    struct model *m = mem_zalloc(1, sizeof *m);
+    if (m == NULL)
+        return err_set(e, ERR_NOMEM, "no memory for a model");
+    m->be = be;
+    m->config = *c;
+    int rc = build(m, fill, arg, e);
+    if (rc == 0)
+        rc = be->ops->sync(be, e); /* a device's uploads */
+    if (rc < 0) {
+        model_close(m);
+        return rc;
+    }
+    m->load_seconds = clock_s() - t0;
+    *out = m;
+    return 0;
 }
 
 int model_open(struct model **out, const char *path, const struct model_options *o, struct be *be,
                struct err *e)
 {
-    double t0 = clock_s();
     struct source *src = NULL;
     TRY(source_open(&src, path, e));
-    struct model *m = mem_zalloc(1, sizeof *m);
-    if (m == NULL) {
-        source_close(src);
-        return err_set(e, ERR_NOMEM, "no memory for a model");
-    }
-    m->be = be;
-    int rc = open_from(m, src, o, e);
+    struct from_files f = { src, o };
+    int rc = model_build(out, &src->config, be, fill_from_files, &f, e);
     source_close(src);
-    if (rc < 0) {
-        model_close(m);
-        return err_prefix(e, "%s", path);
-    }
-    m->load_seconds = clock_s() - t0;
-    *out = m;
-    return 0;
+    return rc < 0 ? err_prefix(e, "%s", path) : 0;
 }
 
 /* Closing walks the same slots as loading, so nothing can be forgotten in one of the two. */
@@ -155,18 +173,49 @@ void model_kv_shape(const struct model *m, enum kv_type type, struct kv_shape *o
 }
 
 int model_forward(const struct model *m, struct workspace *ws, struct kv_pool *pool,
-                  const struct batch *b, const float **logits, struct err *e)
+                  const struct batch *b, float **logits, struct err *e)
 {
     ASSERT(b->n_rows >= 1 && b->n_rows <= ws->max_rows && b->n_seqs <= ws->max_seqs &&
            b->n_out <= ws->max_out);
-    m->be->ops->step_begin(m->be);
-    m->arch->forward(m, ws, pool, b);
-    m->be->ops->step_end(m->be);
-    TRY(m->be->ops->sync(m->be, e));
+    const struct be_ops *ops = m->be->ops;
+    int n_layers = m->config.n_layers;
+    for (int l = 0; l < n_layers; l++)
+        for (int i = 0; i < b->n_seqs; i++) {
+            struct be_seq *s = &ws->seq[l * b->n_seqs + i];
+            *s = (struct be_seq){ .row0 = b->seq[i].row0,
+                                  .n_rows = b->seq[i].n_rows,
+                                  .pos0 = b->seq[i].pos0 };
+            kv_seq_view(b->seq[i].kv, pool, l, &s->kv);
+        }
+    struct be_step step = { .n_rows = b->n_rows,
+                            .n_seqs = b->n_seqs,
+                            .n_out = b->n_out,
+                            .n_layers = n_layers,
+                            .n_kv_heads = m->config.n_kv_heads,
+                            .token = b->token,
+                            .pos = b->pos,
+                            .out_row = b->out_row,
+                            .seqs = ws->seq };
+    if (!ops->step_begin(m->be, &step, ws))
+        m->arch->forward(m, ws, pool, &step);
+    ops->step_end(m->be);
+    TRY(ops->sync(m->be, e));
     for (int i = 0; i < b->n_seqs; i++)
         b->seq[i].kv->n_tokens = b->seq[i].pos0 + b->seq[i].n_rows;
     *logits = ws->logits;
     return 0;
+}
+
+int model_logits(const struct model *m, struct workspace *ws, int n, const float **logits,
+                 struct err *e)
+{
+    *logits = ws->logits;
+    if (m->be->host)
+        return 0;
+    *logits = ws->fetched;
+    m->be->ops->download(m->be, ws->fetched, ws->logits,
+                         (size_t)n * (size_t)m->config.vocab * sizeof(float));
+    return m->be->ops->sync(m->be, e);
 }
 
 int model_plan(const struct model *m, const struct workspace *ws, const struct kv_pool *pool,

@@ -54,7 +54,7 @@ struct model {
 
 struct model_options {
     const char *weights; /* "auto" or a codec's word */
-    bool int8;           /* kernels may round activations to int8 per group of 32 */
+    bool int8;           /* kernels may round activations: to int8 on a CPU, to bf16 on a GPU */
     enum io_method io;
     bool progress; /* show it on a terminal */
 };
@@ -88,10 +88,13 @@ int workspace_open(struct workspace **out, const struct model *m, int max_rows, 
 void workspace_close(struct workspace *ws);
 size_t workspace_bytes(const struct workspace *ws);
 
-/* Runs the batch: appends keys and values to the pages (and raises kv->n_tokens), returns logits [n_out][vocab] in
- * *logits, valid until the next call. ERR_DEVICE only. Allocates nothing. */
+/* Runs the batch: appends keys and values to the pages (and raises kv->n_tokens), leaves logits [n_out][vocab] in
+ * *logits, backend memory, valid until the next call. ERR_DEVICE only. Allocates nothing. */
 int model_forward(const struct model *m, struct workspace *ws, struct kv_pool *pool,
-                  const struct batch *b, const float **logits, struct err *e) WARN_UNUSED;
+                  const struct batch *b, float **logits, struct err *e) WARN_UNUSED;
+/* The first n rows of the last pass's logits as host memory, valid until the next call. ERR_DEVICE only. */
+int model_logits(const struct model *m, struct workspace *ws, int n, const float **logits,
+                 struct err *e) WARN_UNUSED;
 
 /* What the memory will be used for, as a table: weights, KV pool, workspace. */
 int model_plan(const struct model *m, const struct workspace *ws, const struct kv_pool *pool,

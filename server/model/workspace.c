@@ -9,20 +9,30 @@ static size_t max_size(size_t a, size_t b)
     return a > b ? a : b;
 }
 
-/* Every buffer starts on a cache line of its own. */
+enum { WS_ALIGN = 256 }; /* of every buffer: whole cache lines, whole transactions of a GPU */
+
 static size_t carve(struct workspace *ws, void *slot, size_t bytes)
 {
     void **p = slot;
     if (ws->block != NULL)
         *p = ws->block + ws->used;
-    ws->used += (bytes + 63) & ~(size_t)63;
+    ws->used += (bytes + WS_ALIGN - 1) / WS_ALIGN * WS_ALIGN;
     return ws->used;
+}
+
+/* Room for the rows that a device may add to a step (kernels/backend.h, step_begin). */
+static size_t room(const struct workspace *ws, int n)
+{
+    int up = 1;
+    while (up < n)
+        up *= 2;
+    return (size_t)(ws->be->host ? n : up);
 }
 
 static void layout(struct workspace *ws, const struct model *m)
 {
     const struct model_config *c = &m->config;
-    size_t n = (size_t)ws->max_rows;
+    size_t n = room(ws, ws->max_rows);
     size_t f = sizeof(float);
     size_t qdim = (size_t)c->n_heads * (size_t)c->head_dim;
     size_t kvdim = (size_t)c->n_kv_heads * (size_t)c->head_dim;
@@ -40,8 +50,8 @@ static void layout(struct workspace *ws, const struct model *m)
     carve(ws, &ws->up, n * (size_t)c->ffn * f);
     carve(ws, &ws->cos, n * (size_t)(c->rope_dim / 2) * f);
     carve(ws, &ws->sin, n * (size_t)(c->rope_dim / 2) * f);
-    carve(ws, &ws->logits, (size_t)ws->max_out * (size_t)c->vocab * f);
-    carve(ws, &ws->input, input_ws_bytes(ws->max_rows, (int)widest));
+    carve(ws, &ws->logits, room(ws, ws->max_out) * (size_t)c->vocab * f);
+    carve(ws, &ws->input, input_ws_bytes(ws->be, (int)n, (int)widest));
 }
 
 int workspace_open(struct workspace **out, const struct model *m, int max_rows, int max_seqs,
@@ -57,10 +67,15 @@ int workspace_open(struct workspace **out, const struct model *m, int max_rows, 
     layout(ws, m);
     ws->bytes = ws->used;
     ws->block = ws->be->ops->alloc(ws->be, ws->bytes);
-    ws->seq = mem_zalloc((size_t)max_seqs, sizeof *ws->seq);
-    if (ws->block == NULL || ws->seq == NULL) {
-        int rc = err_set(e, ERR_NOMEM, "no memory for the activations of %d rows (%zu bytes)",
-                         max_rows, ws->bytes);
+    ws->seq = mem_zalloc((size_t)max_seqs * (size_t)m->config.n_layers, sizeof *ws->seq);
+    bool ok = ws->block != NULL && ws->seq != NULL;
+    if (ok && !ws->be->host) {
+        ws->fetched = mem_zalloc((size_t)max_out * (size_t)m->config.vocab, sizeof(float));
+        ok = ws->fetched != NULL;
+    }
+    if (!ok) {
+        int rc = err_set(e, ERR_NOMEM, "no memory for the activations of %d rows (%zu bytes) on %s",
+                         max_rows, ws->bytes, ws->be->device);
         workspace_close(ws);
         return rc;
     }
@@ -75,6 +90,7 @@ void workspace_close(struct workspace *ws)
         return;
     if (ws->block != NULL)
         ws->be->ops->free(ws->be, ws->block, ws->bytes);
+    mem_free(ws->fetched);
     mem_free(ws->seq);
     mem_free(ws);
 }

@@ -16,7 +16,9 @@ struct workspace {
     float *cos, *sin;   /* [max_rows][rope_dim / 2] */
     float *logits;      /* [max_out][vocab] */
     void *input;        /* prepared inputs */
-    struct be_seq *seq; /* [max_seqs], host */
+    struct be_seq *seq; /* [n_layers][max_seqs], host */
+    float *
+        fetched; /* [max_out][vocab], host: logits that were asked for; NULL where logits is host memory */
     size_t bytes, used; /* of the one block below */
     char *block;
 };

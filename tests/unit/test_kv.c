@@ -24,7 +24,16 @@ static void fake_free(struct be *be, void *p, size_t bytes)
     mem_unmap(p, bytes);
 }
 
-static const struct be_ops fake_ops = { .name = "fake", .alloc = fake_alloc, .free = fake_free };
+/* A device of 64 MiB, for messages. */
+static void fake_memory(struct be *be, size_t *free_bytes, size_t *total)
+{
+    (void)be;
+    *free_bytes = *total = (size_t)64 << 20;
+}
+
+static const struct be_ops fake_ops = {
+    .name = "fake", .alloc = fake_alloc, .free = fake_free, .memory = fake_memory
+};
 static struct be fake_be = { .ops = &fake_ops };
 static const struct kv_shape shape = { LAYERS, HEADS, 4, KV_F16 };
 
