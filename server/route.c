@@ -277,11 +277,17 @@ static enum MHD_Result answer_detokenize(struct request *r)
     return internal(r);
 }
 
+/* A lost device does not end the process: running generations were told, and whoever watches takes it out of rotation. */
 static enum MHD_Result answer_health(struct request *r)
 {
     struct api_error e;
+    struct err why = { 0 };
     struct buf b;
 
+    if (engine_error(r->h->en, &why) < 0) {
+        api_error_from(&e, &why, NULL);
+        return route_error(r, &e);
+    }
     if (atomic_load(&r->h->draining)) {
         api_error_unavailable(&e, "shutting_down", "The server is shutting down.", 5);
         return route_error(r, &e);

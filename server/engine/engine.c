@@ -20,13 +20,26 @@ static int64_t page_round(int64_t n_tokens)
     return (n_tokens + KV_PAGE - 1) / KV_PAGE * KV_PAGE;
 }
 
-/* Four sequences of full length, but no more than a quarter of the machine's memory: cached prefixes fill the pool
- * sooner or later. A context that was asked for fits once in any case. */
-static int64_t default_tokens(const struct engine_config *c, int64_t ctx, size_t token_bytes)
+/* What the pool may take unasked. A machine's memory serves others too: a quarter. A device's is there for this: nine
+ * tenths of what the weights leave, less room for activations and the backend's own buffers. */
+static int64_t default_bytes(struct be *be)
 {
-    int64_t n = page_round(ctx) * (c->max_seqs < 4 ? c->max_seqs : 4);
-    int64_t memory = (int64_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE) / 4;
-    int64_t most = memory / (int64_t)token_bytes / KV_PAGE * KV_PAGE;
+    size_t room, total;
+    const size_t own = (size_t)256 << 20;
+    be->ops->memory(be, &room, &total);
+    if (total == 0)
+        return (int64_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE) / 4;
+    return (int64_t)(room / 10 * 9 > 2 * own ? room / 10 * 9 - own : room / 2);
+}
+
+/* Sequences of full length, four on a machine, all that may run at once on a device, as far as memory goes: cached
+ * prefixes fill the pool sooner or later. A context that was asked for fits once in any case. */
+static int64_t default_tokens(const struct engine_config *c, struct be *be, int64_t ctx,
+                              size_t token_bytes)
+{
+    int seqs = be->host && c->max_seqs > 4 ? 4 : c->max_seqs;
+    int64_t n = page_round(ctx) * seqs;
+    int64_t most = default_bytes(be) / (int64_t)token_bytes / KV_PAGE * KV_PAGE;
     if (n > most)
         n = most;
     if (n < page_round(c->ctx))
@@ -54,7 +67,7 @@ static int fill_config(struct engine_config *c, const struct model *m, const str
     else if (c->kv_bytes > 0)
         c->kv_tokens = (int64_t)(c->kv_bytes / token_bytes) / KV_PAGE * KV_PAGE;
     else
-        c->kv_tokens = default_tokens(c, ctx, token_bytes);
+        c->kv_tokens = default_tokens(c, m->be, ctx, token_bytes);
     if (c->kv_tokens < KV_PAGE || c->kv_tokens < c->ctx)
         return err_set(
             e, ERR_INVALID,
@@ -83,6 +96,7 @@ static bool open_arrays(struct engine *en)
 
 static void free_engine(struct engine *en)
 {
+    choose_close(en);
     mem_free(en->out);
     mem_free(en->out_row);
     mem_free(en->pos);
@@ -123,6 +137,7 @@ static int open_parts(struct engine *en, struct err *e)
     TRY(workspace_open(&en->ws, en->model, c->max_batch, c->max_seqs, en->max_out, e));
     if (!open_arrays(en))
         return err_set(e, ERR_NOMEM, "no memory for a batch of %d rows", c->max_batch);
+    TRY(choose_open(en, e));
     struct kv_stats st;
     kv_pool_stats(en->pool, &st);
     stats_init(&en->stats);
@@ -234,6 +249,16 @@ bool engine_idle(const struct engine *en)
 const struct engine_stats *engine_stats(const struct engine *en)
 {
     return &en->stats;
+}
+
+int engine_error(struct engine *en, struct err *e)
+{
+    pthread_mutex_lock(&en->lock);
+    int rc = en->dead.code;
+    if (rc != 0)
+        err_set(e, rc, "%s", en->dead.text);
+    pthread_mutex_unlock(&en->lock);
+    return rc;
 }
 
 int engine_ctx(const struct engine *en)

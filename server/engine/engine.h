@@ -82,8 +82,8 @@ struct engine_config {
     int max_queue;     /* jobs waiting; more are ERR_BUSY; 0: 1024 */
     int64_t kv_tokens; /* tokens in the KV pool; 0: from kv_bytes */
     size_t
-        kv_bytes; /* bytes of the KV pool; 0 with kv_tokens 0: ctx * min(max_seqs, 4) tokens, at most a quarter
-                        * of the machine's memory */
+        kv_bytes; /* bytes of the KV pool; 0 with kv_tokens 0: on the CPU ctx * min(max_seqs, 4) tokens, at most
+                   * a quarter of the machine's memory; on a device ctx * max_seqs, as far as they fit */
     enum kv_type kv_type;
     bool prefix_cache;
 };
@@ -120,6 +120,8 @@ void engine_cancel(struct engine *en, struct job *j);
 /* No new jobs; running ones go on. engine_idle() tells when none is left. */
 void engine_drain(struct engine *en);
 bool engine_idle(const struct engine *en);
+/* 0, or why the engine does nothing any more: ERR_DEVICE when the device was lost. What ran then ended with FINISH_ERROR. */
+int engine_error(struct engine *en, struct err *e);
 const struct engine_stats *engine_stats(const struct engine *en);
 int engine_ctx(const struct engine *en);
 const struct engine_config *engine_settings(const struct engine *en); /* with every 0 filled in */

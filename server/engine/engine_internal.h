@@ -1,4 +1,4 @@
-/* The engine's inside, shared by engine.c (the doors, any thread) and step.c (the engine thread). */
+/* The engine's inside, shared by engine.c (the doors, any thread), step.c and choose.c (the engine thread). */
 #ifndef WRING_SERVER_ENGINE_ENGINE_INTERNAL_H
 #define WRING_SERVER_ENGINE_ENGINE_INTERNAL_H
 
@@ -8,11 +8,12 @@
 #include "server/engine/sched.h"
 #include "server/engine/seq.h"
 
-/* A row of logits that was asked for: whose, of which position, and what was chosen there. */
+/* A row of logits that was asked for: whose, of which position, and what comes of it: the token after the last one, or the
+ * log-probability of the prompt's token at pos + 1. */
 struct out_row {
     struct seq *seq;
     int pos;
-    const float *logits;
+    bool taken; /* the head's result was enough */
     struct sample_result result;
 };
 
@@ -52,8 +53,21 @@ struct engine {
     int32_t *out_row;            /* [max_out] */
     struct out_row *out;         /* [max_out] */
     int max_out;
+    float *logits; /* of this step: [n_out][vocab], backend memory */
+    /* NULL when that is ordinary memory */
+    struct be_head_row *head_row; /* [max_out] */
+    struct be_head_out *head_out; /* [max_out] */
+    float *fetched;               /* [vocab] */
 };
 
 void *engine_main(void *arg); /* the thread */
+
+/* ---- choose.c -------------------------------------------------------------------------------------------------- */
+int choose_open(struct engine *en, struct err *e) WARN_UNUSED;
+void choose_close(struct engine *en);
+/* The row gives a new token, not a log-probability of the prompt. */
+bool out_is_next(const struct out_row *o);
+/* Fills the results of out[n_out] from logits. ERR_DEVICE only. Allocates nothing. */
+int choose(struct engine *en, int n_out, struct err *e) WARN_UNUSED;
 
 #endif

@@ -79,17 +79,11 @@ static void event(struct seq *s, const struct job_event *ev)
     s->job->on_event(s->job, ev);
 }
 
-void seq_score(struct seq *s, const float *logits, int n_vocab)
+void seq_score(struct seq *s, const struct sample_result *r)
 {
-    struct sample_result r;
     int32_t id = s->token[s->n_scored++];
-    if (logits != NULL)
-        sample_logprobs(logits, n_vocab, id, s->job->sample.n_logprobs, &r);
-    event(s, &(struct job_event){ .kind = JOB_PROMPT,
-                                  .id = id,
-                                  .text = "",
-                                  .has_logprob = logits != NULL,
-                                  .result = logits != NULL ? &r : NULL });
+    event(s, &(struct job_event){
+                 .kind = JOB_PROMPT, .id = id, .text = "", .has_logprob = r != NULL, .result = r });
 }
 
 static bool stops_at(const struct seq *s, const struct tokenizer *tok, int32_t id)

@@ -54,8 +54,8 @@ static inline bool seq_scores(const struct seq *s)
 /* Whether the row at position pos must give logits: it predicts a prompt token that is to be reported, or the next token. */
 bool seq_wants_row(const struct seq *s, int pos);
 
-/* Reports prompt tokens: the next one with its logits (of the row before it). The first has none: logits NULL. */
-void seq_score(struct seq *s, const float *logits, int n_vocab);
+/* Reports prompt tokens: the next one with its log-probability. The first has none: r NULL. */
+void seq_score(struct seq *s, const struct sample_result *r);
 /* Appends the token that was chosen, reports it, and sets finish when it was the last. */
 void seq_push(struct seq *s, const struct sample_result *r, const struct tokenizer *tok,
               uint64_t now_ns);

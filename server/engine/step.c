@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "server/base/clock.h"
+#include "server/base/log.h"
 #include "server/engine/engine_internal.h"
 #include "server/engine/stats.h"
 
@@ -315,25 +316,9 @@ static void count_token(struct engine *en, const struct seq *s, uint64_t before,
         histogram_observe(&t->inter_token, seconds(before, now));
 }
 
-/* The row gives a new token, not a logprob of the prompt. */
-static bool is_next(const struct out_row *o)
-{
-    return o->pos + 1 == o->seq->n_tokens && o->pos + 1 >= o->seq->job->n_prompt;
-}
-
-static void sample_rows(void *arg, int first, int last, int i_thread)
-{
-    struct out_row *out = arg;
-    (void)i_thread;
-    for (int i = first; i < last; i++)
-        if (is_next(&out[i]))
-            sampler_next(out[i].seq->sampler, out[i].logits, &out[i].result);
-}
-
 /* Pages that are full go to the index; prompts that are through are told so. */
 static void take_prompts(struct engine *en, const struct batch *b)
 {
-    int n_vocab = en->model->config.vocab;
     for (int i = 0; i < en->n_running; i++) {
         struct seq *s = en->running[i];
         if (en->rows[i] == 0)
@@ -341,11 +326,11 @@ static void take_prompts(struct engine *en, const struct batch *b)
         if (s->shares)
             kv_prefix_publish(&s->kv, en->pool, s->token, 0);
         if (seq_scores(s) && s->n_scored == 0)
-            seq_score(s, NULL, n_vocab);
+            seq_score(s, NULL);
     }
     for (int i = 0; i < b->n_out; i++)
-        if (!is_next(&en->out[i]))
-            seq_score(en->out[i].seq, en->out[i].logits, n_vocab);
+        if (!out_is_next(&en->out[i]))
+            seq_score(en->out[i].seq, &en->out[i].result);
     for (int i = 0; i < en->n_running; i++) {
         struct seq *s = en->running[i];
         if (s->kv.n_tokens < s->job->n_prompt)
@@ -357,15 +342,13 @@ static void take_prompts(struct engine *en, const struct batch *b)
     }
 }
 
-/* Tokens are chosen side by side (a row is some 100 us of one core) and handed out in order. */
 static void take_tokens(struct engine *en, const struct batch *b)
 {
     uint64_t now = clock_ns();
-    par_for(en->model->be->par, b->n_out, 1, sample_rows, en->out);
     for (int i = 0; i < b->n_out; i++) {
         struct seq *s = en->out[i].seq;
         uint64_t before = s->last_ns;
-        if (!is_next(&en->out[i]) || s->finish != FINISH_NONE)
+        if (!out_is_next(&en->out[i]) || s->finish != FINISH_NONE)
             continue;
         seq_push(s, &en->out[i].result, en->model->tok, now);
         count_token(en, s, before, now);
@@ -386,10 +369,19 @@ static void fail_all(struct engine *en, enum finish_reason r, const struct err *
         finish_job(en, j, r, why);
 }
 
+/* The device is lost: what runs and waits ends now, what comes is refused, and nothing more is started. */
+static void die(struct engine *en, const struct err *why)
+{
+    LOG(E, "device_lost", "err=%s", LOG_STR(why->text));
+    pthread_mutex_lock(&en->lock);
+    en->dead = *why;
+    pthread_mutex_unlock(&en->lock);
+    fail_all(en, FINISH_ERROR, why);
+}
+
 static void step(struct engine *en)
 {
     struct batch b;
-    const float *logits;
     struct err why;
     cancel(en);
     admit(en);
@@ -397,17 +389,13 @@ static void step(struct engine *en)
         return;
     plan(en);
     build_batch(en, &b);
-    if (model_forward(en->model, en->ws, en->pool, &b, &logits, &why) < 0) {
-        pthread_mutex_lock(&en->lock);
-        en->dead = why;
-        pthread_mutex_unlock(&en->lock);
-        fail_all(en, FINISH_ERROR, &why);
+    if (model_forward(en->model, en->ws, en->pool, &b, &en->logits, &why) < 0 ||
+        choose(en, b.n_out, &why) < 0) {
+        die(en, &why);
         return;
     }
     atomic_fetch_add_explicit(&en->stats.steps, 1, memory_order_relaxed);
     histogram_observe(&en->stats.batch_rows, b.n_rows);
-    for (int i = 0; i < b.n_out; i++)
-        en->out[i].logits = logits + (size_t)i * (size_t)en->model->config.vocab;
     take_prompts(en, &b);
     take_tokens(en, &b);
     sweep(en, en->running, &en->n_running);

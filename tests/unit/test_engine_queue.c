@@ -121,12 +121,15 @@ static void test_device_lost(void **state)
         make_run(&r[i], i, 40, 1000);
     for (int i = 0; i < 3; i++)
         submit(en, &r[i]);
+    assert_int_equal(engine_error(en, &e), 0);
     atomic_store(&fail_sync, 1);
     for (int i = 0; i < 3; i++) {
         wait_done(&r[i]);
         assert_int_equal(r[i].finish, FINISH_ERROR);
         assert_int_equal(r[i].code, ERR_DEVICE);
     }
+    assert_int_equal(engine_error(en, &e), ERR_DEVICE);
+    assert_string_equal(e.text, "the device is gone");
     assert_int_equal(engine_submit(en, &r[3].job, &e), ERR_DEVICE);
     check_clean(en);
     engine_close(en);

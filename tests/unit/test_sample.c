@@ -374,12 +374,136 @@ static void test_penalties(void **state)
     sampler_close(s);
 }
 
+/* ---- from what the head leaves of a row ---------------------------------------------------------------------- */
+
+/* One sampler reads rows, the other what the head op leaves of them: tokens must agree. Returns how many times that was not
+ * enough. */
+static int run_head(struct be *be, const struct sample_params *p, int n, double spread, int n_steps)
+{
+    static float x[BIG], y[BIG];
+    static struct be_head_out left;
+    static const int32_t prompt[] = { 4, 2, 4, 1, 3 };
+    struct sampler *a = open_sampler(p, n), *b = open_sampler(p, n);
+    int missed = 0;
+    sampler_accept_prompt(a, prompt, 5);
+    sampler_accept_prompt(b, prompt, 5);
+    for (int step = 0; step < n_steps; step++) {
+        struct sample_result want, got;
+        struct be_head_row row;
+        make_logits(x, n, spread);
+        if (step % 5 == 1)
+            for (int i = 0; i < n; i += 3)
+                x[i] = i % 2 == 0 ? NAN : -INFINITY;
+        if (step % 7 == 3)
+            x[n / 2] = INFINITY;
+        memcpy(y, x, sizeof y);
+        sampler_next(a, x, &want);
+        sampler_head(b, &row);
+        be->ops->head(be, y, 1, n, &row, &left);
+        if (!sampler_take(b, &left, &got)) {
+            sampler_pick(b, y, &got);
+            missed++;
+        }
+        assert_int_equal(want.id, got.id);
+        assert_true(want.logprob == got.logprob || fabsf(want.logprob - got.logprob) < 1e-5f);
+        assert_int_equal(want.n_top, got.n_top);
+        for (int i = 0; i < want.n_top; i++) {
+            float l = want.top[i].logprob, m = got.top[i].logprob;
+            assert_int_equal(want.top[i].id, got.top[i].id);
+            assert_true(l == m || fabsf(l - m) < 1e-5f);
+        }
+    }
+    sampler_close(a);
+    sampler_close(b);
+    return missed;
+}
+
+static void test_head(void **state)
+{
+    (void)state;
+    static const struct logit_bias bias[] = { { 1, 3 }, { 4, -5 }, { 0, 0.5f } };
+    static const struct {
+        float temperature, top_p, min_p;
+        int top_k, n_logprobs, enough; /* 1: the head's list always is, -1: never for BIG */
+    } grid[] = {
+        { 0, 1, 0, 0, 20, 1 },      { 0, 1, 0, 0, -1, 1 },       { 1e-6f, 0.5f, 0, 0, 0, 1 },
+        { 1, 1, 0, 0, 5, 1 },       { 0.7f, 1, 0, 0, -1, 1 },    { 2, 1, 0, 0, 0, 1 },
+        { 1, 0.5f, 0, 0, 3, 1 },    { 1, 0.9f, 0, 0, 3, 0 },     { 5, 0.99f, 0, 0, 0, -1 },
+        { 1, 1, 0.05f, 0, 2, 1 },   { 9, 1, 0.05f, 0, 2, -1 },   { 1, 0.9f, 0.1f, 0, 1, 1 },
+        { 1, 1, 0, 40, 1, 1 },      { 0.8f, 0.7f, 0, 40, 1, 1 }, { 1, 0.9f, 0.1f, 100, 1, 1 },
+        { 3, 0.99f, 0, 256, 1, 1 }, { 3, 0.99f, 0, 257, 1, -1 }, { 1, 1, 0, BIG, 1, 1 },
+    };
+    static const int sizes[] = { 30, 300, BIG };
+    struct be *be;
+    struct err e;
+    assert_int_equal(be_open(&be, &(struct be_config){ .n_threads = 2 }, &e), 0);
+    for (size_t k = 0; k < sizeof sizes / sizeof *sizes; k++)
+        for (size_t i = 0; i < sizeof grid / sizeof *grid; i++) {
+            struct sample_params p = plain;
+            p.temperature = grid[i].temperature;
+            p.top_p = grid[i].top_p;
+            p.min_p = grid[i].min_p;
+            p.top_k = grid[i].top_k;
+            p.n_logprobs = grid[i].n_logprobs;
+            p.seed = 100 * k + i;
+            for (int penalties = 0; penalties < 2; penalties++) {
+                int missed = run_head(be, &p, sizes[k], 2.5, 100);
+                if (grid[i].enough > 0 && sizes[k] > 30)
+                    assert_int_equal(missed, 0);
+                if (grid[i].enough < 0 && sizes[k] == BIG)
+                    assert_true(missed > 50);
+                p.repetition_penalty = 1.2f;
+                p.frequency_penalty = 0.5f;
+                p.presence_penalty = -0.2f;
+                p.bias = bias;
+                p.n_bias = 3;
+            }
+        }
+    be_close(be);
+}
+
+/* What is left of a prompt's row, and rows with hardly anything in them. */
+static void test_head_logprobs(void **state)
+{
+    (void)state;
+    static float x[BIG];
+    static struct be_head_out left;
+    struct sample_result want, got;
+    struct be *be;
+    struct err e;
+    assert_int_equal(be_open(&be, &(struct be_config){ .n_threads = 1 }, &e), 0);
+    make_logits(x, BIG, 3);
+    for (int id = 0; id < BIG; id += 577) {
+        struct be_head_row row = { .repetition = 1, .pick = id };
+        be->ops->head(be, x, 1, BIG, &row, &left);
+        assert_true(sample_head_logprobs(&left, SAMPLE_MAX_LOGPROBS, &got));
+        sample_logprobs(x, BIG, id, SAMPLE_MAX_LOGPROBS, &want);
+        assert_int_equal(got.id, id);
+        assert_float_equal(got.logprob, want.logprob, 1e-5f);
+        assert_int_equal(got.n_top, want.n_top);
+        for (int i = 0; i < got.n_top; i++)
+            assert_int_equal(got.top[i].id, want.top[i].id);
+    }
+    for (int i = 0; i < 50; i++)
+        x[i] = i == 20 ? -INFINITY : NAN;
+    struct be_head_row row = { .repetition = 1 };
+    be->ops->head(be, x, 1, 50, &row, &left);
+    assert_false(sample_head_logprobs(&left, 1, &got));
+    struct sampler *s = open_sampler(&plain, 50);
+    assert_false(sampler_take(s, &left, &got));
+    sampler_pick(s, x, &got);
+    assert_int_equal(got.id, 20);
+    sampler_close(s);
+    be_close(be);
+}
+
 static void test_refusals(void **state)
 {
     (void)state;
-    struct sample_params bad[12];
-    struct logit_bias bias = { 10, 1 };
-    for (int i = 0; i < 12; i++)
+    enum { N_BAD = 13 };
+    struct sample_params bad[N_BAD];
+    struct logit_bias bias = { 10, 1 }, twice[2] = { { 7, 1 }, { 7, 2 } };
+    for (int i = 0; i < N_BAD; i++)
         bad[i] = plain;
     bad[0].temperature = -1;
     bad[1].temperature = NAN;
@@ -394,7 +518,9 @@ static void test_refusals(void **state)
     bad[10].n_logprobs = SAMPLE_MAX_LOGPROBS + 1;
     bad[11].bias = &bias;
     bad[11].n_bias = 1;
-    for (int i = 0; i < 12; i++) {
+    bad[12].bias = twice;
+    bad[12].n_bias = 2;
+    for (int i = 0; i < N_BAD; i++) {
         struct sampler *s;
         struct err e;
         assert_int_equal(sampler_open(&s, &bad[i], 10, &e), ERR_INVALID);
@@ -440,11 +566,12 @@ static void test_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_draws),     cmocka_unit_test(test_greedy),
-        cmocka_unit_test(test_nan_draws), cmocka_unit_test(test_ties),
-        cmocka_unit_test(test_seed),      cmocka_unit_test(test_logprobs),
-        cmocka_unit_test(test_penalties), cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_draws),         cmocka_unit_test(test_greedy),
+        cmocka_unit_test(test_nan_draws),     cmocka_unit_test(test_ties),
+        cmocka_unit_test(test_seed),          cmocka_unit_test(test_logprobs),
+        cmocka_unit_test(test_penalties),     cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_memory),        cmocka_unit_test(test_head),
+        cmocka_unit_test(test_head_logprobs),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

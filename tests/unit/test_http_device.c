@@ -1,0 +1,155 @@
+/* The front when the device is lost: what runs is told, what comes is refused with 503, /health says why, the rest goes on
+ * answering, and the end is clean.
+ */
+#include <arpa/inet.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "server/base/mem.h"
+#include "server/http.h"
+#include "tests/tools/engine_fixture.h"
+
+/* ---- a device that can be lost ------------------------------------------------------------------------------- */
+
+static const struct be_ops *good_ops;
+static struct be_ops frail_ops;
+static _Atomic bool lost;
+
+static int frail_sync(struct be *be, struct err *e)
+{
+    usleep(1000);
+    if (atomic_load(&lost))
+        return err_set(e, ERR_DEVICE, "the device is gone");
+    return good_ops->sync(be, e);
+}
+
+static int open_frail(void **state)
+{
+    signal(SIGPIPE, SIG_IGN);
+    if (open_toy(state) < 0)
+        return -1;
+    good_ops = toy.be->ops;
+    frail_ops = *good_ops;
+    frail_ops.sync = frail_sync;
+    toy.be->ops = &frail_ops;
+    return 0;
+}
+
+/* ---- a client ------------------------------------------------------------------------------------------------ */
+
+static int port;
+
+static int ask(const char *method, const char *path, const char *body)
+{
+    struct sockaddr_in to = { .sin_family = AF_INET,
+                              .sin_port = htons((uint16_t)port),
+                              .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+    char text[1024];
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    assert_true(fd >= 0);
+    assert_int_equal(connect(fd, (struct sockaddr *)&to, sizeof to), 0);
+    int n = snprintf(text, sizeof text,
+                     "%s %s HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
+                     "Content-Type: application/json\r\nContent-Length: %zu\r\n\r\n%s",
+                     method, path, strlen(body), body);
+    assert_int_equal(send(fd, text, (size_t)n, 0), n);
+    return fd;
+}
+
+/* The status; the whole answer is in `answer`. */
+static char answer[1 << 20];
+static int read_answer(int fd)
+{
+    size_t n = 0;
+    ssize_t got;
+    while ((got = recv(fd, answer + n, sizeof answer - 1 - n, 0)) > 0)
+        n += (size_t)got;
+    answer[n] = 0;
+    close(fd);
+    int status = 0;
+    assert_int_equal(sscanf(answer, "HTTP/1.1 %d", &status), 1);
+    return status;
+}
+
+static int get(const char *path)
+{
+    return read_answer(ask("GET", path, ""));
+}
+
+static void assert_told(void)
+{
+    assert_non_null(strstr(answer, "\"message\":\"the device is gone\""));
+    assert_non_null(strstr(answer, "\"code\":\"device_lost\""));
+}
+
+/* ---- the test ------------------------------------------------------------------------------------------------ */
+
+static void lose_it(struct engine *en)
+{
+    static const char whole[] =
+        "{\"prompt\":\"a\",\"max_tokens\":1500,\"temperature\":0,\"ignore_eos\":true}";
+    static const char stream[] = "{\"prompt\":\"b\",\"max_tokens\":1500,\"temperature\":0,"
+                                 "\"ignore_eos\":true,\"stream\":true}";
+    assert_int_equal(get("/health"), 200);
+    int a = ask("POST", "/v1/completions", whole), b = ask("POST", "/v1/completions", stream);
+    while (atomic_load(&engine_stats(en)->running) < 2 ||
+           atomic_load(&engine_stats(en)->generation_tokens) < 20)
+        usleep(500);
+    atomic_store(&lost, true);
+    assert_int_equal(read_answer(a), 503);
+    assert_told();
+    assert_int_equal(read_answer(b), 200); /* the stream had begun */
+    assert_told();
+    assert_null(strstr(answer, "[DONE]"));
+    /* new ones are refused */
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(read_answer(ask("POST", "/v1/completions", i == 0 ? whole : stream)), 503);
+        assert_told();
+        assert_non_null(strstr(answer, "Retry-After: "));
+    }
+    assert_int_equal(get("/health"), 503);
+    assert_told();
+    assert_int_equal(get("/v1/models"), 200);
+    assert_int_equal(get("/metrics"), 200);
+    assert_true(engine_idle(en));
+}
+
+static void test_device_lost(void **state)
+{
+    (void)state;
+    struct mem_stats before, after;
+    struct engine *en;
+    struct http *h;
+    struct err e = { 0 };
+    struct http_config c = {
+        .model_id = "toy", .max_body = 1 << 20, .max_connections = 16, .threads = 2
+    };
+    mem_stats(&before);
+    en =
+        open_engine(&(struct engine_config){ .max_seqs = 4, .kv_tokens = 8192, .kv_type = KV_F32 });
+    if (http_open(&h, &c, toy.model, en, &e) < 0)
+        fail_msg("%s", e.text);
+    port = http_port(h);
+    lose_it(en);
+    http_shutdown(h, 5);
+    http_close(h);
+    engine_close(en);
+    mem_stats(&after);
+    assert_int_equal(before.blocks, after.blocks);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_device_lost),
+    };
+    return cmocka_run_group_tests(tests, open_frail, close_toy);
+}
