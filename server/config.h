@@ -33,7 +33,8 @@ struct config {
     char *device, *isa;
     int64_t threads;
     /* the model */
-    char *weights, *activations, *io;
+    char *weights, *activations, *io, *synthetic;
+    bool cublas;
     /* the engine */
     char *kv_type;
     int64_t ctx, kv_size, max_seqs, max_batch, max_queue;

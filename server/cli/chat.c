@@ -179,17 +179,11 @@ static int run_chat(const struct config *config, struct err *e)
 {
     struct session s = { 0 };
     struct chat c = { .config = config };
-    struct engine_config ec;
     buf_init(&c.answer, 64 << 20);
     sem_init(&c.done, 0, 0);
-    int rc = session_open(&s, config, config->word[0], true, e);
+    int rc = session_engine(&s, &c.engine, config, 1, true, e);
     if (rc == 0) {
         c.model = s.model;
-        cli_engine_config(config, s.be, &ec);
-        ec.max_seqs = 1;
-        rc = engine_open(&c.engine, s.model, &ec, e);
-    }
-    if (rc == 0) {
         struct sigaction sa = { .sa_handler = on_sigint };
         sigaction(SIGINT, &sa, NULL);
         c.messages = json_array();

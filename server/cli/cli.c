@@ -15,7 +15,7 @@ const struct cmd cmd_list[] = {
       "turn a llama2.c model into a Hugging Face-style folder" },
     { "inspect", cmd_inspect, "inspect MODEL [options]",
       "show what is in a model and what it will take" },
-    { "bench", cmd_bench, "bench MODEL [options]",
+    { "bench", cmd_bench, "bench MODEL | --synthetic SHAPE:FORM [options]",
       "measure prefill and decode against the machine's bounds" },
     { "eval", cmd_eval, "eval ppl MODEL TEXT [options]", "measure perplexity" },
     { NULL, NULL, NULL, NULL },
@@ -83,7 +83,10 @@ int cli_config(struct config *c, enum config_command command, const char *usage,
         code = cli_usage("%s", e.text);
     else if (c->help)
         code = print_help(command, usage);
-    else if (c->n_words != n_words)
+    else if (c->synthetic[0] != 0 && c->n_words > 0)
+        code =
+            cli_usage("--synthetic takes the place of MODEL \"%s\": give one of them", c->word[0]);
+    else if (c->synthetic[0] == 0 && c->n_words != n_words)
         code = cli_usage("usage: wring %s; --help lists the options", usage);
     else
         *done = false;
@@ -91,5 +94,7 @@ int cli_config(struct config *c, enum config_command command, const char *usage,
         config_free(c);
     else
         setup_log(c);
+    if (!*done && c->synthetic[0] != 0)
+        c->word[c->n_words++] = c->synthetic;
     return code;
 }

@@ -44,11 +44,19 @@ struct session {
     struct be *be;
     struct model *model;
 };
-/* Backend and model as the config says; model is a path or the name of a recipe. */
+/* Backend and model as the config says; model is a path or the name of a recipe. --device auto takes the first GPU and,
+ * where there is none or it has no room, the CPU; the log says which and why. */
 int session_open(struct session *s, const struct config *c, const char *model, bool progress,
                  struct err *e) WARN_UNUSED;
+/* The same with an engine on top, which must fit too. max_seqs: 0 as the config says. */
+int session_engine(struct session *s, struct engine **en, const struct config *c, int max_seqs,
+                   bool progress, struct err *e) WARN_UNUSED;
 void session_close(struct session *s); /* a zeroed one is accepted */
+/* The backend alone, for models that come from no file. */
+int session_device(struct be **out, const struct config *c, const char *device,
+                   struct err *e) WARN_UNUSED;
+int session_options(struct model_options *o, const struct config *c, const struct be *be,
+                    bool progress, struct err *e) WARN_UNUSED;
 enum kv_type cli_kv_type(const struct config *c, const struct be *be);
-void cli_engine_config(const struct config *c, const struct be *be, struct engine_config *out);
 
 #endif

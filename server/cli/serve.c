@@ -59,10 +59,7 @@ static void print_plan(struct serve *s)
 static int open_all(struct serve *s, struct err *e)
 {
     const struct config *c = s->config;
-    struct engine_config ec;
-    TRY(session_open(&s->session, c, c->word[0], isatty(STDERR_FILENO), e));
-    cli_engine_config(c, s->session.be, &ec);
-    TRY(engine_open(&s->engine, s->session.model, &ec, e));
+    TRY(session_engine(&s->session, &s->engine, c, 0, isatty(STDERR_FILENO), e));
     if (strcmp(c->log_format, "json") != 0)
         print_plan(s);
     name_model(s);
