@@ -14,188 +14,14 @@
 #include "kernels/backend.h"
 #include "kernels/half.h"
 #include "server/base/mem.h"
+#include "tests/tools/levels.h"
+#include "tests/tools/world.h"
 
-enum { MAX_SEQS = 9, MAX_PAGES = 1024, MAX_HEADS = 8 };
-
-static struct be *be[CPU_ISA_N];
-static uint32_t seed;
-
-static uint32_t rnd(void)
-{
-    seed = seed * 1664525 + 1013904223;
-    return seed >> 8;
-}
-
-static float rndf(void)
-{
-    return (float)rnd() / (float)(1 << 23) - 1.0f;
-}
-
-static int open_all(void **state)
-{
-    (void)state;
-    struct err e;
-    for (int i = 0; i <= (int)cpu_isa_best(); i++) {
-        struct be_config c = { .device = "cpu", .n_threads = 2, .isa = cpu_isa_name(i) };
-        if (be_open(&be[i], &c, &e) < 0)
-            return -1;
-    }
-    return 0;
-}
-
-static int close_all(void **state)
-{
-    (void)state;
-    for (int i = 0; i < CPU_ISA_N; i++)
-        be_close(be[i]);
-    struct mem_stats m;
-    mem_stats(&m);
-    return m.blocks == 0 ? 0 : -1;
-}
-
-/* ---- a small world: sequences, their pages, their tensors ---------------------------------------------------------- */
-
-struct shape {
-    int n_kv, group, dim, window, n_seqs;
-    int len[MAX_SEQS];    /* positions 0 ... len - 1 */
-    int rows[MAX_SEQS];   /* of which the last ones are asked about */
-    int from[MAX_SEQS];   /* wide_pos0 */
-    int narrow[MAX_SEQS]; /* slots of head 0; head h has 3 * h more */
-};
-
-struct world {
-    struct shape s;
-    enum kv_type type;
-    struct be_kv kv;
-    struct be_seq seqs[MAX_SEQS];
-    int32_t wide[MAX_SEQS][MAX_PAGES], narrow[MAX_SEQS][MAX_HEADS][MAX_PAGES];
-    const int32_t *narrow_of[MAX_SEQS][MAX_HEADS];
-    int32_t n_narrow[MAX_SEQS][MAX_HEADS];
-    size_t pool_bytes, n_pages;
-    float *beta, *k[MAX_SEQS], *v[MAX_SEQS]; /* k, v: [len - from][n_kv][dim] */
-    float *q, *out, *lse;
-    int n_rows;
-};
-
-static float *floats(size_t n, float scale)
+static float *room(size_t n)
 {
     float *p = mem_alloc(n * sizeof(float));
     assert_non_null(p);
-    for (size_t i = 0; i < n; i++)
-        p[i] = rndf() * scale;
     return p;
-}
-
-/* Narrow slots are written as wide pages of a model with one KV head. */
-static void fill_narrow(struct world *w, int i, int h, int32_t *next)
-{
-    int n = w->n_narrow[i][h], pages = (n + KV_PAGE - 1) / KV_PAGE;
-    w->narrow_of[i][h] = w->narrow[i][h];
-    for (int p = 0; p < pages; p++)
-        w->narrow[i][h][p] = --*next;
-    struct be_seq seq = { .n_rows = n, .kv = { .wide = w->narrow[i][h] } };
-    struct be_kv kv = w->kv;
-    kv.n_kv_heads = 1;
-    kv.n_seqs = 1;
-    kv.seqs = &seq;
-    float *k = floats((size_t)(n * w->s.dim) + 1, 1), *v = floats((size_t)(n * w->s.dim) + 1, 1);
-    be[CPU_REF]->ops->kv_append(be[CPU_REF], &kv, k, v);
-    mem_free(k);
-    mem_free(v);
-}
-
-static void world_fill(struct world *w)
-{
-    struct be_seq all[MAX_SEQS];
-    memcpy(all, w->seqs, sizeof(all));
-    for (int i = 0; i < w->s.n_seqs; i++) {
-        size_t n = (size_t)(w->s.len[i] - w->s.from[i]) * (size_t)(w->s.n_kv * w->s.dim);
-        w->k[i] = floats(n, 1);
-        w->v[i] = floats(n, 1);
-        struct be_kv kv = w->kv;
-        kv.n_seqs = 1;
-        kv.seqs = &all[i];
-        all[i].row0 = 0;
-        all[i].pos0 = w->s.from[i];
-        all[i].n_rows = w->s.len[i] - w->s.from[i];
-        be[CPU_REF]->ops->kv_append(be[CPU_REF], &kv, w->k[i], w->v[i]);
-    }
-}
-
-static void world_open(struct world *w, const struct shape *s, enum kv_type type)
-{
-    memset(w, 0, sizeof(*w));
-    w->s = *s;
-    w->type = type;
-    w->n_pages = 8;
-    for (int i = 0; i < s->n_seqs; i++)
-        w->n_pages += (size_t)(s->len[i] / KV_PAGE + 1 + s->narrow[i] / KV_PAGE + 3);
-    size_t blocks = w->n_pages * (size_t)s->n_kv;
-    w->pool_bytes = blocks * kv_block_bytes(type, s->dim);
-    w->kv = (struct be_kv){ .type = type,
-                            .n_kv_heads = s->n_kv,
-                            .head_dim = s->dim,
-                            .n_seqs = s->n_seqs,
-                            .seqs = w->seqs };
-    w->kv.pool = mem_alloc(w->pool_bytes);
-    assert_non_null(w->kv.pool);
-    memset(w->kv.pool, 0xff, w->pool_bytes);
-    int32_t page = 0, block = (int32_t)blocks;
-    bool any_narrow = false;
-    for (int i = 0; i < s->n_seqs; i++) {
-        int n_pages = (s->len[i] - s->from[i] + KV_PAGE - 1) / KV_PAGE;
-        for (int p = 0; p < n_pages; p++)
-            w->wide[i][n_pages - 1 - p] = page++;
-        w->seqs[i] = (struct be_seq){ .row0 = w->n_rows,
-                                      .n_rows = s->rows[i],
-                                      .pos0 = s->len[i] - s->rows[i],
-                                      .kv = { .wide = w->wide[i], .wide_pos0 = s->from[i] } };
-        w->n_rows += s->rows[i];
-        for (int h = 0; h < s->n_kv && s->narrow[i]; h++) {
-            w->n_narrow[i][h] = s->narrow[i] + 3 * h;
-            fill_narrow(w, i, h, &block);
-            w->seqs[i].kv.narrow = w->narrow_of[i];
-            w->seqs[i].kv.n_narrow = w->n_narrow[i];
-            any_narrow = true;
-        }
-    }
-    assert_true(page * s->n_kv <= block);
-    world_fill(w);
-    w->beta = floats(blocks * KV_PAGE, 1);
-    w->kv.beta = any_narrow ? w->beta : NULL;
-    size_t heads = (size_t)w->n_rows * (size_t)(s->n_kv * s->group);
-    w->q = floats(heads * (size_t)s->dim, 4);
-    w->out = floats(heads * (size_t)s->dim, 1);
-    w->lse = floats(heads, 1);
-}
-
-static void world_close(struct world *w)
-{
-    for (int i = 0; i < w->s.n_seqs; i++) {
-        mem_free(w->k[i]);
-        mem_free(w->v[i]);
-    }
-    mem_free(w->kv.pool);
-    mem_free(w->beta);
-    mem_free(w->q);
-    mem_free(w->out);
-    mem_free(w->lse);
-}
-
-static struct be_attend world_ask(const struct world *w, float *out, float *lse)
-{
-    return (struct be_attend){ .kv = w->kv,
-                               .q = w->q,
-                               .out = out,
-                               .lse = lse,
-                               .n_heads = w->s.n_kv * w->s.group,
-                               .scale = 1.0f / sqrtf((float)w->s.dim),
-                               .window = w->s.window };
-}
-
-static size_t out_floats(const struct world *w)
-{
-    return (size_t)w->n_rows * (size_t)(w->s.n_kv * w->s.group * w->s.dim);
 }
 
 /* ---- the definition against doubles --------------------------------------------------------------------------------- */
@@ -210,7 +36,7 @@ static double rounded(enum kv_type t, float x)
 static void naive_row(const struct world *w, int i, int r, int h, double *out, double *lse)
 {
     static double p[8192];
-    const struct shape *s = &w->s;
+    const struct world_shape *s = &w->s;
     int pos = w->seqs[i].pos0 + r, lo = s->from[i];
     if (s->window && pos + 1 - s->window > lo)
         lo = pos + 1 - s->window;
@@ -220,7 +46,7 @@ static void naive_row(const struct world *w, int i, int r, int h, double *out, d
         size_t kat = (size_t)((j - s->from[i]) * s->n_kv + h / s->group) * (size_t)s->dim;
         p[j] = 0;
         for (int d = 0; d < s->dim; d++)
-            p[j] += (double)w->q[at + (size_t)d] * rounded(w->type, w->k[i][kat + (size_t)d]);
+            p[j] += (double)w->q[at + (size_t)d] * rounded(w->kv.type, w->k[i][kat + (size_t)d]);
         p[j] /= sqrt(s->dim);
         max = fmax(max, p[j]);
     }
@@ -229,7 +55,7 @@ static void naive_row(const struct world *w, int i, int r, int h, double *out, d
         size_t vat = (size_t)((j - s->from[i]) * s->n_kv + h / s->group) * (size_t)s->dim;
         sum += exp(p[j] - max);
         for (int d = 0; d < s->dim; d++)
-            out[d] += exp(p[j] - max) * rounded(w->type, w->v[i][vat + (size_t)d]);
+            out[d] += exp(p[j] - max) * rounded(w->kv.type, w->v[i][vat + (size_t)d]);
     }
     for (int d = 0; d < s->dim; d++)
         out[d] /= sum;
@@ -239,21 +65,21 @@ static void naive_row(const struct world *w, int i, int r, int h, double *out, d
 static void test_definition(void **state)
 {
     (void)state;
-    static const struct shape shape = { .n_kv = 2,
-                                        .group = 3,
-                                        .dim = 48,
-                                        .n_seqs = 3,
-                                        .len = { 1, 65, 1100 },
-                                        .rows = { 1, 65, 3 },
-                                        .from = { 0, 0, 32 } };
+    static const struct world_shape shape = { .n_kv = 2,
+                                              .group = 3,
+                                              .dim = 48,
+                                              .n_seqs = 3,
+                                              .len = { 1, 65, 1100 },
+                                              .rows = { 1, 65, 3 },
+                                              .from = { 0, 0, 32 } };
     static struct world w;
     double out[64], lse;
     for (int k = 0; k < 2 * KV_TYPE_N; k++) {
-        struct shape s = shape;
+        struct world_shape s = shape;
         s.window = k % 2 ? 40 : 0;
-        world_open(&w, &s, k / 2);
+        world_open(&w, level[CPU_REF], &s, k / 2);
         struct be_attend a = world_ask(&w, w.out, w.lse);
-        be[CPU_REF]->ops->attend(be[CPU_REF], &a);
+        level[CPU_REF]->ops->attend(level[CPU_REF], &a);
         for (int i = 0; i < s.n_seqs; i++) {
             for (int r = 0; r < s.rows[i]; r++) {
                 for (int h = 0; h < s.n_kv * s.group; h++) {
@@ -275,33 +101,33 @@ static void test_definition(void **state)
  * the bf16 dot product q and the weights carry 2^-9 each, logits of size 3 so about 6e-3, and errors average out. */
 static void compare(const struct world *w, int isa, const float *out, const float *lse)
 {
-    bool rough = isa == CPU_BF16 && w->type == KV_BF16;
+    bool rough = isa == CPU_BF16 && w->kv.type == KV_BF16;
     float tol = rough ? 2e-2f : 2e-5f;
-    size_t n = out_floats(w);
+    size_t n = world_floats(w);
     for (size_t j = 0; j < n; j++)
         if (!(fabsf(out[j] - w->out[j]) <= tol))
             fail_msg("%s %s dim %d group %d window %d: out %zu of %zu is %g, not %g",
-                     cpu_isa_name(isa), kv_type_name(w->type), w->s.dim, w->s.group, w->s.window, j,
-                     n, (double)out[j], (double)w->out[j]);
+                     cpu_isa_name(isa), kv_type_name(w->kv.type), w->s.dim, w->s.group, w->s.window,
+                     j, n, (double)out[j], (double)w->out[j]);
     for (size_t j = 0; j < n / (size_t)w->s.dim; j++)
         if (!(fabsf(lse[j] - w->lse[j]) <= tol * 2))
             fail_msg("%s %s dim %d: lse %zu is %g, not %g", cpu_isa_name(isa),
-                     kv_type_name(w->type), w->s.dim, j, (double)lse[j], (double)w->lse[j]);
+                     kv_type_name(w->kv.type), w->s.dim, j, (double)lse[j], (double)w->lse[j]);
 }
 
-static void check_shape(const struct shape *s)
+static void check_shape(const struct world_shape *s)
 {
     static struct world w;
     for (int type = 0; type < KV_TYPE_N; type++) {
-        world_open(&w, s, type);
+        world_open(&w, level[CPU_REF], s, type);
         struct be_attend a = world_ask(&w, w.out, w.lse);
-        be[CPU_REF]->ops->attend(be[CPU_REF], &a);
-        float *out = floats(out_floats(&w), 1), *lse = floats(out_floats(&w), 1);
+        level[CPU_REF]->ops->attend(level[CPU_REF], &a);
+        float *out = room(world_floats(&w)), *lse = room(world_floats(&w));
         for (int i = CPU_REF + 1; i < CPU_ISA_N; i++) {
-            if (!be[i])
+            if (!level[i])
                 continue;
             a = world_ask(&w, out, lse);
-            be[i]->ops->attend(be[i], &a);
+            level[i]->ops->attend(level[i], &a);
             compare(&w, i, out, lse);
         }
         mem_free(out);
@@ -316,7 +142,7 @@ static void test_lengths(void **state)
     static const int len[] = { 1, 2, 31, 32, 33, 63, 64, 65, 511, 512, 513, 1100 };
     for (size_t i = 0; i < sizeof(len) / sizeof(len[0]); i++) {
         for (int rows = 1; rows <= 4; rows += 3) {
-            struct shape s = { .n_kv = 3, .group = 3, .dim = 64, .n_seqs = 1 };
+            struct world_shape s = { .n_kv = 3, .group = 3, .dim = 64, .n_seqs = 1 };
             s.len[0] = len[i];
             s.rows[0] = rows < len[i] ? rows : len[i];
             check_shape(&s);
@@ -331,12 +157,12 @@ static void test_dims_and_groups(void **state)
     static const int groups[] = { 1, 2, 3, 4, 5, 7, 8 };
     for (size_t d = 0; d < sizeof(dims) / sizeof(dims[0]); d++) {
         for (size_t g = 0; g < sizeof(groups) / sizeof(groups[0]); g++) {
-            struct shape s = { .n_kv = 2,
-                               .group = groups[g],
-                               .dim = dims[d],
-                               .n_seqs = 1,
-                               .len = { 97 },
-                               .rows = { 5 } };
+            struct world_shape s = { .n_kv = 2,
+                                     .group = groups[g],
+                                     .dim = dims[d],
+                                     .n_seqs = 1,
+                                     .len = { 97 },
+                                     .rows = { 5 } };
             check_shape(&s);
         }
     }
@@ -347,14 +173,14 @@ static void test_windows(void **state)
     (void)state;
     static const int windows[] = { 1, 2, 31, 64, 65, 100, 512, 600, 5000 };
     for (size_t i = 0; i < sizeof(windows) / sizeof(windows[0]); i++) {
-        struct shape s = { .n_kv = 2,
-                           .group = 2,
-                           .dim = 32,
-                           .window = windows[i],
-                           .n_seqs = 2,
-                           .len = { 700, 1100 },
-                           .rows = { 40, 3 },
-                           .from = { 0, 448 } };
+        struct world_shape s = { .n_kv = 2,
+                                 .group = 2,
+                                 .dim = 32,
+                                 .window = windows[i],
+                                 .n_seqs = 2,
+                                 .len = { 700, 1100 },
+                                 .rows = { 40, 3 },
+                                 .from = { 0, 448 } };
         check_shape(&s);
     }
 }
@@ -364,13 +190,13 @@ static void test_narrow(void **state)
     (void)state;
     static const int narrow[] = { 1, 31, 32, 63, 64, 65, 511, 513 };
     for (size_t i = 0; i < sizeof(narrow) / sizeof(narrow[0]); i++) {
-        struct shape s = { .n_kv = 3,
-                           .group = 3,
-                           .dim = 64,
-                           .n_seqs = 3,
-                           .len = { 130, 900, 608 },
-                           .rows = { 2, 20, 1 },
-                           .from = { 96, 864, 0 } };
+        struct world_shape s = { .n_kv = 3,
+                                 .group = 3,
+                                 .dim = 64,
+                                 .n_seqs = 3,
+                                 .len = { 130, 900, 608 },
+                                 .rows = { 2, 20, 1 },
+                                 .from = { 96, 864, 0 } };
         s.narrow[0] = s.narrow[1] = narrow[i];
         check_shape(&s);
     }
@@ -382,7 +208,7 @@ static void same(const struct world *w, int isa, const char *what, const float *
                  size_t n)
 {
     if (memcmp(a, b, n * sizeof(float)))
-        fail_msg("%s %s dim %d: %s differs", cpu_isa_name(isa), kv_type_name(w->type), w->s.dim,
+        fail_msg("%s %s dim %d: %s differs", cpu_isa_name(isa), kv_type_name(w->kv.type), w->s.dim,
                  what);
 }
 
@@ -390,7 +216,7 @@ static void same(const struct world *w, int isa, const char *what, const float *
 static void rows_alone(struct world *w, int isa, struct be *b)
 {
     size_t row = (size_t)(w->s.n_kv * w->s.group * w->s.dim);
-    float *out = floats(out_floats(w), 1);
+    float *out = room(world_floats(w));
     for (int i = 0; i < w->s.n_seqs; i++) {
         for (int r = 0; r < w->s.rows[i]; r++) {
             struct be_seq one = w->seqs[i];
@@ -417,9 +243,9 @@ static void rows_in_chunks(struct world *w, int isa, struct be *b, int i, int ma
     assert_non_null(fresh.kv.pool);
     memset(fresh.kv.pool, 0xff, w->pool_bytes);
     size_t row = (size_t)(w->s.n_kv * w->s.group * w->s.dim);
-    float *out = floats(out_floats(w), 1);
+    float *out = room(world_floats(w));
     for (int at = 0; at < w->s.len[i];) {
-        int n = 1 + (int)(rnd() % (uint32_t)max_chunk);
+        int n = 1 + (int)(rnd_bits() % (uint32_t)max_chunk);
         n = n < w->s.len[i] - at ? n : w->s.len[i] - at;
         struct be_seq q = { .row0 = at, .n_rows = n, .pos0 = at, .kv = w->seqs[i].kv };
         struct be_kv kv = fresh.kv;
@@ -442,7 +268,7 @@ static void test_invariance(void **state)
 {
     (void)state;
     /* Whole prompts (rows = len), short and long, beside decoding sequences. */
-    static const struct shape shape[] = {
+    static const struct world_shape shape[] = {
         { 3, 3, 64, 0, 4, { 600, 70, 1100, 33 }, { 600, 70, 1, 1 }, { 0 }, { 0 } },
         { 1, 8, 48, 100, 3, { 300, 1100, 1 }, { 300, 2, 1 }, { 0 }, { 0 } },
         { 2, 1, 128, 0, 3, { 530, 1100, 90 }, { 530, 1, 2 }, { 0, 0, 64 }, { 0, 0, 333 } },
@@ -451,21 +277,21 @@ static void test_invariance(void **state)
     struct err e;
     for (int type = 0; type < KV_TYPE_N; type++) {
         for (size_t k = 0; k < sizeof(shape) / sizeof(shape[0]); k++) {
-            world_open(&w, &shape[k], type);
+            world_open(&w, level[CPU_REF], &shape[k], type);
             for (int i = CPU_REF + 1; i <= (int)cpu_isa_best(); i++) {
                 struct be_attend a = world_ask(&w, w.out, NULL);
-                be[i]->ops->attend(be[i], &a);
-                rows_alone(&w, i, be[i]);
-                rows_in_chunks(&w, i, be[i], 0, 2);
-                rows_in_chunks(&w, i, be[i], 0, 100);
+                level[i]->ops->attend(level[i], &a);
+                rows_alone(&w, i, level[i]);
+                rows_in_chunks(&w, i, level[i], 0, 2);
+                rows_in_chunks(&w, i, level[i], 0, 100);
                 for (int threads = 1; threads <= 5; threads += 4) {
                     struct be_config c = { .n_threads = threads, .isa = cpu_isa_name(i) };
                     struct be *b;
                     assert_int_equal(be_open(&b, &c, &e), 0);
-                    float *out = floats(out_floats(&w), 1);
+                    float *out = room(world_floats(&w));
                     a.out = out;
                     b->ops->attend(b, &a);
-                    same(&w, i, "another number of threads", out, w.out, out_floats(&w));
+                    same(&w, i, "another number of threads", out, w.out, world_floats(&w));
                     mem_free(out);
                     be_close(b);
                 }
@@ -479,23 +305,24 @@ static void test_invariance(void **state)
 static void test_limits(void **state)
 {
     (void)state;
-    static const struct shape waves = { 8, 1, 2, 5, 1, { 28800 }, { 28800 }, { 0 }, { 0 } };
+    static const struct world_shape waves = { 8, 1, 2, 5, 1, { 28800 }, { 28800 }, { 0 }, { 0 } };
     check_shape(&waves);
-    static const struct shape wide = { 8,     8,    256, 0, 3, { 600, 600, 600 }, { 60, 60, 60 },
-                                       { 0 }, { 0 } };
+    static const struct world_shape wide = {
+        8, 8, 256, 0, 3, { 600, 600, 600 }, { 60, 60, 60 }, { 0 }, { 0 }
+    };
     static struct world w;
     struct be_config c = { .n_threads = 64 };
     struct be *b;
     struct err e;
-    world_open(&w, &wide, KV_BF16);
+    world_open(&w, level[CPU_REF], &wide, KV_BF16);
     struct be_attend a = world_ask(&w, w.out, NULL);
     enum cpu_isa best = cpu_isa_best();
-    be[best]->ops->attend(be[best], &a);
+    level[best]->ops->attend(level[best], &a);
     assert_int_equal(be_open(&b, &c, &e), 0);
-    float *out = floats(out_floats(&w), 1);
+    float *out = room(world_floats(&w));
     a.out = out;
     b->ops->attend(b, &a);
-    same(&w, (int)best, "64 threads", out, w.out, out_floats(&w));
+    same(&w, (int)best, "64 threads", out, w.out, world_floats(&w));
     mem_free(out);
     be_close(b);
     world_close(&w);
@@ -507,20 +334,21 @@ static void test_limits(void **state)
 static void test_odd_input(void **state)
 {
     (void)state;
-    static const struct shape shape = { 2, 3, 64, 0, 2, { 600, 40 }, { 5, 1 }, { 0, 32 }, { 0 } };
+    static const struct world_shape shape = { 2,           3,        64,        0,    2,
+                                              { 600, 40 }, { 5, 1 }, { 0, 32 }, { 0 } };
     static struct world w;
     for (int type = 0; type < KV_TYPE_N; type++) {
-        world_open(&w, &shape, type);
+        world_open(&w, level[CPU_REF], &shape, type);
         size_t row = 2 * 3 * 64;
-        float *out = floats(out_floats(&w), 1), *lse = floats(out_floats(&w), 1);
+        float *out = room(world_floats(&w)), *lse = room(world_floats(&w));
         for (int i = 0; i <= (int)cpu_isa_best(); i++) {
             struct be_attend a = world_ask(&w, w.out, NULL);
-            be[i]->ops->attend(be[i], &a);
+            level[i]->ops->attend(level[i], &a);
             float keep = w.q[row], keep2 = w.q[2 * row];
             w.q[row] = NAN;
             w.q[2 * row] = INFINITY;
             a = world_ask(&w, out, lse);
-            be[i]->ops->attend(be[i], &a);
+            level[i]->ops->attend(level[i], &a);
             same(&w, i, "a row before NaN", out, w.out, row);
             same(&w, i, "rows after NaN", out + 3 * row, w.out + 3 * row, 3 * row);
             assert_true(isnan(out[row]));
@@ -530,11 +358,11 @@ static void test_odd_input(void **state)
             blind.pos0 = blind.kv.wide_pos0 - 1;
             a.kv.n_seqs = 1;
             a.kv.seqs = &blind;
-            be[i]->ops->attend(be[i], &a);
+            level[i]->ops->attend(level[i], &a);
             assert_true(out[5 * row] == 0 && out[6 * row - 1] == 0);
             assert_true(lse[5 * 6] == -INFINITY);
             a.kv.n_seqs = 0;
-            be[i]->ops->attend(be[i], &a);
+            level[i]->ops->attend(level[i], &a);
         }
         mem_free(out);
         mem_free(lse);
@@ -550,5 +378,5 @@ int main(void)
         cmocka_unit_test(test_narrow),          cmocka_unit_test(test_invariance),
         cmocka_unit_test(test_odd_input),       cmocka_unit_test(test_limits),
     };
-    return cmocka_run_group_tests(tests, open_all, close_all);
+    return cmocka_run_group_tests(tests, levels_open, levels_close);
 }

@@ -13,105 +13,23 @@
 #include "kernels/backend.h"
 #include "quant/codec.h"
 #include "server/base/mem.h"
+#include "tests/tools/forms.h"
+#include "tests/tools/levels.h"
 
 enum { ROWS_MAX = 100, COLS_MAX = 2048, N_MAX = 64 };
 
-static struct be *be[CPU_ISA_N]; /* be[i] NULL where the machine lacks the level */
-static uint32_t seed;
-static float src[ROWS_MAX * COLS_MAX], back[ROWS_MAX * COLS_MAX], scratch[ROWS_MAX * COLS_MAX];
+static float src[ROWS_MAX * COLS_MAX], back[ROWS_MAX * COLS_MAX];
 static float x[N_MAX * COLS_MAX], bias[ROWS_MAX];
 static uint8_t raw[ROWS_MAX * COLS_MAX * 4];
 static float ya[N_MAX * ROWS_MAX], yb[N_MAX * ROWS_MAX];
 static char ws[N_MAX * COLS_MAX * 4];
 
-static uint32_t rnd(void)
-{
-    seed = seed * 1664525 + 1013904223;
-    return seed >> 8;
-}
-
-static float rndf(void)
-{
-    return (float)rnd() / (float)(1 << 23) - 1.0f;
-}
-
-/* Close to a normal distribution. */
-static float normal(void)
-{
-    float s = 0;
-    for (int i = 0; i < 12; i++)
-        s += rndf();
-    return s / 2;
-}
-
-static void fill(float *p, int n, float scale)
-{
-    for (int i = 0; i < n; i++)
-        p[i] = normal() * scale;
-}
-
-static int open_all(void **state)
-{
-    (void)state;
-    struct err e;
-    for (int i = 0; i <= (int)cpu_isa_best(); i++) {
-        struct be_config c = { .n_threads = 2, .isa = cpu_isa_name(i) };
-        if (be_open(&be[i], &c, &e) < 0)
-            return -1;
-    }
-    return 0;
-}
-
-static int close_all(void **state)
-{
-    (void)state;
-    for (int i = 0; i < CPU_ISA_N; i++)
-        be_close(be[i]);
-    struct mem_stats m;
-    mem_stats(&m);
-    return m.blocks == 0 ? 0 : -1;
-}
-
-/* Words that make every form there is; from: the type on disk. */
-static const struct form {
-    const char *word;
-    enum dtype from;
-    const char *form;
-} forms[] = {
-    { "f32", DT_F32, "f32" }, { "f16", DT_F32, "f16" }, { "bf16", DT_F32, "bf16" },
-    { "q8", DT_F32, "q8" },   { "q4", DT_F32, "q4m" },  { "auto", DT_Q4_0, "q4" },
-};
-enum { FORMS = sizeof forms / sizeof forms[0] };
-
-/* Blocks of random bytes with scales (16 bits near 0.01, either sign). */
-static void random_blocks(enum dtype t, int rows, int cols)
-{
-    size_t bytes = dtype_row_bytes(t, cols) * (size_t)rows;
-    size_t block = (size_t)dtype_block_bytes(t);
-    if (t == DT_F32) {
-        fill((float *)(void *)raw, rows * cols, 0.05f);
-        return;
-    }
-    for (size_t i = 0; i < bytes; i++)
-        raw[i] = (uint8_t)rnd();
-    for (size_t i = 0; i < bytes; i += block) {
-        raw[i + 1] = rnd() & 1 ? 0x21 : 0xa0;
-        if (t == DT_Q4_1)
-            raw[i + 3] = 0xa6;
-    }
-}
-
 static void make(struct weight *w, struct be *b, const struct form *f, bool int8, int rows,
                  int cols)
 {
     struct err e = { 0 };
-    assert_int_equal(weight_open(w, b, f->word, int8, f->from, rows, cols, &e), 0);
+    assert_int_equal(form_open(w, b, f, int8, rows, cols, raw, &e), 0);
     assert_string_equal(weight_form(w), f->form);
-    size_t row = dtype_row_bytes(f->from, cols);
-    for (int r = 0; r < rows; r += 2 * CODEC_PANEL) {
-        int n = rows - r < 2 * CODEC_PANEL ? rows - r : 2 * CODEC_PANEL;
-        weight_fill(w, r, n, f->from, raw + (size_t)r * row, scratch);
-    }
 }
 
 static void multiply(struct be *b, const struct weight *w, const float *bi, const float *in, int n,
@@ -149,22 +67,22 @@ static void near_decode(const struct weight *w, int n, double tol, const char *w
 
 static void check_product(const struct form *f, bool int8, int rows, int cols, int n)
 {
-    random_blocks(f->from, rows, cols);
-    fill(x, n * cols, 1);
-    fill(bias, rows, 1);
+    form_blocks(f->from, raw, rows, cols);
+    rnd_fill_normal(x, n * cols, 1);
+    rnd_fill_normal(bias, rows, 1);
     size_t bytes = (size_t)n * (size_t)rows * sizeof(float);
     for (int i = 0; i < CPU_ISA_N; i++) {
-        if (be[i] == NULL)
+        if (level[i] == NULL)
             continue;
         struct weight w;
-        make(&w, be[i], f, int8, rows, cols);
-        multiply(be[i], &w, bias, x, n, i == 0 ? ya : yb);
+        make(&w, level[i], f, int8, rows, cols);
+        multiply(level[i], &w, bias, x, n, i == 0 ? ya : yb);
         if (i == 0)
             near_decode(&w, n, w.prep == PREP_I8 ? 0.02 : 2e-6, f->form, i);
         else if (memcmp(ya, yb, bytes) != 0)
             fail_msg("%s%s %dx%d n %d: %s differs from ref", f->form, int8 ? " int8" : "", rows,
                      cols, n, cpu_isa_name(i));
-        weight_close(&w, be[i]);
+        weight_close(&w, level[i]);
     }
 }
 
@@ -176,10 +94,11 @@ static void test_products(void **state)
     for (size_t f = 0; f < FORMS; f++)
         for (int int8 = 0; int8 < 2; int8++)
             for (int i = 0; i < 20; i++)
-                check_product(&forms[f], int8, rows[i % 5], cols[i / 5], i == 0 ? 64 : i % 17 + 1);
-    check_product(&forms[0], false, 33, 7, 9); /* dense takes any width */
-    check_product(&forms[2], false, 5, 1, 3);
-    check_product(&forms[3], true, 20, 2048, 64); /* passes in more than one part */
+                check_product(&form_list[f], int8, rows[i % 5], cols[i / 5],
+                              i == 0 ? 64 : i % 17 + 1);
+    check_product(&form_list[0], false, 33, 7, 9); /* dense takes any width */
+    check_product(&form_list[2], false, 5, 1, 3);
+    check_product(&form_list[3], true, 20, 2048, 64); /* passes in more than one part */
 }
 
 /* A row alone, among up to 64, at every place of a block: the same bits. */
@@ -187,15 +106,15 @@ static void test_invariance(void **state)
 {
     (void)state;
     enum { R = 50, C = 160 };
-    for (int i = 0; i < CPU_ISA_N * (int)FORMS * 2; i++) {
-        struct be *b = be[i / ((int)FORMS * 2)];
-        const struct form *f = &forms[i / 2 % (int)FORMS];
+    for (int i = 0; i < CPU_ISA_N * FORMS * 2; i++) {
+        struct be *b = level[i / (FORMS * 2)];
+        const struct form *f = &form_list[i / 2 % FORMS];
         if (b == NULL)
             continue;
         struct weight w;
-        random_blocks(f->from, R, C);
+        form_blocks(f->from, raw, R, C);
         make(&w, b, f, i % 2, R, C);
-        fill(x, N_MAX * C, 1);
+        rnd_fill_normal(x, N_MAX * C, 1);
         multiply(b, &w, NULL, x, N_MAX, ya);
         for (int n = 1; n <= 17; n++)
             for (int at = 0; at + n <= N_MAX; at += n) {
@@ -211,19 +130,19 @@ static void test_many(void **state)
 {
     (void)state;
     enum { C = 64, N = 5 };
-    struct be *b = be[cpu_isa_best()];
+    struct be *b = level[cpu_isa_best()];
     static const int rows[] = { 40, 16, 1, 31 };
     struct weight w[MATMUL_MAX];
     struct matmul m[MATMUL_MAX];
     static float out[MATMUL_MAX][N * 40];
     for (int i = 0; i < MATMUL_MAX; i++) {
-        const struct form *f = &forms[i + 2];
-        random_blocks(f->from, rows[i], C);
+        const struct form *f = &form_list[i + 2];
+        form_blocks(f->from, raw, rows[i], C);
         make(&w[i], b, f, true, rows[i], C);
         m[i] = (struct matmul){ &w[i], i % 2 ? bias : NULL, out[i] };
     }
-    fill(bias, 40, 1);
-    fill(x, N * C, 1);
+    rnd_fill_normal(bias, 40, 1);
+    rnd_fill_normal(x, N * C, 1);
     struct input in;
     input_set(&in, x, N, C, ws + 4); /* scratch need not be aligned */
     weight_matmul(b, &in, m, MATMUL_MAX);
@@ -240,13 +159,13 @@ static void test_not_finite(void **state)
     (void)state;
     enum { R = 20, C = 64, N = 9 };
     static const float bad[] = { NAN, INFINITY, -INFINITY, 3e38f, 1e-42f };
-    for (int i = 0; i < CPU_ISA_N * (int)FORMS * 2; i++) {
-        struct be *b = be[i / ((int)FORMS * 2)];
-        const struct form *f = &forms[i / 2 % (int)FORMS];
+    for (int i = 0; i < CPU_ISA_N * FORMS * 2; i++) {
+        struct be *b = level[i / (FORMS * 2)];
+        const struct form *f = &form_list[i / 2 % FORMS];
         if (b == NULL)
             continue;
         struct weight w;
-        random_blocks(f->from, R, C);
+        form_blocks(f->from, raw, R, C);
         make(&w, b, f, i % 2, R, C);
         for (int k = 0; k < 5; k++) {
             memset(x, 0, sizeof(float) * N * C);
@@ -284,21 +203,21 @@ static void test_lossless(void **state)
     enum { R = 37, C = 96 };
     for (size_t i = 0; i < sizeof same / sizeof same[0]; i++) {
         struct weight w;
-        random_blocks(same[i].from, R, C);
+        form_blocks(same[i].from, raw, R, C);
         if (same[i].from == DT_F16 || same[i].from == DT_BF16) /* finite ones */
             for (int j = 0; j < R * C; j++)
                 raw[2 * j + 1] &= 0xbb;
-        make(&w, be[0], &same[i], true, R, C);
+        make(&w, level[0], &same[i], true, R, C);
         dtype_decode(same[i].from, raw, src, R * C);
         for (int row = 0; row < R; row++) {
             w.codec->decode(&w, row, back);
             same_values(back, src + row * C, C);
         }
         static const int32_t id[] = { 36, 0, 17, 17 };
-        weight_rows(&w, be[0], id, 4, ya);
+        weight_rows(&w, level[0], id, 4, ya);
         for (int r = 0; r < 4; r++)
             same_values(ya + r * C, src + id[r] * C, C);
-        weight_close(&w, be[0]);
+        weight_close(&w, level[0]);
     }
 }
 
@@ -307,7 +226,7 @@ static double encode_error(const char *word, const char *form, int rows, int col
     struct form f = { word, DT_F32, form };
     struct weight w;
     memcpy(raw, src, (size_t)(rows * cols) * sizeof(float));
-    make(&w, be[0], &f, true, rows, cols);
+    make(&w, level[0], &f, true, rows, cols);
     double err = 0;
     double norm = 0;
     for (int row = 0; row < rows; row++) {
@@ -319,7 +238,7 @@ static double encode_error(const char *word, const char *form, int rows, int col
             norm += (double)src[row * cols + k] * src[row * cols + k];
         }
     }
-    weight_close(&w, be[0]);
+    weight_close(&w, level[0]);
     return norm > 0 ? sqrt(err / norm) : sqrt(err);
 }
 
@@ -328,7 +247,7 @@ static void test_encode(void **state)
 {
     (void)state;
     enum { R = 40, C = 256 };
-    fill(src, R * C, 0.03f);
+    rnd_fill_normal(src, R * C, 0.03f);
     double q8 = encode_error("q8", "q8", R, C);
     double q4 = encode_error("q4", "q4m", R, C);
     double bf16 = encode_error("bf16", "bf16", R, C);
@@ -352,12 +271,12 @@ static void test_int8_cost(void **state)
 {
     (void)state;
     enum { R = 100, C = 576, N = 32 };
-    struct be *b = be[cpu_isa_best()];
+    struct be *b = level[cpu_isa_best()];
     for (size_t f = 3; f < FORMS; f++) {
         struct weight w;
-        random_blocks(forms[f].from, R, C);
-        fill(x, N * C, 1);
-        make(&w, b, &forms[f], false, R, C);
+        form_blocks(form_list[f].from, raw, R, C);
+        rnd_fill_normal(x, N * C, 1);
+        make(&w, b, &form_list[f], false, R, C);
         multiply(b, &w, NULL, x, N, ya);
         w.prep = PREP_I8;
         multiply(b, &w, NULL, x, N, yb);
@@ -368,7 +287,8 @@ static void test_int8_cost(void **state)
             err += d * d;
             norm += (double)ya[i] * ya[i];
         }
-        print_message("relative error of int8 inputs: %s %.4f\n", forms[f].form, sqrt(err / norm));
+        print_message("relative error of int8 inputs: %s %.4f\n", form_list[f].form,
+                      sqrt(err / norm));
         assert_true(sqrt(err / norm) < 0.01);
         weight_close(&w, b);
     }
@@ -379,23 +299,23 @@ static void test_open(void **state)
     (void)state;
     struct err e = { 0 };
     struct weight w;
-    assert_int_equal(weight_open(&w, be[0], "q5", true, DT_F32, 16, 32, &e), ERR_INVALID);
+    assert_int_equal(weight_open(&w, level[0], "q5", true, DT_F32, 16, 32, &e), ERR_INVALID);
     assert_non_null(strstr(e.text, "q5"));
     assert_non_null(strstr(e.text, codec_names()));
     /* a width that groups do not fit: a wider form */
-    assert_int_equal(weight_open(&w, be[0], "q4", true, DT_F32, 16, 33, &e), 0);
+    assert_int_equal(weight_open(&w, level[0], "q4", true, DT_F32, 16, 33, &e), 0);
     assert_string_equal(weight_form(&w), "f32");
-    weight_close(&w, be[0]);
+    weight_close(&w, level[0]);
     /* nothing keeps Q6_K as it is: near without loss */
-    assert_int_equal(weight_open(&w, be[0], "auto", true, DT_Q6_K, 16, 256, &e), 0);
+    assert_int_equal(weight_open(&w, level[0], "auto", true, DT_Q6_K, 16, 256, &e), 0);
     assert_string_equal(weight_form(&w), "q8");
     assert_true(weight_bits(&w) == 8.5);
     assert_int_equal((int)weight_bytes(&w), 16 * 256 * 17 / 16);
-    weight_close(&w, be[0]);
-    weight_close(&w, be[0]);
+    weight_close(&w, level[0]);
+    weight_close(&w, level[0]);
     for (uint64_t i = 1; i <= 2; i++) {
         mem_fail_at(i);
-        assert_int_equal(weight_open(&w, be[0], "q8", true, DT_F32, 16, 256, &e), ERR_NOMEM);
+        assert_int_equal(weight_open(&w, level[0], "q8", true, DT_F32, 16, 256, &e), ERR_NOMEM);
     }
     mem_fail_at(0);
     for (int i = 0; codec_list[i] != NULL; i++)
@@ -410,5 +330,5 @@ int main(void)
         cmocka_unit_test(test_invariance), cmocka_unit_test(test_many),
         cmocka_unit_test(test_not_finite), cmocka_unit_test(test_int8_cost),
     };
-    return cmocka_run_group_tests(tests, open_all, close_all);
+    return cmocka_run_group_tests(tests, levels_open, levels_close);
 }

@@ -12,29 +12,11 @@
 #include "kernels/backend.h"
 #include "kernels/half.h"
 #include "server/base/mem.h"
+#include "tests/tools/levels.h"
 
 enum { MAX = 1 << 16 };
 
-static struct be *ref, *be[CPU_ISA_N]; /* be[i] NULL where the machine lacks the level */
-static uint32_t seed;
 static float xa[MAX], xb[MAX], w[MAX], add[MAX], ya[MAX], yb[MAX];
-
-static uint32_t rnd(void)
-{
-    seed = seed * 1664525 + 1013904223;
-    return seed >> 8;
-}
-
-static float rndf(void)
-{
-    return (float)rnd() / (float)(1 << 23) - 1.0f;
-}
-
-static void fill(float *x, int n, float scale)
-{
-    for (int i = 0; i < n; i++)
-        x[i] = rndf() * scale;
-}
 
 static void same_bits(const void *a, const void *b, size_t bytes, const char *op, int isa)
 {
@@ -42,32 +24,9 @@ static void same_bits(const void *a, const void *b, size_t bytes, const char *op
         fail_msg("%s: %s differs from ref", op, cpu_isa_name(isa));
 }
 
-static int open_all(void **state)
-{
-    (void)state;
-    struct err e;
-    for (int i = 0; i <= (int)cpu_isa_best(); i++) {
-        struct be_config c = { .device = "cpu", .n_threads = 3, .isa = cpu_isa_name(i) };
-        if (be_open(&be[i], &c, &e) < 0)
-            return -1;
-    }
-    ref = be[CPU_REF];
-    return 0;
-}
-
-static int close_all(void **state)
-{
-    (void)state;
-    for (int i = 0; i < CPU_ISA_N; i++)
-        be_close(be[i]);
-    struct mem_stats m;
-    mem_stats(&m);
-    return m.blocks == 0 ? 0 : -1;
-}
-
 #define EACH_ISA(i)                                                                                \
     for (int i = CPU_REF + 1; i < CPU_ISA_N; i++)                                                  \
-        if (be[i])
+        if (level[i])
 
 static void test_open(void **state)
 {
@@ -116,18 +75,18 @@ static void test_memory(void **state)
     (void)state;
     static const size_t sizes[] = { 1, 63, 64, 1000, 300000, 5 << 20 };
     for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
-        char *p = ref->ops->alloc(ref, sizes[i]);
+        char *p = level[CPU_REF]->ops->alloc(level[CPU_REF], sizes[i]);
         assert_non_null(p);
         assert_int_equal((uintptr_t)p % 64, 0);
         assert_int_equal(p[0] | p[sizes[i] / 2] | p[sizes[i] - 1], 0);
-        ref->ops->upload(ref, p, "x", 1);
+        level[CPU_REF]->ops->upload(level[CPU_REF], p, "x", 1);
         char c = 0;
-        ref->ops->download(ref, &c, p, 1);
+        level[CPU_REF]->ops->download(level[CPU_REF], &c, p, 1);
         assert_int_equal(c, 'x');
-        ref->ops->free(ref, p, sizes[i]);
+        level[CPU_REF]->ops->free(level[CPU_REF], p, sizes[i]);
     }
-    ref->ops->free(ref, NULL, 1);
-    assert_int_equal(ref->ops->sync(ref, NULL), 0);
+    level[CPU_REF]->ops->free(level[CPU_REF], NULL, 1);
+    assert_int_equal(level[CPU_REF]->ops->sync(level[CPU_REF], NULL), 0);
 }
 
 static const int dims[] = { 1, 2, 8, 15, 16, 17, 31, 48, 63, 64, 100, 576, 1000 };
@@ -144,19 +103,20 @@ static void test_rmsnorm(void **state)
     EACH_SHAPE(n, dim)
     {
         size_t bytes = (size_t)n * (size_t)dim * sizeof(float);
-        fill(w, dim, 2);
+        rnd_fill(w, dim, 2);
         EACH_ISA(i)
         {
             for (int with_add = 0; with_add < 2; with_add++) {
-                fill(xa, n * dim, 3);
-                fill(add, n * dim, 1);
+                rnd_fill(xa, n * dim, 3);
+                rnd_fill(add, n * dim, 1);
                 memcpy(xb, xa, bytes);
-                ref->ops->rmsnorm(ref, ya, xa, with_add ? add : NULL, w, n, dim, 1e-5f);
-                be[i]->ops->rmsnorm(be[i], yb, xb, with_add ? add : NULL, w, n, dim, 1e-5f);
+                level[CPU_REF]->ops->rmsnorm(level[CPU_REF], ya, xa, with_add ? add : NULL, w, n,
+                                             dim, 1e-5f);
+                level[i]->ops->rmsnorm(level[i], yb, xb, with_add ? add : NULL, w, n, dim, 1e-5f);
                 same_bits(ya, yb, bytes, "rmsnorm", i);
                 same_bits(xa, xb, bytes, "rmsnorm residual", i);
-                be[i]->ops->rmsnorm(be[i], xb, xb, NULL, w, n, dim, 1e-5f);
-                ref->ops->rmsnorm(ref, xa, xa, NULL, w, n, dim, 1e-5f);
+                level[i]->ops->rmsnorm(level[i], xb, xb, NULL, w, n, dim, 1e-5f);
+                level[CPU_REF]->ops->rmsnorm(level[CPU_REF], xa, xa, NULL, w, n, dim, 1e-5f);
                 same_bits(xa, xb, bytes, "rmsnorm in place", i);
             }
         }
@@ -168,13 +128,13 @@ static void test_rmsnorm_value(void **state)
 {
     (void)state;
     int dim = 577;
-    fill(xa, dim, 3);
-    fill(w, dim, 1);
+    rnd_fill(xa, dim, 3);
+    rnd_fill(w, dim, 1);
     double sum = 0;
     for (int i = 0; i < dim; i++)
         sum += (double)xa[i] * (double)xa[i];
     double s = 1 / sqrt(sum / dim + 1e-5);
-    ref->ops->rmsnorm(ref, ya, xa, NULL, w, 1, dim, 1e-5f);
+    level[CPU_REF]->ops->rmsnorm(level[CPU_REF], ya, xa, NULL, w, 1, dim, 1e-5f);
     for (int i = 0; i < dim; i++)
         assert_true(fabs((double)ya[i] - (double)xa[i] * s * (double)w[i]) < 1e-6);
 }
@@ -188,15 +148,15 @@ static void test_add_gather(void **state)
         size_t bytes = (size_t)n * (size_t)dim * sizeof(float);
         EACH_ISA(i)
         {
-            fill(xa, n * dim, 1);
-            fill(add, n * dim, 1);
+            rnd_fill(xa, n * dim, 1);
+            rnd_fill(add, n * dim, 1);
             memcpy(xb, xa, bytes);
-            ref->ops->add(ref, xa, add, n, dim);
-            be[i]->ops->add(be[i], xb, add, n, dim);
+            level[CPU_REF]->ops->add(level[CPU_REF], xa, add, n, dim);
+            level[i]->ops->add(level[i], xb, add, n, dim);
             same_bits(xa, xb, bytes, "add", i);
             if (n < 5)
                 continue;
-            be[i]->ops->gather(be[i], yb, xa, row, 5, dim);
+            level[i]->ops->gather(level[i], yb, xa, row, 5, dim);
             for (size_t r = 0; r < 5; r++)
                 same_bits(yb + r * (size_t)dim, xa + (size_t)row[r] * (size_t)dim,
                           (size_t)dim * sizeof(float), "gather", i);
@@ -225,14 +185,14 @@ static void test_swiglu(void **state)
     {
         EACH_ISA(i)
         {
-            fill(xa, n * dim, 20);
-            fill(w, n * dim, 2);
+            rnd_fill(xa, n * dim, 20);
+            rnd_fill(w, n * dim, 2);
             for (int j = 0; j < 16 && j < n * dim && n == 5; j++)
                 xa[j] = edge[j];
-            ref->ops->swiglu(ref, ya, xa, w, n, dim);
-            be[i]->ops->swiglu(be[i], yb, xa, w, n, dim);
+            level[CPU_REF]->ops->swiglu(level[CPU_REF], ya, xa, w, n, dim);
+            level[i]->ops->swiglu(level[i], yb, xa, w, n, dim);
             near_or_same_kind(ya, yb, n * dim, 1e-5f, "swiglu");
-            be[i]->ops->swiglu(be[i], xa, xa, w, n, dim);
+            level[i]->ops->swiglu(level[i], xa, xa, w, n, dim);
             assert_memory_equal(xa, yb, (size_t)(n * dim) * sizeof(float));
         }
     }
@@ -246,8 +206,8 @@ static void rope_case(int i, int head_dim, int half, bool split, bool norm)
     size_t bytes = (size_t)(N * HEADS * head_dim) * sizeof(float);
     for (int j = 0; j < half; j++)
         freq[j] = powf(10000.0f, -(float)j / (float)half);
-    ref->ops->rope_table(ref, cs, sn, pos, freq, 1.25f, N, half);
-    be[i]->ops->rope_table(be[i], cs2, sn2, pos, freq, 1.25f, N, half);
+    level[CPU_REF]->ops->rope_table(level[CPU_REF], cs, sn, pos, freq, 1.25f, N, half);
+    level[i]->ops->rope_table(level[i], cs2, sn2, pos, freq, 1.25f, N, half);
     near_or_same_kind(cs, cs2, N * half, 1e-6f, "rope_table");
     near_or_same_kind(sn, sn2, N * half, 1e-6f, "rope_table");
     for (int j = 0; j < half; j++) {
@@ -255,12 +215,14 @@ static void rope_case(int i, int head_dim, int half, bool split, bool norm)
         assert_true(fabs((double)cs[3 * half + j] - cos(angle) * 1.25) < 1e-6);
         assert_true(fabs((double)sn[3 * half + j] - sin(angle) * 1.25) < 1e-6);
     }
-    fill(xa, N * HEADS * head_dim, 2);
-    fill(w, head_dim, 1);
+    rnd_fill(xa, N * HEADS * head_dim, 2);
+    rnd_fill(w, head_dim, 1);
     memcpy(xb, xa, bytes);
     memcpy(ya, xa, bytes);
-    ref->ops->rope(ref, xa, cs, sn, norm ? w : NULL, 1e-6f, N, HEADS, head_dim, half, split);
-    be[i]->ops->rope(be[i], xb, cs, sn, norm ? w : NULL, 1e-6f, N, HEADS, head_dim, half, split);
+    level[CPU_REF]->ops->rope(level[CPU_REF], xa, cs, sn, norm ? w : NULL, 1e-6f, N, HEADS,
+                              head_dim, half, split);
+    level[i]->ops->rope(level[i], xb, cs, sn, norm ? w : NULL, 1e-6f, N, HEADS, head_dim, half,
+                        split);
     same_bits(xa, xb, bytes, "rope", i);
     if (norm)
         return;
@@ -330,16 +292,16 @@ static void append_case(int i, enum kv_type type, int dim, int n_rows, int pos0)
         .type = type, .n_kv_heads = HEADS, .head_dim = dim, .n_seqs = 1, .seqs = &seq
     };
     int n = (n_rows + 1) * HEADS * dim;
-    fill(xa, n, 1);
-    fill(w, n, 70000);
+    rnd_fill(xa, n, 1);
+    rnd_fill(w, n, 70000);
     for (int j = 0; j < n; j += 7)
         xa[j] *= 0x1p-20f;
     xa[n - 1] = NAN;
     w[n - 1] = INFINITY;
     kv.pool = pa;
-    ref->ops->kv_append(ref, &kv, xa, w);
+    level[CPU_REF]->ops->kv_append(level[CPU_REF], &kv, xa, w);
     kv.pool = pb;
-    be[i]->ops->kv_append(be[i], &kv, xa, w);
+    level[i]->ops->kv_append(level[i], &kv, xa, w);
     same_bits(pa, pb, bytes, "kv_append", i);
     int slot = pos0 % KV_PAGE;
     char *block = pa + (size_t)(pages[pos0 / KV_PAGE] * HEADS + 1) * kv_block_bytes(type, dim);
@@ -377,5 +339,5 @@ int main(void)
         cmocka_unit_test(test_swiglu),     cmocka_unit_test(test_rope),
         cmocka_unit_test(test_half),       cmocka_unit_test(test_kv_append),
     };
-    return cmocka_run_group_tests(tests, open_all, close_all);
+    return cmocka_run_group_tests(tests, levels_open, levels_close);
 }

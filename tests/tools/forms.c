@@ -1,0 +1,66 @@
+#include "tests/tools/forms.h"
+
+#include <string.h>
+
+#include "server/base/mem.h"
+#include "tests/tools/levels.h"
+
+const struct form form_list[FORMS] = {
+    { "f32", DT_F32, "f32" }, { "f16", DT_F32, "f16" }, { "bf16", DT_F32, "bf16" },
+    { "q8", DT_F32, "q8" },   { "q4", DT_F32, "q4m" },  { "auto", DT_Q4_0, "q4" },
+};
+
+void form_blocks(enum dtype type, uint8_t *raw, int rows, int cols)
+{
+    size_t bytes = dtype_row_bytes(type, cols) * (size_t)rows;
+    size_t block = (size_t)dtype_block_bytes(type);
+    if (type == DT_F32) {
+        for (size_t i = 0; i < bytes; i += sizeof(float)) {
+            float f = rnd_normal() * 0.05f;
+            memcpy(raw + i, &f, sizeof f);
+        }
+        return;
+    }
+    for (size_t i = 0; i < bytes; i++)
+        raw[i] = (uint8_t)rnd_bits();
+    for (size_t i = 0; i < bytes; i += block) {
+        raw[i + 1] = rnd_bits() & 1 ? 0x21 : 0xa0;
+        if (type == DT_Q4_1)
+            raw[i + 3] = 0xa6;
+    }
+}
+
+/* Two panels at a time, as a loader would. */
+enum { STRIP = 2 * CODEC_PANEL };
+
+static int fill(struct weight *w, struct be *be, const struct form *f, const uint8_t *raw,
+                float *scratch, struct err *e)
+{
+    size_t row = dtype_row_bytes(f->from, w->cols);
+    for (int r = 0; r < w->rows; r += STRIP) {
+        int n = w->rows - r < STRIP ? w->rows - r : STRIP;
+        if (be->host) {
+            weight_fill(w, r, n, f->from, raw + (size_t)r * row, scratch);
+            continue;
+        }
+        struct weight stage;
+        TRY(weight_stage_open(&stage, w, n, e));
+        weight_fill(&stage, 0, n, f->from, raw + (size_t)r * row, scratch);
+        weight_stage_upload(&stage, w, be, r);
+        weight_stage_close(&stage);
+    }
+    return 0;
+}
+
+int form_open(struct weight *w, struct be *be, const struct form *f, bool int8_ok, int rows,
+              int cols, const uint8_t *raw, struct err *e)
+{
+    TRY(weight_open(w, be, f->word, int8_ok, f->from, rows, cols, e));
+    float *scratch = mem_alloc((size_t)STRIP * (size_t)cols * sizeof(float));
+    int rc = scratch == NULL ? err_set(e, ERR_NOMEM, "no memory for %d x %d weights", rows, cols)
+                             : fill(w, be, f, raw, scratch, e);
+    mem_free(scratch);
+    if (rc < 0)
+        weight_close(w, be);
+    return rc;
+}
