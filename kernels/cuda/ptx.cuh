@@ -1,0 +1,135 @@
+/* Instructions that CUDA C++ has no words for. Each function has a host twin in tests/simt/include/simt_ptx.h with the same lanes.
+ *
+ * All need sm_80. Source: PTX ISA 8.x, sections "cvt", "cp.async", "ldmatrix", "mma". Lanes: kernels/cuda/cu.cuh.
+ */
+#ifndef WRING_KERNELS_CUDA_PTX_CUH
+#define WRING_KERNELS_CUDA_PTX_CUH
+
+#include <stdint.h>
+
+/* ---- conversions: round to nearest even ---------------------------------------------------------------------- */
+
+static __device__ __forceinline__ uint32_t cu_pack_bf16(float low, float high)
+{
+    uint32_t r;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+    return r;
+}
+
+static __device__ __forceinline__ uint32_t cu_pack_f16(float low, float high)
+{
+    uint32_t r;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+    return r;
+}
+
+/* The lower 16 bits as an f16 number. */
+static __device__ __forceinline__ float cu_f16_low(uint32_t pair)
+{
+    float r;
+    asm("{ .reg .b16 low, high; mov.b32 {low, high}, %1; cvt.f32.f16 %0, low; }"
+        : "=f"(r)
+        : "r"(pair));
+    return r;
+}
+
+static __device__ __forceinline__ float cu_f16_high(uint32_t pair)
+{
+    return cu_f16_low(pair >> 16);
+}
+
+/* a * b + c on two bf16 numbers, each rounded once. */
+static __device__ __forceinline__ uint32_t cu_fma_bf16x2(uint32_t a, uint32_t b, uint32_t c)
+{
+    uint32_t r;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+    return r;
+}
+
+/* 2^x within 2 ulp; 2^-inf is 0. */
+static __device__ __forceinline__ float cu_exp2(float x)
+{
+    float r;
+    asm("ex2.approx.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
+}
+
+/* ---- tensor cores: d += a b, a warp together ------------------------------------------------------------------ */
+
+static __device__ __forceinline__ void cu_mma_bf16(float d[4], const uint32_t a[4],
+                                                   const uint32_t b[2])
+{
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+static __device__ __forceinline__ void cu_mma_f16(float d[4], const uint32_t a[4],
+                                                  const uint32_t b[2])
+{
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+/* m16n8k32, int8: a[0] row g, k 4q ... 4q+3; a[1] row g + 8; a[2], a[3] the same from k 16 on; b[0] k 4q ... 4q+3 of
+ * column g, b[1] from k 16 on; d as above, int32, exact. */
+static __device__ __forceinline__ void cu_mma_s8(int32_t d[4], const uint32_t a[4],
+                                                 const uint32_t b[2])
+{
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+/* ---- shared memory ------------------------------------------------------------------------------------------- */
+
+static __device__ __forceinline__ uint32_t cu_shared_address(const void *p)
+{
+    return (uint32_t)__cvta_generic_to_shared(p);
+}
+
+/* Four 8 x 8 tiles of 16-bit elements; lane l gives the address of row l % 8 of tile l / 8 (16 bytes, aligned to 16);
+ * r[i] of lane l is elements 2q, 2q+1 of row g of tile i. */
+static __device__ __forceinline__ void cu_ldmatrix_x4(uint32_t r[4], const void *row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(cu_shared_address(row))
+                 : "memory");
+}
+
+/* The same with each tile transposed. */
+static __device__ __forceinline__ void cu_ldmatrix_x4_trans(uint32_t r[4], const void *row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(cu_shared_address(row))
+                 : "memory");
+}
+
+/* Starts copying 16 bytes from global to shared memory, both aligned to 16; only the first n (0 ... 16) are read, the
+ * rest becomes 0. Visible to the copying thread after cu_copy_wait, to others after a barrier behind it. */
+static __device__ __forceinline__ void cu_copy16(void *shared, const void *global, int n)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                 :
+                 : "r"(cu_shared_address(shared)), "l"(global), "r"(n)
+                 : "memory");
+}
+
+static __device__ __forceinline__ void cu_copy_commit() /* ends a group of copies */
+{
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+template <int N>
+static __device__ __forceinline__ void cu_copy_wait() /* all but the N latest groups */
+{
+    asm volatile("cp.async.wait_group %0;" : : "n"(N) : "memory");
+}
+
+#endif

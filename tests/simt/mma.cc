@@ -1,0 +1,165 @@
+/* Tensor cores and ldmatrix: all lanes' operands are known to the last one to come, which does the work of the warp.
+ *
+ * The layouts are those of the PTX ISA, sections "Matrix Fragments for mma.m16n8k16", "... for mma.m16n8k32" and
+ * "ldmatrix", and of kernels/cuda/cu.cuh. g is lane / 4, q is lane % 4.
+ */
+#include <simt_ptx.h>
+
+#include "tests/simt/machine.hh"
+
+#include <string.h>
+
+namespace simt
+{
+
+static const simt_fragments *fragments(const warp *w, int lane)
+{
+    return (const simt_fragments *)(uintptr_t)w->request[lane]->value;
+}
+
+struct decode_bf16 {
+    static float low(uint32_t pair)
+    {
+        return __uint_as_float(pair << 16);
+    }
+    static float high(uint32_t pair)
+    {
+        return __uint_as_float(pair & 0xffff0000u);
+    }
+};
+
+struct decode_f16 {
+    static float low(uint32_t pair)
+    {
+        return cu_f16_low(pair);
+    }
+    static float high(uint32_t pair)
+    {
+        return cu_f16_high(pair);
+    }
+};
+
+/* D += A B, each operand decoded once. The innermost loop is one of eight floats, for the compiler to make a vector of;
+ * the order of k is that of the loop. */
+template <class decode> static void mma_16bit(const warp *w)
+{
+    float a[16][16], b[16][8], d[16][8];
+    for (int lane = 0; lane < LANES; lane++) {
+        const simt_fragments *f = fragments(w, lane);
+        const float *sum = (const float *)f->d;
+        int g = lane / 4, q = lane % 4;
+        for (int i = 0; i < 4; i++) {
+            int row = g + (i & 1) * 8, k = 2 * q + (i >> 1) * 8;
+            a[row][k] = decode::low(f->a[i]);
+            a[row][k + 1] = decode::high(f->a[i]);
+            d[g + (i >> 1) * 8][2 * q + (i & 1)] = sum[i];
+        }
+        for (int i = 0; i < 2; i++) {
+            b[2 * q + 8 * i][g] = decode::low(f->b[i]);
+            b[2 * q + 8 * i + 1][g] = decode::high(f->b[i]);
+        }
+    }
+    for (int row = 0; row < 16; row++)
+        for (int k = 0; k < 16; k++)
+            for (int n = 0; n < 8; n++)
+                d[row][n] += a[row][k] * b[k][n];
+    for (int lane = 0; lane < LANES; lane++) {
+        float *sum = (float *)fragments(w, lane)->d;
+        for (int i = 0; i < 4; i++)
+            sum[i] = d[lane / 4 + (i >> 1) * 8][2 * (lane % 4) + (i & 1)];
+    }
+}
+
+/* The same on bytes; unsigned, because sums wrap. */
+static void mma_8bit(const warp *w)
+{
+    int32_t a[16][32], b[32][8];
+    uint32_t d[16][8];
+    for (int lane = 0; lane < LANES; lane++) {
+        const simt_fragments *f = fragments(w, lane);
+        const int32_t *sum = (const int32_t *)f->d;
+        int g = lane / 4, q = lane % 4;
+        for (int i = 0; i < 4; i++) {
+            for (int j = 0; j < 4; j++)
+                a[g + (i & 1) * 8][4 * q + (i >> 1) * 16 + j] = (int8_t)(f->a[i] >> 8 * j);
+            d[g + (i >> 1) * 8][2 * q + (i & 1)] = (uint32_t)sum[i];
+        }
+        for (int i = 0; i < 2; i++)
+            for (int j = 0; j < 4; j++)
+                b[4 * q + 16 * i + j][g] = (int8_t)(f->b[i] >> 8 * j);
+    }
+    for (int row = 0; row < 16; row++)
+        for (int k = 0; k < 32; k++)
+            for (int n = 0; n < 8; n++)
+                d[row][n] += (uint32_t)(a[row][k] * b[k][n]);
+    for (int lane = 0; lane < LANES; lane++) {
+        int32_t *sum = (int32_t *)fragments(w, lane)->d;
+        for (int i = 0; i < 4; i++)
+            sum[i] = (int32_t)d[lane / 4 + (i >> 1) * 8][2 * (lane % 4) + (i & 1)];
+    }
+}
+
+/* Lane l names row l % 8 of tile l / 8; lane (g, q) gets elements 2q and 2q + 1 of row g of each tile, or of column g. */
+static void ldmatrix(const warp *w, const simt_request *r, bool transposed)
+{
+    uint16_t tile[4][8][8];
+    for (int lane = 0; lane < LANES; lane++) {
+        const void *row = fragments(w, lane)->a;
+        simt_check_aligned(row, 16, op_name(r->op), r->file, r->line);
+        shared_check(row, 16, r);
+        memcpy(tile[lane / 8][lane % 8], row, 16);
+    }
+    for (int lane = 0; lane < LANES; lane++) {
+        uint32_t *out = (uint32_t *)fragments(w, lane)->d;
+        int g = lane / 4, k = 2 * (lane % 4);
+        for (int i = 0; i < 4; i++) {
+            uint32_t low = transposed ? tile[i][k][g] : tile[i][g][k];
+            uint32_t high = transposed ? tile[i][k + 1][g] : tile[i][g][k + 1];
+            out[i] = high << 16 | low;
+        }
+    }
+}
+
+void mma_perform(warp *w, const simt_request *r)
+{
+    if (r->op == SIMT_MMA_BF16)
+        mma_16bit<decode_bf16>(w);
+    else if (r->op == SIMT_MMA_F16)
+        mma_16bit<decode_f16>(w);
+    else if (r->op == SIMT_MMA_S8)
+        mma_8bit(w);
+    else
+        ldmatrix(w, r, r->op == SIMT_LDMATRIX_TRANS);
+}
+
+/* a b + c rounded to bf16 once. The product is exact in a double. The sum and each narrowing round to odd, that is to
+ * the neighbour with an odd last bit when inexact, which keeps what the last rounding has to know. */
+static uint32_t fma_bf16(float a, float b, float c)
+{
+    double product = (double)a * b, sum = product + c;
+    if (!(fabs(sum) < (double)INFINITY) || sum == 0)
+        return simt_bf16((float)sum);
+    double back = sum - product, error = (product - (sum - back)) + (c - back);
+    float near = (float)sum;
+    if (!(fabsf(near) < INFINITY))
+        return simt_bf16(near);
+    double rest = sum - (double)near;
+    rest = rest != 0 ? rest : error;
+    uint32_t bits = __float_as_uint(near);
+    if (rest != 0 && !(bits & 1))
+        bits = near == 0                  ? (rest < 0 ? 0x80000001u : 1u)
+               : (rest > 0) == (near > 0) ? bits + 1
+                                          : bits - 1;
+    return simt_bf16(__uint_as_float(bits));
+}
+
+} // namespace simt
+
+uint32_t cu_fma_bf16x2(uint32_t a, uint32_t b, uint32_t c)
+{
+    using simt::decode_bf16;
+    using simt::fma_bf16;
+    uint32_t low = fma_bf16(decode_bf16::low(a), decode_bf16::low(b), decode_bf16::low(c));
+    uint32_t high = fma_bf16(decode_bf16::high(a), decode_bf16::high(b), decode_bf16::high(c));
+    return high << 16 | low;
+}
