@@ -9,16 +9,24 @@ ifeq ($(origin CC),default)
 CC     := gcc
 endif
 CXX    ?= g++
-OPT    ?= -O3
+OPT    ?= $(if $(SIMT),-O2,-O3)
 SAN    ?=
 WERROR ?=
 V      ?=
 Q      := $(if $(V),,@)
 BUILD  ?= build
 
+# SIMT=1: the CUDA backend on the host, its kernels run by tests/simt. Otherwise it is built by nvcc where there is one
+# (CUDA=0: without it, CUDA=1: nvcc must be there), into the plain tree only.
+SIMT   ?=
+NVCC   ?= nvcc
+plain  := $(if $(SIMT)$(SAN)$(COV)$(filter-out gcc,$(notdir $(CC))),,yes)
+CUDA   ?= $(if $(plain),$(if $(shell command -v $(NVCC) 2>/dev/null),1,0),0)
+CUDA_ARCHS ?= 80 86 89 90a
+
 # One object tree per configuration; the plain one puts its programs straight into build/.
-O := $(BUILD)/obj/$(notdir $(CC))$(if $(SAN),-$(subst $(,),+,$(SAN)))$(if $(COV),-cov)
-BIN := $(if $(SAN)$(COV)$(filter-out gcc,$(notdir $(CC))),$(O)/bin,$(BUILD))
+O := $(BUILD)/obj/$(notdir $(CC))$(if $(SIMT),-simt)$(if $(SAN),-$(subst $(,),+,$(SAN)))$(if $(COV),-cov)
+BIN := $(if $(plain),$(BUILD),$(O)/bin)
 
 PKGS := libmicrohttpd jansson liburing libpcre2-8 libutf8proc yaml-0.1 libxxhash libcurl libcrypto libprotobuf-c
 PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
@@ -31,6 +39,25 @@ CFLAGS := -std=c11 -g $(OPT) -fno-math-errno -ffp-contract=off -fno-omit-frame-p
   $(if $(SAN),-fsanitize=$(SAN) -fno-sanitize-recover=all) $(if $(COV),-fprofile-instr-generate -fcoverage-mapping)
 LDLIBS := $(PKG_LIBS) -lm -pthread
 
+# The CUDA backend: .cu files by nvcc, or as host C++ against tests/simt.
+CU_SRC := $(sort $(wildcard kernels/cuda/*.cu quant/*_cuda.cu quant/*/*_cuda.cu kvcache/*/*_cuda.cu))
+CXXFLAGS := -std=c++17 -g $(OPT) -fno-math-errno -ffp-contract=off -fno-omit-frame-pointer -pthread -Wall -Wextra -Wno-unknown-pragmas \
+  $(if $(WERROR),-Werror) $(if $(SAN),-fsanitize=$(SAN) -fno-sanitize-recover=all)
+ifneq ($(SIMT),)
+CPPFLAGS += -Itests/simt/include -DWRING_CUDA -DWRING_SIMT
+CU_OBJ := $(CU_SRC:%.cu=$(O)/%.o) $(patsubst %.cc,$(O)/%.o,$(sort $(wildcard tests/simt/*.cc)))
+LDLIBS += -lstdc++
+else ifneq ($(CUDA),0)
+CUDA_HOME := $(shell $(NVCC) --dryrun -x cu -c /dev/null -o /dev/null 2>&1 | sed -n 's/^\#\$$ TOP=//p')
+CUBLAS_INCLUDE := $(firstword $(wildcard $(CUDA_HOME)/include/cublasLt.h .cache/cublas/include/cublasLt.h))
+CPPFLAGS += -DWRING_CUDA
+NVCCFLAGS := -std=c++17 -O3 -Xptxas -v -Werror all-warnings -Xcompiler -Wall,-Wextra -I. -D_GNU_SOURCE -DWRING_CUDA \
+  $(if $(CUBLAS_INCLUDE),-I$(dir $(CUBLAS_INCLUDE))) \
+  $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$a$(,)code=sm_$a) -gencode arch=compute_80$(,)code=compute_80
+CU_OBJ := $(CU_SRC:%.cu=$(O)/%.o)
+LDLIBS += $(if $(filter .cache/%,$(CUBLAS_INCLUDE)),-Wl$(,)-rpath$(,)$(abspath .cache/cublas/lib)) -L$(CUDA_HOME)/lib64 -lcudart_static -lstdc++ -ldl -lrt
+endif
+
 # ISA flags by file suffix: foo_avx2.c, foo_avx512.c (F BW DQ VL VNNI), foo_bf16.c (the same and BF16)
 isa_avx2   := -mavx2 -mfma -mf16c
 isa_avx512 := $(isa_avx2) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni
@@ -42,8 +69,9 @@ LIB_SRC := $(sort $(wildcard server/base/*.c server/text/*.c server/model/*.c se
   $(filter-out server/main.c,$(wildcard server/*.c)))
 PROTO    := $(wildcard server/*/*.proto api/*.proto)
 GEN      := $(PROTO:%.proto=$(O)/gen/%.pb-c)
-LIB_OBJ  := $(LIB_SRC:%.c=$(O)/%.o) $(GEN:%=%.o)
-TEST_SRC := $(sort $(wildcard tests/unit/*.c tests/ops/*.c))
+LIB_OBJ  := $(LIB_SRC:%.c=$(O)/%.o) $(GEN:%=%.o) $(CU_OBJ)
+TEST_SRC := $(sort $(wildcard tests/unit/*.c tests/ops/test_*.c))
+CHECK_SRC := $(sort $(wildcard tests/ops/check*.c))
 FUZZ_SRC := $(sort $(wildcard tests/fuzz/fuzz_*.c))
 LIB    := $(O)/libwring.a
 TEST_LIB_SRC := $(sort $(wildcard tests/tools/*.c))
@@ -58,7 +86,7 @@ AGAIN = +$(MAKE) --no-print-directory -j$(JOBS)
 .PHONY: all help FORCE clean
 all: $(BIN)/wring ## build the program (build/wring)
 
-FLAGS := $(CC) $(CPPFLAGS) $(CFLAGS) $(isa_bf16) $(LDLIBS)
+FLAGS := $(CC) $(CPPFLAGS) $(CFLAGS) $(isa_bf16) $(CXXFLAGS) $(NVCCFLAGS) $(LDLIBS)
 $(O)/.flags: FORCE
 	@mkdir -p $(@D); printf '%s\n' '$(FLAGS)' | cmp -s - $@ || { CC='$(CC)' tests/tools/probe $(PKGS) && \
 	printf '%s\n' '$(FLAGS)' > $@; }
@@ -66,6 +94,21 @@ $(O)/.flags: FORCE
 $(O)/%.o: %.c $(O)/.flags
 	@mkdir -p $(@D); [ -z "$(Q)" ] || echo "  CC   $<"
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) $(call isa_of,$<) -MMD -MP -c -o $@ $<
+
+ifneq ($(SIMT),)
+$(O)/%.o: %.cu $(O)/.flags
+	@mkdir -p $(@D); [ -z "$(Q)" ] || echo "  CXX  $<"
+	$(Q)$(CXX) $(CPPFLAGS) $(CXXFLAGS) -MMD -MP -c -o $@ -x c++ $<
+
+$(O)/%.o: %.cc $(O)/.flags
+	@mkdir -p $(@D); [ -z "$(Q)" ] || echo "  CXX  $<"
+	$(Q)$(CXX) $(CPPFLAGS) $(CXXFLAGS) -MMD -MP -c -o $@ $<
+else
+# What ptxas says of registers and spills stays beside the object: tests/lint/spills reads it.
+$(O)/%.o: %.cu $(O)/.flags
+	@mkdir -p $(@D); [ -z "$(Q)" ] || echo "  NVCC $<"
+	$(Q)$(NVCC) $(NVCCFLAGS) -MMD -MP -c -o $@ $< 2>$(@:.o=.ptxas) || { cat $(@:.o=.ptxas); rm -f $@; exit 1; }
+endif
 
 # The chat page is embedded with .incbin, which -MMD does not see.
 $(O)/api/chat_page.o: api/chat.html
@@ -96,6 +139,17 @@ $(O)/fuzz/%: $(O)/tests/fuzz/fuzz_%.o $(LIB)
 	@mkdir -p $(@D); [ -z "$(Q)" ] || echo "  LD   $@"
 	$(Q)$(CC) $(CFLAGS) -fsanitize=fuzzer -o $@ $< $(LIB) $(LDLIBS)
 
+# The op suite, one program for every backend.
+$(O)/test/checkops: $(CHECK_SRC:%.c=$(O)/%.o) $(TEST_LIB) $(LIB)
+	@mkdir -p $(@D); [ -z "$(Q)" ] || echo "  LD   $@"
+	$(Q)$(CC) $(CFLAGS) -o $@ $(filter %.o,$^) $(TEST_LIB) $(LIB) $(LDLIBS)
+
+# What tests/simt promises of itself.
+SIMT_TESTS := $(patsubst tests/%.cu,$(O)/test/%,$(sort $(wildcard tests/simt/test_*.cu)))
+$(SIMT_TESTS): $(O)/test/%: $(O)/tests/%.o $(TEST_LIB) $(LIB)
+	@mkdir -p $(@D); [ -z "$(Q)" ] || echo "  LD   $@"
+	$(Q)$(CC) $(CFLAGS) -o $@ $< $(TEST_LIB) $(LIB) $(LDLIBS) -lcmocka
+
 # What tests share (a toy model, ...); an archive, so that each program takes what it uses.
 $(TEST_LIB): $(TEST_LIB_SRC:%.c=$(O)/%.o)
 	$(Q)rm -f $@; ar rcs $@ $^
@@ -104,8 +158,10 @@ $(O)/test/%: $(O)/tests/%.o $(TEST_LIB) $(LIB)
 	@mkdir -p $(@D); [ -z "$(Q)" ] || echo "  LD   $@"
 	$(Q)$(CC) $(CFLAGS) -o $@ $< $(TEST_LIB) $(LIB) $(LDLIBS) -lcmocka
 
-.PHONY: tests fuzz-programs models demo test bench fuzz check cov format tidy install deps deps-test deps-ci probe
-tests: $(TESTS) $(REPLAY)
+.PHONY: tests fuzz-programs simt-programs models demo test simt bench fuzz check cov format tidy install dist deps \
+  deps-test deps-ci probe
+tests: $(TESTS) $(REPLAY) $(O)/test/checkops
+simt-programs: $(O)/test/checkops $(SIMT_TESTS)
 fuzz-programs: $(FUZZ)
 
 demo: deps ## get the small default model and chat with it
@@ -116,10 +172,20 @@ demo: deps ## get the small default model and chat with it
 models: all
 	@for m in smollm2-135m-instruct stories15m; do $(BIN)/wring pull $$m || echo "$$m: not there, its tests are skipped"; done
 
+# The host build of the CUDA backend has its tree beside the plain one.
+SIMT_O := $(BUILD)/obj/$(notdir $(CC))-simt$(if $(SAN),-$(subst $(,),+,$(SAN)))
 test: deps deps-test ## build and run every test; T="unit ops" runs a part
 	$(AGAIN) all tests
+	$(AGAIN) SIMT=1 all simt-programs
 	@$(AGAIN) models
-	OBJ=$(O) WRING=$(BIN)/wring tests/run $(T)
+	OBJ=$(O) SIMT_OBJ=$(SIMT_O) WRING=$(BIN)/wring tests/run $(T)
+
+simt: deps deps-test ## run the CUDA kernels on the host: the op suite with three thread orders, planted faults
+	$(AGAIN) SIMT=1 all simt-programs
+	@SIMT_OBJ=$(SIMT_O) tests/run simt
+
+dist: all $(O)/test/checkops $(O)/test/bench/bench_logits ## a tarball that runs on other Linux systems
+	O=$(O) BIN=$(BIN) CC=$(CC) CFLAGS='$(CFLAGS)' LDLIBS='$(LDLIBS)' tests/tools/dist
 
 bench: all $(patsubst tests/%.c,$(O)/test/%,$(wildcard tests/bench/*.c)) ## measure speed, next to its bounds
 	@[ ! -x tests/bench/run ] || OBJ=$(O) WRING=$(BIN)/wring tests/bench/run
@@ -142,7 +208,7 @@ cov: deps deps-test deps-ci ## line coverage of the unit tests
 	  $(patsubst $(O)/%,-object $(BUILD)/obj/clang-cov/%,$(TESTS) $(REPLAY)) -ignore-filename-regex='tests/|/gen/' | \
 	  tee $(BUILD)/cov/report.txt
 
-C_FILES = $(shell git ls-files '*.c' '*.h')
+C_FILES = $(shell git ls-files '*.c' '*.h' '*.cu' '*.cuh' '*.cc' '*.hh')
 format: ## format every C file in place
 	clang-format -i $(C_FILES)
 
@@ -155,12 +221,14 @@ install: all ## copy the program and its configs to DESTDIR/PREFIX
 	install -D -m 755 $(BIN)/wring $(DESTDIR)$(PREFIX)/bin/wring
 	cd configs && find . -type f -name '*.yaml' -exec install -D -m 644 '{}' '$(DESTDIR)$(PREFIX)/share/wring/{}' \;
 
-DEPS := gcc make pkg-config libmicrohttpd-dev libjansson-dev liburing-dev libpcre2-dev libutf8proc-dev libyaml-dev \
+DEPS := gcc g++ make pkg-config libmicrohttpd-dev libjansson-dev liburing-dev libpcre2-dev libutf8proc-dev libyaml-dev \
   libxxhash-dev libcurl4-openssl-dev libssl-dev libprotobuf-c-dev protobuf-c-compiler curl ca-certificates python3 python3-pip
 DEPS_TEST := libcmocka-dev python3-venv chromium wrk
-DEPS_CI := git g++ clang clang-format clang-tidy libclang-rt-14-dev llvm shellcheck
-deps: ## install the Debian packages that the program needs
+DEPS_CI := git clang clang-format clang-tidy libclang-rt-14-dev llvm shellcheck
+deps: ## install the Debian packages that the program needs; CUDA=1: and cuBLAS, where the toolkit has none
 	@tests/tools/apt $(DEPS)
+	@[ '$(filter command line environment,$(origin CUDA))$(CUDA)' != 'command line1' ] || \
+	tests/tools/cublas '$(CUDA_HOME)' .cache/cublas
 deps-test: ## install what the tests need besides
 	@tests/tools/apt $(DEPS_TEST)
 deps-ci: ## install what lints, sanitizers and fuzzing need besides

@@ -1,0 +1,467 @@
+/* Attention over the paged cache: which blocks walk which spans, and how spans become rows. The tile: attend.cuh.
+ *
+ * A block of four warps serves 16 * MT rows of one sequence and KV head; a row is a query head of a token, row
+ * token * group + head, so that all query heads of a KV head share its keys (GQA). MT is 1 where a sequence asks about
+ * few rows (decode) and more in prefill, where each key is then read once for up to 64 rows.
+ *
+ * The slots are cut into spans of ATTEND_SPAN as ref.c cuts them. Either a block walks all spans of its rows and keeps
+ * the running total in the output itself, or, where that gives too few blocks for the GPU (decode: as many as sequences
+ * times KV heads), each block does one span, leaves (m, l, o) in cu_state.partial, and attend_merge adds them up in the
+ * same order by the same formula: the choice does not change a bit. The shapes of launches come from numbers that the
+ * host knows (cu_step); lengths are read from be_seq on the device and a block without work returns at once, so that a
+ * recorded pass serves later steps.
+ *
+ * Bytes moved: every key and value that some row sees, once per block of rows (decode: once), q and out once. Split,
+ * each span also writes 4 * (head_dim + 2) bytes a row and reads them again: at a group of 4 each 1/128 of its 16-bit
+ * keys and values. Roofline: a slot's dim is 4 bytes in a 16-bit cache and 4 FLOP a row. Decode does 4 * group FLOP
+ * on 4 bytes, far below the 295 a byte at which an H100 (989 TFLOP/s, 3.35 TB/s) becomes bound by its tensor cores:
+ * memory is its bound. 64 rows do 64 FLOP a byte, which comes from L2 when several blocks of rows share it: prefill
+ * is bound by L2, shared memory and tensor cores.
+ */
+#include "kernels/cuda/attend.cuh"
+
+/* What a launch is asked. */
+struct attend_job {
+    const void *pool;
+    const float *beta, *q;
+    float *out, *lse;
+    /* [n_seqs][most][n_heads][n_split][head_dim], then as many (m, l); NULL: blocks walk all spans. */
+    float *partial;
+    const struct be_seq *seqs;
+    int n_seqs, n_heads, n_kv_heads, dim, window;
+    float scale;
+    int least, most; /* sequences with so many rows */
+    int n_blocks;    /* of rows, for `most` rows */
+    int n_split;     /* 1, or the most spans of a sequence */
+};
+
+static inline __host__ __device__ size_t partial_count(const struct attend_job *j)
+{
+    return (size_t)j->n_seqs * (size_t)j->most * (size_t)j->n_heads * (size_t)j->n_split;
+}
+
+/* ---- spans ------------------------------------------------------------------------------------------------------- */
+
+/* The spans of some rows in order: those of narrow slots, then those of wide slots, counted from the one that holds the
+ * first wide slot of the sequence. So a span has one number for all rows of a sequence and KV head. */
+struct attend_range {
+    int n_narrow, narrow_spans, wide0, lo, hi;
+};
+
+struct attend_cut {
+    int lo, hi;
+    bool narrow;
+};
+
+/* first, last: position + 1 of the first and the last row. */
+static __device__ __forceinline__ struct attend_range range_of(const struct attend_job &j,
+                                                               const struct be_seq *seq,
+                                                               int kv_head, int first, int last)
+{
+    struct attend_range r;
+    r.n_narrow = seq->kv.narrow != NULL ? seq->kv.n_narrow[kv_head] : 0;
+    r.narrow_spans = (r.n_narrow + ATTEND_SPAN - 1) / ATTEND_SPAN;
+    r.wide0 = seq->kv.wide_pos0 / ATTEND_SPAN;
+    r.lo = max(seq->kv.wide_pos0, first - j.window);
+    r.hi = last;
+    return r;
+}
+
+static __device__ __forceinline__ int range_spans(const struct attend_range &r)
+{
+    return r.narrow_spans + (r.lo < r.hi ? (r.hi - 1) / ATTEND_SPAN - r.wide0 + 1 : 0);
+}
+
+static __device__ __forceinline__ struct attend_cut range_cut(const struct attend_range &r, int i)
+{
+    struct attend_cut c;
+    c.narrow = i < r.narrow_spans;
+    int from = (c.narrow ? i : r.wide0 + i - r.narrow_spans) * ATTEND_SPAN;
+    c.lo = max(from, c.narrow ? 0 : r.lo);
+    c.hi = min(from + ATTEND_SPAN, c.narrow ? r.n_narrow : r.hi);
+    return c;
+}
+
+/* Adds a span's (bm, bl) to a total (m, l): o becomes total_mix(o, o of the span, what this returns). As softsum_merge
+ * of ref.c; fmaf is written out so that no compiler contracts one copy of this and not another. */
+static __device__ __forceinline__ float2 total_add(float *m, float *l, float bm, float bl)
+{
+    float2 f = make_float2(1, 0);
+    if (bm == -INFINITY)
+        return f;
+    if (!(bm <= *m)) {
+        f.x = *m == -INFINITY ? 0 : cu_exp2(*m - bm);
+        *m = bm;
+    }
+    f.y = cu_exp2(bm - *m);
+    *l = fmaf(bl, f.y, *l * f.x);
+    return f;
+}
+
+static __device__ __forceinline__ float total_mix(float total, float span, float2 f)
+{
+    return f.x == 1 && f.y == 0 ? total : fmaf(span, f.y, total * f.x);
+}
+
+static __device__ __forceinline__ float total_lse(float m, float l)
+{
+    return l == 0 ? -INFINITY : fmaf(m, 0.693147181f /* ln(2) */, logf(l));
+}
+
+/* ---- a block of rows --------------------------------------------------------------------------------------------- */
+
+/* Where the block is: its first row of n in this sequence, and the running totals of its lanes' rows. */
+struct attend_place {
+    const struct be_seq *seq;
+    int i_seq, kv_head, row0, n, split;
+};
+
+template <int MT> struct attend_totals {
+    float m[MT][2], l[MT][2];
+};
+
+template <enum kv_type T, int MT, int NT>
+static __device__ __forceinline__ void rows_open(const struct attend_job &j,
+                                                 const struct attend_block<T, MT, NT> &b,
+                                                 const struct attend_place &at)
+{
+    int group = j.n_heads / j.n_kv_heads;
+    for (int r = (int)threadIdx.x; r < b.ROWS; r += ATTEND_THREADS) {
+        int token = (at.row0 + r) / group, head = at.kv_head * group + (at.row0 + r) % group;
+        bool there = at.row0 + r < at.n;
+        b.shared->row[r] = there ? (at.seq->row0 + token) * j.n_heads + head : -1;
+        b.shared->hi[r] = there ? at.seq->pos0 + token + 1 : 0;
+    }
+    __syncthreads();
+    /* q as A operands, scaled: element (row, dim) of each 16 x 16. */
+    for (int i = (int)threadIdx.x; i < b.K_STEPS * MT * CU_WARP; i += ATTEND_THREADS) {
+        int lane = i % CU_WARP, t = i / CU_WARP % MT, step = i / CU_WARP / MT;
+        attend_fragment<T> f;
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            int row = b.shared->row[t * 16 + k % 2 * 8 + lane / 4];
+            int dim = step * 16 + k / 2 * 8 + lane % 4 * 2;
+            float2 x = make_float2(0, 0);
+            if (row >= 0 && dim < b.dim)
+                x = *(const float2 *)(j.q + (size_t)row * (size_t)b.dim + dim);
+            f.w[k] = word_pack<T>(x.x * j.scale, x.y * j.scale);
+        }
+        b.q[i] = f;
+    }
+}
+
+/* Looks up the pages of a span, and what each row sees of it. */
+template <enum kv_type T, int MT, int NT>
+static __device__ __forceinline__ void span_open(const struct attend_job &j,
+                                                 struct attend_block<T, MT, NT> *b,
+                                                 const struct attend_place &at,
+                                                 const struct attend_cut &c)
+{
+    const struct kv_view *kv = &at.seq->kv;
+    __syncthreads();
+    for (int r = (int)threadIdx.x; r < b->ROWS; r += ATTEND_THREADS) {
+        int hi = b->shared->hi[r];
+        b->shared->seen[r] =
+            c.narrow ? make_int2(0, c.hi) : make_int2(max(kv->wide_pos0, hi - j.window), hi);
+    }
+    if (threadIdx.x < ATTEND_PAGES) {
+        int slot = (c.lo / ATTEND_SPAN * ATTEND_PAGES + (int)threadIdx.x) * KV_PAGE, block = -1;
+        if (slot + KV_PAGE > c.lo && slot < c.hi)
+            block = c.narrow
+                        ? kv->narrow[at.kv_head][slot / KV_PAGE]
+                        : kv->wide[(slot - kv->wide_pos0) / KV_PAGE] * j.n_kv_heads + at.kv_head;
+        b->shared->block[threadIdx.x] = block;
+    }
+    b->beta = c.narrow ? j.beta : NULL;
+    __syncthreads();
+}
+
+/* Slots [c.lo, c.hi). The next tile's keys are on their way while this one's weights are made, and its values while its
+ * scores are. */
+template <enum kv_type T, int MT, int NT>
+static __device__ __forceinline__ void span_walk(const struct attend_block<T, MT, NT> &b,
+                                                 const struct attend_cut &c, int2 seen_by_all,
+                                                 struct attend_sum<MT, NT> *sum)
+{
+    typename attend_block<T, MT, NT>::keys k;
+    typename attend_block<T, MT, NT>::values v;
+    float s[MT][2][4];
+    sum_clear(sum);
+    int tile = c.lo / ATTEND_TILE * ATTEND_TILE;
+    if (c.lo < c.hi)
+        keys_load(b, &k, tile, 0);
+    for (; tile < c.hi; tile += ATTEND_TILE) {
+        bool edge = tile < seen_by_all.x || tile + ATTEND_TILE > seen_by_all.y;
+        if (MT == 1)
+            values_load(b, &v, tile, 0);
+        tile_scores(b, &k, tile, s);
+        if (MT > 1)
+            values_load(b, &v, tile, 0);
+        if (tile + ATTEND_TILE < c.hi)
+            keys_load(b, &k, tile + ATTEND_TILE, 0);
+        if (b.beta != NULL)
+            tile_bias(b, tile, s);
+        if (edge)
+            tile_mask(b, tile, s);
+        tile_weights(b, sum, s);
+        tile_values(b, &v, sum, tile, edge || T == KV_F32);
+    }
+#pragma unroll
+    for (int i = 0; i < MT * 2; i++) {
+        float l = sum->l[i / 2][i % 2];
+        l += __shfl_xor_sync(CU_ALL, l, 1);
+        l += __shfl_xor_sync(CU_ALL, l, 2);
+        if (cu_lane() % 4 == 0)
+            ((float *)&b.shared->stat[i * 8 + cu_lane() / 4])[cu_warp()] = l;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < MT * 2; i++) {
+        float4 l = b.shared->stat[i * 8 + cu_lane() / 4];
+        sum->l[i / 2][i % 2] = (l.x + l.y) + (l.z + l.w);
+    }
+}
+
+/* Calls f(dim, x) for the dims that this lane holds of index h of tile t, two at a time. */
+template <int MT, int NT, class F>
+static __device__ __forceinline__ void sum_each(const struct attend_sum<MT, NT> &sum, int t, int h,
+                                                int n_dims, F f)
+{
+#pragma unroll
+    for (int n = 0; n < NT; n++) {
+        int dim = cu_warp() * 8 * NT + n / 2 * 16 + cu_lane() % 4 * 4 + n % 2 * 2;
+        if (dim < n_dims)
+            f(dim, make_float2(sum.o[t][n / 2 * 2][h * 2 + n % 2],
+                               sum.o[t][n / 2 * 2 + 1][h * 2 + n % 2]));
+    }
+}
+
+/* Split: leaves the span for attend_merge. */
+template <enum kv_type T, int MT, int NT>
+static __device__ __forceinline__ void span_leave(const struct attend_job &j,
+                                                  const struct attend_block<T, MT, NT> &b,
+                                                  const struct attend_place &at,
+                                                  const struct attend_sum<MT, NT> &sum)
+{
+    float2 *stats = (float2 *)(j.partial + partial_count(&j) * (size_t)b.dim);
+    int heads0 = (at.i_seq * j.most - at.seq->row0) * j.n_heads;
+#pragma unroll
+    for (int i = 0; i < MT * 2; i++) {
+        int row = b.shared->row[i * 8 + cu_lane() / 4];
+        if (row < 0)
+            continue;
+        size_t slot = (size_t)(heads0 + row) * (size_t)j.n_split + (size_t)at.split;
+        sum_each(sum, i / 2, i % 2, b.dim, [&](int dim, float2 x) {
+            *(float2 *)(j.partial + slot * (size_t)b.dim + dim) = x;
+        });
+        if (threadIdx.x < CU_WARP && cu_lane() % 4 == 0)
+            stats[slot] = make_float2(sum.m[i / 2][i % 2], sum.l[i / 2][i % 2]);
+    }
+}
+
+/* Not split: adds the span to the total in `out`, and divides after the last one. */
+template <enum kv_type T, int MT, int NT>
+static __device__ __forceinline__ void span_total(const struct attend_job &j,
+                                                  const struct attend_block<T, MT, NT> &b,
+                                                  const struct attend_sum<MT, NT> &sum,
+                                                  struct attend_totals<MT> *total, bool last)
+{
+#pragma unroll
+    for (int i = 0; i < MT * 2; i++) {
+        int row = b.shared->row[i * 8 + cu_lane() / 4];
+        float *m = &total->m[i / 2][i % 2], *l = &total->l[i / 2][i % 2];
+        bool empty = *m == -INFINITY;
+        float2 f = total_add(m, l, sum.m[i / 2][i % 2], sum.l[i / 2][i % 2]);
+        if (row < 0)
+            continue;
+        sum_each(sum, i / 2, i % 2, b.dim, [&](int dim, float2 x) {
+            float2 *out = (float2 *)(j.out + (size_t)row * (size_t)b.dim + dim);
+            float2 old = empty ? make_float2(0, 0) : *out;
+            x = make_float2(total_mix(old.x, x.x, f), total_mix(old.y, x.y, f));
+            if (last)
+                x = *l == 0 ? make_float2(0, 0) : make_float2(x.x / *l, x.y / *l);
+            *out = x;
+        });
+        if (last && j.lse != NULL && threadIdx.x < CU_WARP && cu_lane() % 4 == 0)
+            j.lse[row] = total_lse(*m, *l);
+    }
+}
+
+template <enum kv_type T, int MT, int NT>
+static __global__ void __launch_bounds__(ATTEND_THREADS, attend_block<T, MT, NT>::RESIDENT)
+    attend_rows(struct attend_job j)
+{
+    typedef struct attend_shared<MT> shared;
+    CU_SHARED(shared, room, 1);
+    CU_DYNAMIC(attend_fragment<T>, fragments);
+    struct attend_block<T, MT, NT> b = {
+        room, fragments, fragments, (const word_of<T> *)j.pool, NULL, j.dim
+    };
+    b.p += b.K_STEPS * MT * CU_WARP;
+    struct attend_place at;
+    int group = j.n_heads / j.n_kv_heads, x = (int)blockIdx.x / j.n_blocks;
+    /* Late rows see more: they come first, so that none is left alone at the end. */
+    at.row0 = (j.n_blocks - 1 - (int)blockIdx.x % j.n_blocks) * b.ROWS;
+    at.i_seq = x / j.n_split;
+    at.split = x % j.n_split;
+    at.kv_head = (int)blockIdx.y;
+    at.seq = &j.seqs[at.i_seq];
+    at.n = at.seq->n_rows * group;
+    if (at.seq->n_rows < j.least || at.seq->n_rows > j.most || at.row0 >= at.n)
+        return;
+    int first = at.seq->pos0 + at.row0 / group + 1;
+    int last = at.seq->pos0 + (min(at.row0 + b.ROWS, at.n) - 1) / group + 1;
+    const struct attend_range range = range_of(j, at.seq, at.kv_head, first, last);
+    int n_spans = max(range_spans(range), 1);
+    int end = j.partial != NULL ? min(n_spans, at.split + 1) : n_spans;
+    struct attend_totals<MT> total;
+    struct attend_sum<MT, NT> sum;
+    sum_clear(&sum);
+#pragma unroll
+    for (int t = 0; t < MT * 2; t++) {
+        total.m[t / 2][t % 2] = -INFINITY;
+        total.l[t / 2][t % 2] = 0;
+    }
+    bool opened = false;
+    for (int i = at.split; i < end; i++) {
+        struct attend_cut c = range_cut(range, i);
+        if (c.lo >= c.hi && (j.partial != NULL || i + 1 < n_spans))
+            continue;
+        if (!opened)
+            rows_open(j, b, at);
+        opened = true;
+        span_open(j, &b, at, c);
+        int2 all = c.narrow ? make_int2(0, c.hi)
+                            : make_int2(max(at.seq->kv.wide_pos0, last - j.window), first);
+        span_walk(b, c, all, &sum);
+        if (j.partial != NULL)
+            span_leave(j, b, at, sum);
+        else
+            span_total(j, b, sum, &total, i + 1 == n_spans);
+    }
+}
+
+/* ---- merging ----------------------------------------------------------------------------------------------------- */
+
+enum { MERGE_THREADS = 128 };
+
+/* One block a row of one head: the spans that attend_rows left, in rising order. */
+static __global__ void __launch_bounds__(MERGE_THREADS) attend_merge(struct attend_job j)
+{
+    int i_seq = (int)blockIdx.x / j.most, token = (int)blockIdx.x % j.most, head = (int)blockIdx.y;
+    const struct be_seq *seq = &j.seqs[i_seq];
+    if (seq->n_rows < j.least || seq->n_rows > j.most || token >= seq->n_rows)
+        return;
+    int hi = seq->pos0 + token + 1;
+    const struct attend_range range = range_of(j, seq, head / (j.n_heads / j.n_kv_heads), hi, hi);
+    const size_t slot = ((size_t)blockIdx.x * (size_t)j.n_heads + (size_t)head) * (size_t)j.n_split;
+    const float2 *stats = (const float2 *)(j.partial + partial_count(&j) * (size_t)j.dim) + slot;
+    size_t row = (size_t)(seq->row0 + token) * (size_t)j.n_heads + (size_t)head;
+    int n_spans = range_spans(range);
+    for (int dim = (int)threadIdx.x; dim < j.dim; dim += MERGE_THREADS) {
+        float m = -INFINITY, l = 0, o = 0;
+#pragma unroll 4
+        for (int i = 0; i < n_spans; i++) {
+            struct attend_cut c = range_cut(range, i);
+            if (c.lo >= c.hi)
+                continue;
+            float2 f = total_add(&m, &l, stats[i].x, stats[i].y);
+            o = total_mix(o, j.partial[(slot + (size_t)i) * (size_t)j.dim + (size_t)dim], f);
+        }
+        j.out[row * (size_t)j.dim + (size_t)dim] = l == 0 ? 0 : o / l;
+        if (dim == 0 && j.lse != NULL)
+            j.lse[row] = total_lse(m, l);
+    }
+}
+
+/* ---- launches ---------------------------------------------------------------------------------------------------- */
+
+template <enum kv_type T, int MT, int NT>
+static void launch(struct cu_state *s, struct attend_job j)
+{
+    typedef struct attend_block<T, MT, NT> block;
+    int rows = j.most * (j.n_heads / j.n_kv_heads);
+    j.n_blocks = (int)cu_div_up((size_t)rows, block::ROWS);
+    /* Eight blocks a multiprocessor: enough to even out their lengths. */
+    size_t n_blocks = (size_t)j.n_blocks * (size_t)j.n_kv_heads * (size_t)j.n_seqs;
+    j.n_split = s->step.max_spans;
+    j.partial = s->partial;
+    if (j.n_split < 2 || n_blocks >= (size_t)s->n_sm * 8 ||
+        partial_count(&j) * (size_t)(j.dim + 2) * sizeof(float) > CU_PARTIAL_BYTES) {
+        j.n_split = 1;
+        j.partial = NULL;
+    }
+    dim3 grid((unsigned)(j.n_blocks * j.n_split * j.n_seqs), (unsigned)j.n_kv_heads);
+    CU_LAUNCH(s->stream, grid, dim3(ATTEND_THREADS),
+              (size_t)block::FRAGMENTS * sizeof(attend_fragment<T>), (attend_rows<T, MT, NT>), j);
+    if (j.partial != NULL)
+        CU_LAUNCH(s->stream, dim3((unsigned)(j.n_seqs * j.most), (unsigned)j.n_heads),
+                  dim3(MERGE_THREADS), 0, attend_merge, j);
+    CU_LAUNCHED(s);
+}
+
+/* Sequences with least ... most rows. Many rows: as many as 48 KiB of shared memory and 255 registers carry. */
+template <enum kv_type T, int NT>
+static void attend_some(struct cu_state *s, struct attend_job j, int least, int most)
+{
+    constexpr int many = T == KV_F32 || NT > 8 ? 1 : NT > 4 ? 2 : 4;
+    j.least = least;
+    j.most = most;
+    if (most * (j.n_heads / j.n_kv_heads) <= 16)
+        launch<T, 1, NT>(s, j);
+    else
+        launch<T, many, NT>(s, j);
+}
+
+/* Decoding sequences beside a prompt's chunk have a launch of their own. */
+template <enum kv_type T, int NT> static void attend_all(struct cu_state *s, struct attend_job j)
+{
+    int most = s->step.max_rows;
+    bool apart = j.n_seqs > 1 && most > 1 && most * (j.n_heads / j.n_kv_heads) > 16;
+    if (apart)
+        attend_some<T, NT>(s, j, 1, 1);
+    attend_some<T, NT>(s, j, apart ? 2 : 1, most);
+}
+
+template <enum kv_type T> static void attend_type_of(struct cu_state *s, struct attend_job j)
+{
+    if (j.dim <= 64)
+        attend_all<T, 2>(s, j);
+    else if (j.dim <= 128)
+        attend_all<T, 4>(s, j);
+    else if (j.dim <= 256)
+        attend_all<T, 8>(s, j);
+    else
+        attend_all<T, 16>(s, j);
+}
+
+static void cuda_attend(struct be *be, const struct be_attend *a)
+{
+    struct cu_state *s = cu_of(be);
+    if (!cu_ok(s) || a->kv.n_seqs == 0 || s->step.max_rows == 0)
+        return;
+    struct attend_job j = {};
+    j.pool = a->kv.pool;
+    j.beta = a->kv.beta;
+    j.q = a->q;
+    j.out = a->out;
+    j.lse = a->lse;
+    j.seqs = a->kv.seqs;
+    j.n_seqs = a->kv.n_seqs;
+    j.n_heads = a->n_heads;
+    j.n_kv_heads = a->kv.n_kv_heads;
+    j.dim = a->kv.head_dim;
+    j.window = a->window > 0 ? a->window : INT32_MAX;
+    j.scale = a->scale * 1.44269504f; /* log2(e) */
+    if (a->kv.type == KV_F16)
+        attend_type_of<KV_F16>(s, j);
+    else if (a->kv.type == KV_BF16)
+        attend_type_of<KV_BF16>(s, j);
+    else
+        attend_type_of<KV_F32>(s, j);
+}
+
+void cu_ops_attend(struct be_ops *ops)
+{
+    ops->attend = cuda_attend;
+}

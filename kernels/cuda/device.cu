@@ -1,0 +1,209 @@
+/* Opening a GPU: which one, its memory, its stream; what an error becomes.
+ *
+ * Copies go through one pinned buffer, so that the caller's memory is free again when upload() returns and download()
+ * never waits for the driver to pin pages. Bytes moved: what is copied, once over the bus.
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "kernels/cuda/state.cuh"
+
+extern "C" {
+#include "kernels/cuda/blas.h"
+}
+
+/* ---- errors ------------------------------------------------------------------------------------------------------ */
+
+bool cu_check(struct cu_state *s, cudaError_t rc, const char *call, const char *file, int line)
+{
+    if (rc == cudaSuccess)
+        return true;
+    if (s->error.code == 0)
+        err_set(&s->error, ERR_DEVICE, "GPU %d failed: %s (%s:%d, %.80s)", s->device,
+                cudaGetErrorString(rc), file, line, call);
+    return false;
+}
+
+static int cuda_sync(struct be *be, struct err *e)
+{
+    struct cu_state *s = cu_of(be);
+    if (cu_ok(s))
+        CU_CHECK(s, cudaStreamSynchronize(s->stream));
+    return cu_ok(s) ? 0 : err_set(e, s->error.code, "%s", s->error.text);
+}
+
+/* ---- memory ------------------------------------------------------------------------------------------------------ */
+
+static void *cuda_alloc(struct be *be, size_t bytes)
+{
+    struct cu_state *s = cu_of(be);
+    void *p = NULL;
+    if (!cu_ok(s) || bytes == 0)
+        return NULL;
+    if (cudaMalloc(&p, bytes) != cudaSuccess) {
+        cudaGetLastError(); /* out of memory is the caller's to tell, not the device's end */
+        return NULL;
+    }
+    CU_CHECK(s, cudaMemsetAsync(p, 0, bytes, s->stream));
+    return p;
+}
+
+static void cuda_free(struct be *be, void *p, size_t bytes)
+{
+    struct cu_state *s = cu_of(be);
+    (void)bytes;
+    if (p == NULL)
+        return;
+    cu_graphs_drop(s);
+    if (cu_ok(s))
+        CU_CHECK(s, cudaStreamSynchronize(s->stream));
+    cudaFree(p);
+}
+
+static void cuda_memory(struct be *be, size_t *free_bytes, size_t *total)
+{
+    struct cu_state *s = cu_of(be);
+    *free_bytes = *total = 0;
+    if (cu_ok(s))
+        CU_CHECK(s, cudaMemGetInfo(free_bytes, total));
+}
+
+static void cuda_upload(struct be *be, void *dst, const void *src, size_t bytes)
+{
+    struct cu_state *s = cu_of(be);
+    for (size_t at = 0; at < bytes && cu_ok(s); at += CU_PINNED_BYTES) {
+        size_t n = bytes - at < CU_PINNED_BYTES ? bytes - at : CU_PINNED_BYTES;
+        CU_CHECK(s, cudaStreamSynchronize(s->stream)); /* the last copy may still read the buffer */
+        memcpy(s->pinned, (const char *)src + at, n);
+        CU_CHECK(
+            s, cudaMemcpyAsync((char *)dst + at, s->pinned, n, cudaMemcpyHostToDevice, s->stream));
+    }
+}
+
+/* On a lost device what arrives is zeros: the caller learns it from sync(). */
+static void cuda_download(struct be *be, void *dst, const void *src, size_t bytes)
+{
+    struct cu_state *s = cu_of(be);
+    for (size_t at = 0; at < bytes; at += CU_PINNED_BYTES) {
+        size_t n = bytes - at < CU_PINNED_BYTES ? bytes - at : CU_PINNED_BYTES;
+        bool ok = cu_ok(s) &&
+                  CU_CHECK(s, cudaMemcpyAsync(s->pinned, (const char *)src + at, n,
+                                              cudaMemcpyDeviceToHost, s->stream)) &&
+                  CU_CHECK(s, cudaStreamSynchronize(s->stream));
+        if (ok)
+            memcpy((char *)dst + at, s->pinned, n);
+        else
+            memset((char *)dst + at, 0, n);
+    }
+}
+
+/* ---- open and close ---------------------------------------------------------------------------------------------- */
+
+static void cuda_close(struct be *be)
+{
+    struct cu_state *s = cu_of(be);
+    if (s != NULL) {
+        cu_head_close(be);
+        cu_graphs_close(be);
+        blas_close(s->blas);
+        cudaFree(s->partial);
+        if (s->pinned != NULL)
+            cudaFreeHost(s->pinned);
+        if (s->stream != NULL)
+            cudaStreamDestroy(s->stream);
+        mem_free(s);
+    }
+    par_close(be->par);
+    mem_free(be);
+}
+
+static int attribute(const struct cu_state *s, cudaDeviceAttr a)
+{
+    int v = 0;
+    return cudaDeviceGetAttribute(&v, a, s->device) == cudaSuccess ? v : 0;
+}
+
+static int pick_device(struct be *be, struct cu_state *s, int device, struct err *e)
+{
+    int n = 0;
+    cudaError_t rc = cudaGetDeviceCount(&n);
+    if (rc != cudaSuccess || n == 0)
+        return err_set(e, ERR_DEVICE, "no NVIDIA GPU here: %s",
+                       rc != cudaSuccess ? cudaGetErrorString(rc) : "the driver knows of none");
+    if (device >= n)
+        return err_set(e, ERR_DEVICE, "no GPU %d: this machine has %d, numbered from 0", device, n);
+    struct cudaDeviceProp prop;
+    if (!CU_CHECK(s, cudaSetDevice(device)) || !CU_CHECK(s, cudaGetDeviceProperties(&prop, device)))
+        return err_set(e, ERR_DEVICE, "%s", s->error.text);
+    if (prop.major < 8)
+        return err_set(e, ERR_DEVICE, "GPU %d, %s, is sm_%d%d; sm_80 or newer is needed", device,
+                       prop.name, prop.major, prop.minor);
+    snprintf(be->device, sizeof be->device, "cuda:%d (%.72s)", device, prop.name);
+    s->device = device;
+    s->sm = prop.major * 10 + prop.minor;
+    s->n_sm = prop.multiProcessorCount;
+    s->l2_bytes = (size_t)prop.l2CacheSize;
+    s->max_shared = (size_t)attribute(s, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    return 0;
+}
+
+static void fill_slots(struct be_ops *ops)
+{
+    ops->name = "cuda";
+    ops->alloc = cuda_alloc;
+    ops->free = cuda_free;
+    ops->upload = cuda_upload;
+    ops->download = cuda_download;
+    ops->sync = cuda_sync;
+    ops->memory = cuda_memory;
+    ops->close = cuda_close;
+    cu_ops_bound(ops);
+    cu_ops_step(ops);
+    cu_ops_rows(ops);
+    cu_ops_rope(ops);
+    cu_ops_attend(ops);
+    cu_ops_head(ops);
+}
+
+static int open_state(struct be *be, const struct be_config *c, int device, struct err *e)
+{
+    struct cu_state *s = (struct cu_state *)mem_zalloc(1, sizeof *s);
+    if (s == NULL)
+        return err_set(e, ERR_NOMEM, "no memory for the CUDA backend");
+    be->state = s;
+    s->device = device;
+    TRY(pick_device(be, s, device, e));
+    fill_slots(&s->ops);
+    be->ops = &s->ops;
+    void *partial = NULL, *pinned = NULL;
+    if (cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking) != cudaSuccess ||
+        cudaMalloc(&partial, CU_PARTIAL_BYTES) != cudaSuccess ||
+        cudaMallocHost(&pinned, CU_PINNED_BYTES) != cudaSuccess) {
+        cudaError_t rc = cudaGetLastError();
+        cudaFree(partial);
+        return err_set(e, ERR_NOMEM, "%s has no room for the backend's own %zu MiB: %s", be->device,
+                       (CU_PARTIAL_BYTES + CU_PINNED_BYTES) >> 20, cudaGetErrorString(rc));
+    }
+    s->partial = (float *)partial;
+    s->pinned = (char *)pinned;
+    if (!cu_graphs_open(s))
+        return err_set(e, ERR_NOMEM, "no memory for the CUDA backend");
+    return c->cublas ? blas_open(&s->blas, s, e) : 0;
+}
+
+int cuda_open(struct be **out, const struct be_config *c, int device, struct err *e)
+{
+    struct be *be = (struct be *)mem_zalloc(1, sizeof *be);
+    if (be == NULL)
+        return err_set(e, ERR_NOMEM, "no memory for the CUDA backend");
+    be->isa = cpu_isa_best();
+    int rc = par_open(&be->par, c->n_threads, e);
+    if (rc == 0)
+        rc = open_state(be, c, device, e);
+    if (rc < 0) {
+        cuda_close(be);
+        return rc;
+    }
+    *out = be;
+    return 0;
+}

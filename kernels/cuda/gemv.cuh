@@ -1,0 +1,177 @@
+/* y = W x for few rows of x (up to 16): every weight is read once, at the speed of memory.
+ *
+ * A block has a warp for each range of the inputs, times some pairs of panels when the ranges are few; a warp walks its
+ * range for two panels and one or two tiles of 8 rows of x. Weights go from memory to registers to fragments; F::RING groups
+ * of each panel are always on their way, some 2 to 4 KiB a warp, so that 16 warps keep 32 KiB or more of a multiprocessor's
+ * loads in flight (latency times bandwidth is about 800 clocks * 19 bytes = 15 KiB on an H200). x comes through L1, once for
+ * two panels, a group ahead. The warps' sums meet in shared memory.
+ *
+ * Bytes moved: W once; x from L2 once a block, panels / 2 times n * cols * 2 * parts at most; y once.
+ */
+#ifndef WRING_KERNELS_CUDA_GEMV_CUH
+#define WRING_KERNELS_CUDA_GEMV_CUH
+
+#include "kernels/cuda/matmul.cuh"
+
+enum { GEMV_PANELS = 2, GEMV_WARPS = 4, GEMV_WARPS_MAX = 16, GEMV_TILES_MAX = 2 };
+
+/* A lane's way along a tile of 8 rows of x, in global memory. Rows from n on and inputs behind cols are 0. */
+template <class F, int XPARTS> struct gemv_walk {
+    const uint16_t *part[XPARTS];
+    bool there; /* the lane has a row */
+    int tile, group;
+    int left; /* inputs */
+
+    __device__ __forceinline__ void start(const cu_matmul &m, int t, int g)
+    {
+        tile = t;
+        group = g;
+        left = m.pitch - g * MATMUL_GROUP;
+        int row = tile * MATMUL_COLUMNS + cu_lane() / 4;
+        there = row < m.n;
+        for (int j = 0; j < XPARTS; j++)
+            part[j] = m.x + ((size_t)j * (size_t)m.n + (size_t)row) * (size_t)m.pitch +
+                      group * MATMUL_GROUP + cu_lane() % 4 * 4;
+    }
+    __device__ __forceinline__ void load(const cu_matmul &m, int ahead, matmul_x<XPARTS> &x) const
+    {
+#pragma unroll
+        for (int step = 0; step < 2; step++)
+#pragma unroll
+            for (int j = 0; j < XPARTS; j++) {
+                int k = ahead * MATMUL_GROUP + step * MATMUL_STEP;
+                uint2 two = make_uint2(0, 0);
+                if (there && k < left)
+                    two = *(const uint2 *)(part[j] + k);
+                x.b[step][j][0] = two.x;
+                x.b[step][j][1] = two.y;
+            }
+        matmul_sums<F>(m, tile, group + ahead, x.sum);
+    }
+    __device__ __forceinline__ void go(int groups)
+    {
+        for (int j = 0; j < XPARTS; j++)
+            part[j] += groups * MATMUL_GROUP;
+        left -= groups * MATMUL_GROUP;
+        group += groups;
+    }
+};
+
+/* A warp's work on one range of two panels and all tiles: sums so far, and what is on its way from memory. */
+template <class F, int XPARTS, int TILES> struct gemv_range {
+    enum { RING = TILES == 1 ? F::RING : (F::RING + 1) / 2 };
+    float acc[GEMV_PANELS][TILES][4];
+    typename F::walk w[GEMV_PANELS];
+    typename F::raw ring[RING][GEMV_PANELS];
+    gemv_walk<F, XPARTS> x[TILES];
+    matmul_x<XPARTS> next[TILES];
+
+    /* The group u groups ahead of w and x, with `left` groups from there to the end of the range. */
+    __device__ __forceinline__ void group(const cu_matmul &m, int u, int left)
+    {
+        matmul_x<XPARTS> b[TILES];
+#pragma unroll
+        for (int t = 0; t < TILES; t++) {
+            b[t] = next[t];
+            if (u + 1 < left)
+                x[t].load(m, u + 1, next[t]);
+        }
+#pragma unroll
+        for (int p = 0; p < GEMV_PANELS; p++) {
+            matmul_w<F> a(ring[u][p]);
+#pragma unroll
+            for (int t = 0; t < TILES; t++)
+                matmul_group<F, XPARTS>(ring[u][p], a, b[t], acc[p][t]);
+            if (u + RING < left)
+                ring[u][p] = F::load(w[p], u + RING);
+        }
+    }
+
+    __device__ __forceinline__ void run(const cu_matmul &m, int range, int panel0)
+    {
+        int first = range * m.range_groups;
+        int left = min(m.range_groups, m.groups - first);
+#pragma unroll
+        for (int p = 0; p < GEMV_PANELS; p++)
+            w[p] = F::start(m, min(panel0 + p, m.panels - 1), first);
+#pragma unroll
+        for (int u = 0; u < RING; u++)
+#pragma unroll
+            for (int p = 0; p < GEMV_PANELS; p++)
+                if (u < left)
+                    ring[u][p] = F::load(w[p], u);
+#pragma unroll
+        for (int t = 0; t < TILES; t++) {
+            x[t].start(m, t, first);
+            x[t].load(m, 0, next[t]);
+        }
+        for (; left >= RING; left -= RING) {
+#pragma unroll
+            for (int u = 0; u < RING; u++)
+                group(m, u, left);
+            for (int p = 0; p < GEMV_PANELS; p++)
+                F::go(w[p], RING);
+            for (int t = 0; t < TILES; t++)
+                x[t].go(RING);
+        }
+#pragma unroll
+        for (int u = 0; u < RING - 1; u++)
+            if (u < left)
+                group(m, u, left);
+    }
+};
+
+/* y of the block's panels: `slots` pairs of panels, whose ranges' sums are [slot][range][panel][tile][lane][4]. */
+template <int TILES>
+static __device__ __forceinline__ void gemv_store(const cu_matmul &m, const float *sums, int slots)
+{
+    enum { TILE = CU_WARP * 4, ONE = GEMV_PANELS * TILES * TILE };
+    for (int e = (int)threadIdx.x; e < slots * ONE; e += (int)blockDim.x) {
+        int slot = e / ONE;
+        int at = e % ONE;
+        int lane = at % TILE / 4;
+        int panel = ((int)blockIdx.x * slots + slot) * GEMV_PANELS + at / (TILES * TILE);
+        int row = matmul_row(panel, lane, at % 4);
+        int column = matmul_column(at / TILE % TILES, lane, at % 4);
+        if (row >= m.rows || column >= m.n)
+            continue;
+        float total = 0;
+        for (int r = 0; r < m.ranges; r++)
+            total += sums[(slot * m.ranges + r) * ONE + at];
+        m.y[(size_t)column * (size_t)m.rows + row] =
+            m.bias != nullptr ? total + m.bias[row] : total;
+    }
+}
+
+template <class F, int XPARTS, int TILES>
+static __global__ void __launch_bounds__(GEMV_WARPS_MAX *CU_WARP) gemv(const cu_matmul m)
+{
+    CU_DYNAMIC(float, sums);
+    int slots = (int)(blockDim.x / CU_WARP) / m.ranges;
+    int slot = cu_warp() / m.ranges;
+    gemv_range<F, XPARTS, TILES> work = {};
+    work.run(m, cu_warp() % m.ranges, ((int)blockIdx.x * slots + slot) * GEMV_PANELS);
+    float4 *mine = (float4 *)sums + cu_warp() * GEMV_PANELS * TILES * CU_WARP + cu_lane();
+#pragma unroll
+    for (int p = 0; p < GEMV_PANELS; p++)
+#pragma unroll
+        for (int t = 0; t < TILES; t++)
+            mine[(p * TILES + t) * CU_WARP] = make_float4(work.acc[p][t][0], work.acc[p][t][1],
+                                                          work.acc[p][t][2], work.acc[p][t][3]);
+    __syncthreads();
+    gemv_store<TILES>(m, sums, slots);
+}
+
+template <class F, int XPARTS, int TILES>
+static inline void gemv_launch(cudaStream_t s, const cu_matmul &m)
+{
+    int slots = m.ranges < GEMV_WARPS ? GEMV_WARPS / m.ranges : 1;
+    int pairs = (m.panels + GEMV_PANELS - 1) / GEMV_PANELS;
+    slots = slots < pairs ? slots : pairs;
+    int warps = slots * m.ranges;
+    CU_LAUNCH(s, (unsigned)((pairs + slots - 1) / slots), (unsigned)(warps * CU_WARP),
+              (size_t)(warps * GEMV_PANELS * TILES * CU_WARP) * sizeof(float4),
+              (gemv<F, XPARTS, TILES>), m);
+}
+
+#endif

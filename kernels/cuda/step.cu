@@ -1,0 +1,332 @@
+/* A step: what the host decides comes over in one copy, and decode passes are recorded once and replayed.
+ *
+ * The copy: all numbers of a be_step are packed into one pinned block and land in one device block. First the arrays whose
+ * places depend on the counts alone, which recorded kernels point to; then the page tables, which they reach through the
+ * be_seq of their sequence:
+ *
+ *      token[rows] pos[rows] row_seq[rows] out_row[outs] be_seq[layers][seqs] | page ids, narrow tables ...
+ *
+ * Recording: launching the 400 kernels of a pass of an 8B model one by one takes a millisecond of the host, a third of
+ * the pass itself; one graph takes some microseconds. A pass of one row a sequence is recorded as a CUDA graph when its
+ * shape comes for the first time, and replayed when it comes again. A shape is the counts, raised to a bucket by rows
+ * without effect (no sequence, no logits that anyone reads), and the longest context in powers of two spans; everything
+ * else is read by the kernels from the device block. So a changed batch needs no new recording.
+ * Bytes moved: 4 a page of every layer of every sequence (32 KiB for 8,192 tokens of 32 layers), 100 a row.
+ */
+#include <string.h>
+
+#include "kernels/cuda/state.cuh"
+
+enum { MAX_GRAPHS = 64, STEP_ALIGN = 16 };
+
+/* What a recorded pass is for. Compared as bytes: zero it first. */
+struct shape {
+    const void *owner;
+    const char *block; /* the device block that its kernels point to */
+    int n_rows, n_seqs, n_out, n_layers, max_spans, max_narrow;
+};
+
+struct recorded {
+    struct shape shape;
+    cudaGraphExec_t exec;
+};
+
+struct cu_graphs {
+    struct recorded list[MAX_GRAPHS];
+    int n;
+    char *block, *staged; /* device, pinned host: `room` bytes each */
+    size_t room;
+    struct shape now; /* of the pass that is being recorded */
+    bool recording;
+};
+
+/* ---- packing ----------------------------------------------------------------------------------------------------- */
+
+/* Writes into the staging block, or only counts while base is NULL. Addresses are those on the device. */
+struct packer {
+    char *base, *device;
+    size_t used;
+};
+
+static void *pack(struct packer *p, size_t bytes, void **device)
+{
+    size_t at = (p->used + STEP_ALIGN - 1) / STEP_ALIGN * STEP_ALIGN;
+    p->used = at + bytes;
+    *device = p->device + at;
+    return p->base != NULL ? p->base + at : NULL;
+}
+
+static const int32_t *pack_ints(struct packer *p, const int32_t *src, int n, int n_room, int fill)
+{
+    void *device;
+    int32_t *dst = (int32_t *)pack(p, (size_t)n_room * sizeof *dst, &device);
+    for (int i = 0; dst != NULL && i < n_room; i++)
+        dst[i] = i < n ? src[i] : fill;
+    return (const int32_t *)device;
+}
+
+static int pages_of(int slots)
+{
+    return (slots + KV_PAGE - 1) / KV_PAGE;
+}
+
+/* The tables of one sequence in one layer. */
+static void pack_view(struct packer *p, struct be_seq *q, int n_kv_heads)
+{
+    struct kv_view *v = &q->kv;
+    int pages = q->n_rows > 0 ? pages_of(q->pos0 + q->n_rows - v->wide_pos0) : 0;
+    v->wide = pack_ints(p, v->wide, pages, pages, 0);
+    if (v->narrow == NULL)
+        return;
+    void *table_device;
+    const int32_t **table =
+        (const int32_t **)pack(p, (size_t)n_kv_heads * sizeof *table, &table_device);
+    for (int h = 0; h < n_kv_heads; h++) {
+        int n = pages_of(v->n_narrow[h]);
+        const int32_t *at = pack_ints(p, v->narrow[h], n, n, 0);
+        if (table != NULL)
+            table[h] = at;
+    }
+    v->n_narrow = pack_ints(p, v->n_narrow, n_kv_heads, n_kv_heads, 0);
+    v->narrow = (const int32_t *const *)table_device;
+}
+
+static void pack_seqs(struct packer *p, const struct be_step *s, const struct be_step *to,
+                      struct be_seq *dst)
+{
+    for (int l = 0; l < s->n_layers; l++)
+        for (int i = 0; i < s->n_seqs; i++) {
+            struct be_seq q = s->seqs[(size_t)l * (size_t)s->n_seqs + (size_t)i];
+            pack_view(p, &q, s->n_kv_heads);
+            if (dst != NULL)
+                dst[(size_t)l * (size_t)to->n_seqs + (size_t)i] = q;
+        }
+}
+
+static const int32_t *pack_row_seq(struct packer *p, const struct be_step *s, int n_room)
+{
+    const int32_t *at = pack_ints(p, NULL, 0, n_room, -1);
+    if (p->base == NULL)
+        return at;
+    int32_t *row = (int32_t *)(p->base + ((const char *)at - p->device));
+    for (int i = 0; i < s->n_seqs; i++)
+        for (int r = 0; r < s->seqs[i].n_rows; r++)
+            row[s->seqs[i].row0 + r] = i;
+    return at;
+}
+
+/* Packs *s with the counts of *to and leaves device addresses there. */
+static void pack_step(struct packer *p, const struct be_step *s, struct be_step *to,
+                      const int32_t **row_seq)
+{
+    void *seqs_device;
+    size_t seqs_bytes = (size_t)to->n_layers * (size_t)to->n_seqs * sizeof(struct be_seq);
+    to->token = pack_ints(p, s->token, s->n_rows, to->n_rows, 0);
+    to->pos = pack_ints(p, s->pos, s->n_rows, to->n_rows, 0);
+    *row_seq = pack_row_seq(p, s, to->n_rows);
+    to->out_row = pack_ints(p, s->out_row, s->n_out, to->n_out, 0);
+    struct be_seq *seqs = (struct be_seq *)pack(p, seqs_bytes, &seqs_device);
+    if (seqs != NULL)
+        memset(seqs, 0, seqs_bytes);
+    to->seqs = (const struct be_seq *)seqs_device;
+    pack_seqs(p, s, to, seqs);
+}
+
+/* ---- shapes ------------------------------------------------------------------------------------------------------ */
+
+/* One tensor-core tile has eight columns: up to there powers of two, then whole tiles. */
+static int bucket(int n)
+{
+    int up = 1;
+    if (n > 8)
+        return (n + 7) / 8 * 8;
+    while (up < n)
+        up *= 2;
+    return up;
+}
+
+static int power_up(int n)
+{
+    int up = 1;
+    while (up < n)
+        up *= 2;
+    return n > 0 ? up : 0;
+}
+
+static bool is_decode(const struct be_step *s)
+{
+    for (int i = 0; i < s->n_seqs; i++)
+        if (s->seqs[i].n_rows != 1)
+            return false;
+    return s->n_out == s->n_rows && s->n_rows == s->n_seqs;
+}
+
+static int spans_of(int first, int last)
+{
+    return last > first ? (last - 1) / ATTEND_SPAN - first / ATTEND_SPAN + 1 : 0;
+}
+
+static void measure(const struct be_step *s, struct cu_step *m)
+{
+    *m = cu_step();
+    m->n_layers = s->n_layers;
+    for (int i = 0; i < s->n_layers * s->n_seqs; i++) {
+        const struct be_seq *q = &s->seqs[i];
+        int narrow = 0;
+        for (int h = 0; q->kv.narrow != NULL && h < s->n_kv_heads; h++)
+            narrow = q->kv.n_narrow[h] > narrow ? q->kv.n_narrow[h] : narrow;
+        int spans = spans_of(0, narrow) + spans_of(q->kv.wide_pos0, q->pos0 + q->n_rows);
+        m->max_rows = q->n_rows > m->max_rows ? q->n_rows : m->max_rows;
+        m->max_spans = spans > m->max_spans ? spans : m->max_spans;
+        m->max_narrow = narrow > m->max_narrow ? narrow : m->max_narrow;
+    }
+}
+
+/* ---- the block --------------------------------------------------------------------------------------------------- */
+
+static void free_block(struct cu_graphs *g)
+{
+    cudaFree(g->block);
+    if (g->staged != NULL)
+        cudaFreeHost(g->staged);
+    g->block = g->staged = NULL;
+    g->room = 0;
+}
+
+static bool grow_block(struct cu_state *s, size_t bytes)
+{
+    struct cu_graphs *g = s->graphs;
+    void *block = NULL, *staged = NULL;
+    size_t room = (size_t)1 << 20;
+    if (bytes <= g->room)
+        return true;
+    while (room < bytes)
+        room *= 2;
+    cu_graphs_drop(s);
+    free_block(g);
+    bool ok = CU_CHECK(s, cudaMalloc(&block, room)) && CU_CHECK(s, cudaMallocHost(&staged, room));
+    g->block = (char *)block;
+    g->staged = (char *)staged;
+    g->room = ok ? room : 0;
+    return ok;
+}
+
+/* ---- recorded passes --------------------------------------------------------------------------------------------- */
+
+void cu_graphs_drop(struct cu_state *s)
+{
+    struct cu_graphs *g = s->graphs;
+    for (int i = 0; g != NULL && i < g->n; i++)
+        cudaGraphExecDestroy(g->list[i].exec);
+    if (g != NULL)
+        g->n = 0;
+}
+
+bool cu_graphs_open(struct cu_state *s)
+{
+    s->graphs = (struct cu_graphs *)mem_zalloc(1, sizeof *s->graphs);
+    return s->graphs != NULL;
+}
+
+void cu_graphs_close(struct be *be)
+{
+    struct cu_state *s = cu_of(be);
+    if (s->graphs == NULL)
+        return;
+    cu_graphs_drop(s);
+    free_block(s->graphs);
+    mem_free(s->graphs);
+    s->graphs = NULL;
+}
+
+static cudaGraphExec_t find(const struct cu_graphs *g, const struct shape *shape)
+{
+    for (int i = 0; i < g->n; i++)
+        if (memcmp(&g->list[i].shape, shape, sizeof *shape) == 0)
+            return g->list[i].exec;
+    return NULL;
+}
+
+static void keep(struct cu_state *s, cudaGraphExec_t exec)
+{
+    struct cu_graphs *g = s->graphs;
+    if (g->n == MAX_GRAPHS)
+        cu_graphs_drop(s);
+    g->list[g->n].shape = g->now;
+    g->list[g->n++].exec = exec;
+}
+
+/* Replays the pass when it was recorded, else starts recording it. */
+static bool replay(struct cu_state *s, const struct be_step *step, const void *owner)
+{
+    struct cu_graphs *g = s->graphs;
+    memset(&g->now, 0, sizeof g->now);
+    g->now.owner = owner;
+    g->now.block = g->block;
+    g->now.n_rows = step->n_rows;
+    g->now.n_seqs = step->n_seqs;
+    g->now.n_out = step->n_out;
+    g->now.n_layers = step->n_layers;
+    g->now.max_spans = s->step.max_spans;
+    g->now.max_narrow = s->step.max_narrow;
+    cudaGraphExec_t exec = find(g, &g->now);
+    if (exec == NULL) {
+        g->recording =
+            CU_CHECK(s, cudaStreamBeginCapture(s->stream, cudaStreamCaptureModeThreadLocal));
+        return false;
+    }
+    CU_CHECK(s, cudaGraphLaunch(exec, s->stream));
+    return true;
+}
+
+static bool cuda_step_begin(struct be *be, struct be_step *step, const void *owner)
+{
+    struct cu_state *s = cu_of(be);
+    struct be_step host = *step;
+    bool decode = is_decode(&host);
+    if (!cu_ok(s) || !CU_CHECK(s, cudaSetDevice(s->device)))
+        return true; /* nothing runs on a lost device; sync() says so */
+    measure(&host, &s->step);
+    if (decode) {
+        step->n_rows = step->n_seqs = step->n_out = bucket(host.n_rows);
+        s->step.max_spans = power_up(s->step.max_spans);
+        s->step.max_narrow = power_up(s->step.max_narrow);
+    }
+    s->step.n_rows = step->n_rows;
+    s->step.n_seqs = step->n_seqs;
+    s->step.padded = step->n_seqs > host.n_seqs;
+    struct packer p = { NULL, NULL, 0 };
+    pack_step(&p, &host, step, &s->step.row_seq);
+    /* The last step's copy may still read the staging block. */
+    if (!CU_CHECK(s, cudaStreamSynchronize(s->stream)) || !grow_block(s, p.used))
+        return true;
+    p = packer{ s->graphs->staged, s->graphs->block, 0 };
+    pack_step(&p, &host, step, &s->step.row_seq);
+    CU_CHECK(s, cudaMemcpyAsync(s->graphs->block, s->graphs->staged, p.used, cudaMemcpyHostToDevice,
+                                s->stream));
+    return !cu_ok(s) || (decode && replay(s, step, owner));
+}
+
+static void cuda_step_end(struct be *be)
+{
+    struct cu_state *s = cu_of(be);
+    struct cu_graphs *g = s->graphs;
+    cudaGraph_t graph = NULL;
+    cudaGraphExec_t exec = NULL;
+    if (!g->recording)
+        return;
+    g->recording = false;
+    if (!CU_CHECK(s, cudaStreamEndCapture(s->stream, &graph)))
+        return;
+    if (cu_ok(s) && CU_CHECK(s, cudaGraphInstantiate(&exec, graph, 0))) {
+        keep(s, exec);
+        CU_CHECK(s, cudaGraphLaunch(exec, s->stream));
+    }
+    cudaGraphDestroy(graph);
+}
+
+void cu_ops_step(struct be_ops *ops)
+{
+    ops->step_begin = cuda_step_begin;
+    ops->step_end = cuda_step_end;
+}

@@ -1,0 +1,192 @@
+/* dense on the GPU. The format is in dense.c, the products in kernels/cuda/matmul.cuh.
+ *
+ * A lane takes rows 2g and 2g+1 of its inputs, one word each (two for f32); two words become the pairs of inputs of two
+ * rows by two byte permutations. bf16 weights are multiplied as they are, f16 as two and f32 as three bf16 numbers whose
+ * sum they are, so that no precision is lost with inputs of three parts.
+ *
+ * Bytes moved: 2 or 4 a weight. A group of a bf16 panel, 1024 bytes, costs a warp 57 instructions, counted for sm_90 and up
+ * to 8 rows of x in one part, 8 of them decoding; an H200's memory allows 220 for everything: 18.6 bytes a clock and
+ * multiprocessor, 4 instructions.
+ */
+#include "quant/mul_cuda.cuh"
+
+extern "C" {
+#include "quant/dense/dense.h"
+}
+
+namespace
+{
+
+/* low and high as PARTS pairs of bf16. */
+template <int PARTS>
+__device__ __forceinline__ void split_pair(float low, float high, uint32_t a[PARTS][4], int i)
+{
+    cu_split l = cu_split3(low), h = cu_split3(high);
+    for (int p = 0; p < PARTS; p++)
+        a[p][i] = cu_pack_bf16(l.part[p], h.part[p]);
+}
+
+/* The two rows of one input: what is loaded, and how two inputs become words of fragments (i: of row 2g, i + 1: of row
+ * 2g + 1). */
+template <int VARIANT> struct element;
+
+template <> struct element<DENSE_BF16> {
+    enum { PARTS = 1, RING = 2 };
+    typedef uint32_t rows;
+
+    static __device__ __forceinline__ rows zero()
+    {
+        return 0;
+    }
+    static __device__ __forceinline__ void pair(rows k, rows l, uint32_t a[PARTS][4], int i)
+    {
+        a[0][i] = __byte_perm(k, l, 0x5410);
+        a[0][i + 1] = __byte_perm(k, l, 0x7632);
+    }
+    static __device__ __forceinline__ float one(const void *plane, size_t at)
+    {
+        return cu_bf16_low(((const uint16_t *)plane)[at]);
+    }
+};
+
+template <> struct element<DENSE_F16> {
+    enum { PARTS = 2, RING = 1 };
+    typedef uint32_t rows;
+
+    static __device__ __forceinline__ rows zero()
+    {
+        return 0;
+    }
+    static __device__ __forceinline__ void pair(rows k, rows l, uint32_t a[PARTS][4], int i)
+    {
+        split_pair<PARTS>(cu_f16_low(k), cu_f16_low(l), a, i);
+        split_pair<PARTS>(cu_f16_high(k), cu_f16_high(l), a, i + 1);
+    }
+    static __device__ __forceinline__ float one(const void *plane, size_t at)
+    {
+        return cu_f16_low(((const uint16_t *)plane)[at]);
+    }
+};
+
+template <> struct element<DENSE_F32> {
+    enum { PARTS = 3, RING = 1 };
+    typedef float2 rows;
+
+    static __device__ __forceinline__ rows zero()
+    {
+        return make_float2(0, 0);
+    }
+    static __device__ __forceinline__ void pair(rows k, rows l, uint32_t a[PARTS][4], int i)
+    {
+        split_pair<PARTS>(k.x, l.x, a, i);
+        split_pair<PARTS>(k.y, l.y, a, i + 1);
+    }
+    static __device__ __forceinline__ float one(const void *plane, size_t at)
+    {
+        return ((const float *)plane)[at];
+    }
+};
+
+template <int VARIANT> struct decode {
+    typedef element<VARIANT> el;
+    enum { PARTS = el::PARTS, RING = el::RING, SUMS = 0 };
+
+    struct raw {
+        typename el::rows w[8]; /* inputs 4q ... 4q+3, 16+4q ... */
+    };
+
+    struct walk {
+        const typename el::rows *w; /* of input 4q */
+        int left;                   /* inputs from the group's first on */
+    };
+
+    static __device__ __forceinline__ walk start(const cu_matmul &m, int panel, int group)
+    {
+        int row = cu_lane() / 4, quad = cu_lane() % 4;
+        size_t k = (size_t)panel * (size_t)m.cols + (size_t)(group * MATMUL_GROUP + quad * 4);
+        walk w = { (const typename el::rows *)m.plane[0] + k * (CODEC_PANEL / 2) + row,
+                   m.cols - group * MATMUL_GROUP };
+        return w;
+    }
+
+    static __device__ __forceinline__ void go(walk &w, int groups)
+    {
+        w.w += groups * MATMUL_GROUP * (CODEC_PANEL / 2);
+        w.left -= groups * MATMUL_GROUP;
+    }
+
+    static __device__ __forceinline__ raw load(const walk &w, int ahead)
+    {
+        raw r;
+        int left = w.left - ahead * MATMUL_GROUP;
+        bool whole = left >= MATMUL_GROUP;
+        left -= cu_lane() % 4 * 4;
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            int k = i / 4 * MATMUL_STEP + i % 4;
+            r.w[i] = el::zero();
+            if (whole || k < left)
+                r.w[i] = matmul_load(w.w + (ahead * MATMUL_GROUP + k) * (CODEC_PANEL / 2));
+        }
+        return r;
+    }
+
+    static __device__ __forceinline__ void fragment(const raw &r, int step, uint32_t a[PARTS][4])
+    {
+        const typename el::rows *w = r.w + 4 * step;
+        el::pair(w[0], w[2], a, 0);
+        el::pair(w[1], w[3], a, 2);
+    }
+
+    static __device__ __forceinline__ void finish(const raw &r, const float part[4],
+                                                  const float sum[2], float acc[4])
+    {
+        (void)r;
+        (void)sum;
+        for (int i = 0; i < 4; i++)
+            acc[i] += part[i];
+    }
+
+    static __device__ __forceinline__ void four(const cu_matmul &m, int row, int k, float v[4])
+    {
+        size_t panel = (size_t)(row / CODEC_PANEL);
+        for (int i = 0; i < 4; i++) {
+            size_t at = (panel * (size_t)m.cols + (size_t)(k + i)) * CODEC_PANEL;
+            v[i] = k + i < m.cols ? el::one(m.plane[0], at + (size_t)(row % CODEC_PANEL)) : 0;
+        }
+    }
+};
+
+void rows(struct be *be, const struct weight *w, const int32_t *id, int n, float *x)
+{
+    if (w->variant == DENSE_F32)
+        cu_rows<decode<DENSE_F32>>(be, w, id, n, x);
+    else if (w->variant == DENSE_F16)
+        cu_rows<decode<DENSE_F16>>(be, w, id, n, x);
+    else
+        cu_rows<decode<DENSE_BF16>>(be, w, id, n, x);
+}
+
+void mul(struct be *be, const struct weight *w, const struct input *in, const float *bias, float *y)
+{
+    if (w->variant == DENSE_F32)
+        cu_mul<decode<DENSE_F32>>(be, w, in, bias, y);
+    else if (w->variant == DENSE_F16)
+        cu_mul<decode<DENSE_F16>>(be, w, in, bias, y);
+    else
+        cu_mul<decode<DENSE_BF16>>(be, w, in, bias, y);
+}
+
+void unpack(struct be *be, const struct weight *w, int row0, int n, uint16_t *dst)
+{
+    if (w->variant == DENSE_F32)
+        cu_unpack<decode<DENSE_F32>>(be, w, row0, n, dst);
+    else if (w->variant == DENSE_F16)
+        cu_unpack<decode<DENSE_F16>>(be, w, row0, n, dst);
+    else
+        cu_unpack<decode<DENSE_BF16>>(be, w, row0, n, dst);
+}
+
+} // namespace
+
+const struct codec_cuda dense_cuda = { rows, mul, unpack };

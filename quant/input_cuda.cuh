@@ -1,0 +1,59 @@
+/* Inputs as tensor cores want them, on the GPU: what PREP_BF16 and PREP_BF16X3 look like in memory.
+ *
+ *   uint16_t x[parts][n][cols16]    parts: 1 or 3 (their sum is the f32 number); cols16: cols rounded up to 16,
+ *                                   zeros behind cols. Four inputs 4i ... 4i+3 lie in the order 4i, 4i+2, 4i+1, 4i+3.
+ *   float    sum[groups][n2]        of all parts of inputs 32g ... 32g+31; groups: cols / 32, rounded down; n2: n rounded
+ *                                   up to 2, since a lane wants those of two rows at once
+ *
+ * One m16n8k16 product covers 16 inputs. The order of k within a product is free as long as both sides agree, and here
+ * lane q of a quad holds inputs 4q ... 4q+3: b[0] = (4q, 4q+2), b[1] = (4q+1, 4q+3), one load of 8 bytes. A codec's
+ * four-input words split into the same pairs with one mask each (0x000f000f).
+ */
+#ifndef WRING_QUANT_INPUT_CUDA_CUH
+#define WRING_QUANT_INPUT_CUDA_CUH
+
+#include "kernels/cuda/state.cuh"
+
+extern "C" {
+#include "quant/codec.h"
+#include "quant/input.h"
+}
+
+enum { CU_INPUT_STEP = 16 }; /* inputs of one product */
+
+static inline __host__ __device__ int cu_input_pitch(int cols)
+{
+    return (cols + CU_INPUT_STEP - 1) / CU_INPUT_STEP * CU_INPUT_STEP;
+}
+static inline __host__ __device__ int cu_input_parts(enum prep p)
+{
+    return p == PREP_BF16X3 ? 3 : 1;
+}
+static inline __host__ __device__ int cu_input_sum_pitch(int n)
+{
+    return (n + 1) / 2 * 2;
+}
+static inline size_t cu_input_bytes(enum prep p, int n, int cols)
+{
+    return (size_t)n * (size_t)cu_input_parts(p) * (size_t)cu_input_pitch(cols) * 2 +
+           (size_t)(cols / INPUT_GROUP) * (size_t)cu_input_sum_pitch(n) * 4;
+}
+
+/* What a kernel gets of a prepared input. */
+struct cu_input {
+    const uint16_t *x;
+    const float *sum;
+    int n, cols, pitch, sum_pitch, parts;
+};
+static inline struct cu_input cu_input_of(const struct input *in, enum prep p)
+{
+    int pitch = cu_input_pitch(in->cols), parts = cu_input_parts(p);
+    const uint16_t *x = (const uint16_t *)in->prep[p];
+    struct cu_input v = { x,     (const float *)(x + (size_t)parts * (size_t)in->n * (size_t)pitch),
+                          in->n, in->cols,
+                          pitch, cu_input_sum_pitch(in->n),
+                          parts };
+    return v;
+}
+
+#endif

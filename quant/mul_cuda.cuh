@@ -1,0 +1,162 @@
+/* What the CUDA kernels of a codec are made of: products, look-up and unpacking for a decode struct F.
+ *
+ * F is what kernels/cuda/matmul.cuh asks for, and
+ *   four(m, row, k, v[4])     weights k ... k+3 of a row in f32; k is a multiple of 4, inputs behind cols give 0
+ *
+ * A product takes gemv up to 16 rows of x, gemm beyond; the two give the same bits. With cuBLASLt at hand and many rows
+ * the matrix is unpacked to bf16, slice by slice, and multiplied there.
+ */
+#ifndef WRING_QUANT_MUL_CUDA_CUH
+#define WRING_QUANT_MUL_CUDA_CUH
+
+#include "kernels/cuda/gemm.cuh"
+#include "kernels/cuda/gemv.cuh"
+#include "quant/input_cuda.cuh"
+
+extern "C" {
+#include "kernels/cuda/blas.h"
+}
+
+static inline struct cu_matmul mul_matrix(const struct weight *w)
+{
+    struct cu_matmul m = {};
+    for (int i = 0; i < CODEC_PLANES; i++)
+        m.plane[i] = w->plane[i];
+    matmul_cut(&m, w->rows, w->cols);
+    return m;
+}
+
+/* ---- rows -------------------------------------------------------------------------------------------------------- */
+
+enum { MUL_THREADS = 256, MUL_UNPACK_INPUTS = MUL_THREADS / MATMUL_PANEL * 4 };
+
+/* A block for each row wanted. Bytes moved: cols * 4 written; read, each sector that holds some of the row. */
+template <class F>
+static __global__ void __launch_bounds__(MUL_THREADS)
+    mul_rows(const cu_matmul m, const int32_t *id, float *x)
+{
+    int row = id[blockIdx.x];
+    float *to = x + (size_t)blockIdx.x * (size_t)m.cols;
+    for (int k = (int)threadIdx.x * 4; k < m.cols; k += MUL_THREADS * 4) {
+        float v[4] = { 0, 0, 0, 0 };
+        if (row >= 0)
+            F::four(m, row, k, v);
+        for (int i = 0; i < 4 && k + i < m.cols; i++)
+            to[k + i] = v[i];
+    }
+}
+
+/* Rows row0 ... of W to bf16, [n][pitch], a block for 16 rows and 64 inputs. ordered: four inputs in the order that
+ * quant/input_cuda.cuh has for x, and zeros behind cols; pitch is then a multiple of 4. Bytes moved: W once, 2 a weight
+ * written. */
+template <class F>
+static __global__ void __launch_bounds__(MUL_THREADS)
+    mul_unpack(const cu_matmul m, int row0, int n, uint16_t *to, int pitch, bool ordered)
+{
+    int i_row = (int)blockIdx.y * MATMUL_PANEL + (int)threadIdx.x / (MUL_UNPACK_INPUTS / 4);
+    int k =
+        ((int)blockIdx.x * (MUL_UNPACK_INPUTS / 4) + (int)threadIdx.x % (MUL_UNPACK_INPUTS / 4)) *
+        4;
+    if (i_row >= n || k >= pitch)
+        return;
+    float v[4];
+    F::four(m, row0 + i_row, k, v);
+    to += (size_t)i_row * (size_t)pitch + k;
+    if (ordered) {
+        *(uint2 *)to = make_uint2(cu_pack_bf16(v[0], v[2]), cu_pack_bf16(v[1], v[3]));
+        return;
+    }
+    if (pitch % 4 == 0) {
+        *(uint2 *)to = make_uint2(cu_pack_bf16(v[0], v[1]), cu_pack_bf16(v[2], v[3]));
+        return;
+    }
+    for (int i = 0; i < 4 && k + i < pitch; i++)
+        to[i] = (uint16_t)cu_pack_bf16(v[i], 0);
+}
+
+template <class F>
+static void cu_rows(struct be *be, const struct weight *w, const int32_t *id, int n, float *x)
+{
+    struct cu_state *s = cu_of(be);
+    if (!cu_ok(s) || n == 0)
+        return;
+    CU_LAUNCH(s->stream, (unsigned)n, MUL_THREADS, 0, mul_rows<F>, mul_matrix(w), id, x);
+    CU_LAUNCHED(s);
+}
+
+template <class F>
+static void mul_unpack_launch(struct cu_state *s, const struct weight *w, int row0, int n,
+                              uint16_t *to, int pitch, bool ordered)
+{
+    CU_LAUNCH(s->stream, dim3(cu_div_up(pitch, MUL_UNPACK_INPUTS), cu_div_up(n, MATMUL_PANEL)),
+              MUL_THREADS, 0, mul_unpack<F>, mul_matrix(w), row0, n, to, pitch, ordered);
+}
+
+template <class F>
+static void cu_unpack(struct be *be, const struct weight *w, int row0, int n, uint16_t *dst)
+{
+    struct cu_state *s = cu_of(be);
+    if (!cu_ok(s) || n == 0)
+        return;
+    mul_unpack_launch<F>(s, w, row0, n, dst, w->cols, false);
+    CU_LAUNCHED(s);
+}
+
+/* ---- products ---------------------------------------------------------------------------------------------------- */
+
+template <class F, int XPARTS> static void mul_launch(struct cu_state *s, const struct cu_matmul &m)
+{
+    if (m.n <= MATMUL_COLUMNS)
+        gemv_launch<F, XPARTS, 1>(s->stream, m);
+    else if (XPARTS == 1 && m.n <= 2 * MATMUL_COLUMNS)
+        gemv_launch<F, 1, 2>(s->stream, m);
+    else if (m.n <= 4 * MATMUL_COLUMNS)
+        gemm_launch<F, XPARTS, 4>(s->stream, m, s->partial, CU_PARTIAL_BYTES, s->n_sm);
+    else
+        gemm_launch<F, XPARTS, 8>(s->stream, m, s->partial, CU_PARTIAL_BYTES, s->n_sm);
+}
+
+/* By cuBLASLt, with x rounded to bf16 (its first part). False when it refused; y may be partly written then. */
+template <class F>
+static bool mul_blas(struct cu_state *s, const struct weight *w, const struct cu_input &x,
+                     const float *bias, float *y)
+{
+    uint16_t *scratch = blas_scratch(s->blas);
+    size_t fit = BLAS_SCRATCH / ((size_t)x.pitch * sizeof(uint16_t));
+    int slice = (int)(fit < (size_t)w->rows ? fit / CODEC_PANEL * CODEC_PANEL : (size_t)w->rows);
+    bool ok = slice > 0;
+    for (int row = 0; row < w->rows && ok; row += slice) {
+        int n = w->rows - row < slice ? w->rows - row : slice;
+        mul_unpack_launch<F>(s, w, row, n, scratch, x.pitch, true);
+        ok = blas_matmul(s->blas, x.x, scratch, bias != NULL ? bias + row : NULL, y + row, x.n, n,
+                         x.pitch, w->rows);
+    }
+    return ok;
+}
+
+template <class F>
+static void cu_mul(struct be *be, const struct weight *w, const struct input *in, const float *bias,
+                   float *y)
+{
+    struct cu_state *s = cu_of(be);
+    if (!cu_ok(s) || in->n == 0)
+        return;
+    struct cu_input x = cu_input_of(in, w->prep);
+    if (s->blas == NULL || in->n < BLAS_ROWS_MIN || !mul_blas<F>(s, w, x, bias, y)) {
+        struct cu_matmul m = mul_matrix(w);
+        m.x = x.x;
+        m.sum = x.sum;
+        m.n = x.n;
+        m.pitch = x.pitch;
+        m.sum_pitch = x.sum_pitch;
+        m.bias = bias;
+        m.y = y;
+        if (x.parts == 1)
+            mul_launch<F, 1>(s, m);
+        else
+            mul_launch<F, 3>(s, m);
+    }
+    CU_LAUNCHED(s);
+}
+
+#endif

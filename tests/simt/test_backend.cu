@@ -1,0 +1,191 @@
+/* The CUDA backend as its caller sees it: opening, memory, and a device that fails. On the simulated device, because a
+ * real one cannot be made to fail. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <string.h>
+
+extern "C" {
+#include <cmocka.h>
+
+#include "kernels/backend.h"
+#include "server/base/mem.h"
+}
+#include "tests/simt/simt.h"
+
+static struct be *open_cuda()
+{
+    struct be *be = NULL;
+    struct err e;
+    struct be_config c = {};
+    c.device = "cuda";
+    c.n_threads = 1;
+    if (be_open(&be, &c, &e) < 0)
+        fail_msg("%s", e.text);
+    return be;
+}
+
+static int open_fails(const char *device, const char *says)
+{
+    struct be *be = NULL;
+    struct err e;
+    struct be_config c = {};
+    c.device = device;
+    int rc = be_open(&be, &c, &e);
+    assert_true(rc < 0);
+    assert_null(be);
+    if (strstr(e.text, says) == NULL)
+        fail_msg("\"%s\" does not say \"%s\"", e.text, says);
+    return rc;
+}
+
+static int reset(void **state)
+{
+    (void)state;
+    simt_reset();
+    simt_set_devices(1);
+    simt_set_capability(9, 0);
+    simt_set_memory((size_t)8 << 30);
+    struct simt_stats s;
+    simt_stats(&s);
+    return s.device_allocations == 0 && s.pinned_allocations == 0 ? 0 : -1;
+}
+
+static void test_names(void **)
+{
+    struct be *be = open_cuda();
+    assert_string_equal(be->ops->name, "cuda");
+    assert_false(be->host);
+    assert_int_equal(strncmp(be->device, "cuda:0 (", 8), 0);
+    be_close(be);
+    assert_int_equal(open_fails("cuda:1", "no GPU 1"), ERR_DEVICE);
+    assert_int_equal(open_fails("cuda:x", "cuda:N"), ERR_INVALID);
+    assert_int_equal(open_fails("cuda:", "cuda:N"), ERR_INVALID);
+    assert_int_equal(open_fails("cudas", "unknown device"), ERR_INVALID);
+    simt_set_devices(0);
+    assert_int_equal(open_fails("cuda", "no NVIDIA GPU"), ERR_DEVICE);
+    simt_set_devices(1);
+    simt_set_capability(7, 5);
+    assert_int_equal(open_fails("cuda", "sm_75"), ERR_DEVICE);
+}
+
+/* Every allocation of an open may fail, on either side: an error, and nothing stays behind. */
+static void test_open_out_of_memory(void **)
+{
+    struct mem_stats before, after;
+    mem_stats(&before);
+    for (int device = 0; device < 2; device++) {
+        int rc = -1;
+        for (uint64_t n = 1; rc < 0; n++) {
+            struct be *be = NULL;
+            struct err e;
+            struct be_config c = {};
+            c.device = "cuda";
+            c.n_threads = 1;
+            assert_true(n < 100);
+            device ? simt_fail_malloc_at(n) : mem_fail_at(n);
+            rc = be_open(&be, &c, &e);
+            simt_fail_malloc_at(0);
+            mem_fail_at(0);
+            if (rc < 0)
+                assert_int_equal(rc, ERR_NOMEM);
+            be_close(be);
+            struct simt_stats s;
+            simt_stats(&s);
+            mem_stats(&after);
+            assert_int_equal(after.blocks, before.blocks);
+            assert_int_equal(s.device_allocations + s.pinned_allocations, 0);
+        }
+    }
+}
+
+/* A full device refuses and goes on. */
+static void test_full(void **)
+{
+    struct err e;
+    struct be *be = open_cuda();
+    size_t room, total;
+    be->ops->memory(be, &room, &total);
+    assert_true(room > 0 && room <= total);
+    assert_null(be->ops->alloc(be, total + 1));
+    char *p = (char *)be->ops->alloc(be, 1000);
+    assert_non_null(p);
+    char back[1000];
+    be->ops->download(be, back, p, sizeof back);
+    for (size_t i = 0; i < sizeof back; i++)
+        assert_int_equal(back[i], 0);
+    assert_int_equal(be->ops->sync(be, &e), 0);
+    be->ops->free(be, p, 1000);
+    be_close(be);
+}
+
+/* More than the pinned buffer at once, in both directions. */
+static void test_long_copies(void **)
+{
+    struct err e;
+    struct be *be = open_cuda();
+    size_t n = (20 << 20) + 13;
+    unsigned char *src = (unsigned char *)mem_alloc(n), *dst = (unsigned char *)mem_alloc(n);
+    for (size_t i = 0; i < n; i++)
+        src[i] = (unsigned char)(i * 2654435761u >> 24);
+    void *p = be->ops->alloc(be, n);
+    be->ops->upload(be, p, src, n);
+    be->ops->download(be, dst, p, n);
+    assert_int_equal(be->ops->sync(be, &e), 0);
+    assert_memory_equal(src, dst, n);
+    be->ops->free(be, p, n);
+    mem_free(src);
+    mem_free(dst);
+    be_close(be);
+}
+
+/* From the failure on nothing runs, nothing crashes, and sync() tells the first reason each time. */
+static void test_lost_device(void **)
+{
+    struct err e = {}, again = {};
+    struct be *be = open_cuda();
+    enum { N = 64 };
+    float host[N] = { 1 };
+    float *x = (float *)be->ops->alloc(be, sizeof host);
+    float *y = (float *)be->ops->alloc(be, sizeof host);
+    be->ops->upload(be, x, host, sizeof host);
+    be->ops->add(be, y, x, 1, N);
+    assert_int_equal(be->ops->sync(be, &e), 0);
+    simt_lose_device_after(1);
+    be->ops->add(be, y, x, 1, N);
+    be->ops->add(be, y, x, 1, N);
+    assert_int_equal(be->ops->sync(be, &e), ERR_DEVICE);
+    assert_non_null(strstr(e.text, "GPU 0 failed"));
+    be->ops->add(be, y, x, 1, N);
+    be->ops->download(be, host, y, sizeof host);
+    assert_true(host[0] == 0);
+    assert_null(be->ops->alloc(be, 16));
+    assert_int_equal(be->ops->sync(be, &again), ERR_DEVICE);
+    assert_string_equal(e.text, again.text);
+
+    struct be_step step = {};
+    int32_t zero = 0;
+    struct be_seq seq = {};
+    seq.n_rows = 1;
+    seq.kv.wide = &zero;
+    step.n_rows = step.n_seqs = step.n_layers = step.n_kv_heads = 1;
+    step.token = step.pos = &zero;
+    step.seqs = &seq;
+    assert_true(be->ops->step_begin(be, &step, be));
+    be->ops->step_end(be);
+    assert_int_equal(be->ops->sync(be, &again), ERR_DEVICE);
+    be->ops->free(be, x, sizeof host);
+    be->ops->free(be, y, sizeof host);
+    be_close(be);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_names, reset, reset),
+        cmocka_unit_test_setup_teardown(test_open_out_of_memory, reset, reset),
+        cmocka_unit_test_setup_teardown(test_full, reset, reset),
+        cmocka_unit_test_setup_teardown(test_long_copies, reset, reset),
+        cmocka_unit_test_setup_teardown(test_lost_device, reset, reset),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
