@@ -34,13 +34,13 @@ def find_model():
 class Server:
     """One `wring serve` process on a free port, or one that runs already."""
 
-    def __init__(self, *options, url=None):
+    def __init__(self, *options, url=None, binary=BINARY, model=None):
         self.proc = None
         self.key = None
         if url:
             self.url = url.rstrip("/")
         else:
-            args = [str(BINARY), "serve", find_model(), "--port", "0", "--log-level", "info", *options]
+            args = [str(binary), "serve", str(model or find_model()), "--port", "0", "--log-level", "info", *options]
             if "--api-key" in options:
                 self.key = options[options.index("--api-key") + 1]
             self.log = []
