@@ -51,12 +51,13 @@ int kv_pool_open(struct kv_pool **out, struct be *be, const struct kv_shape *s, 
         size_t bytes = (size_t)p->n_pages * p->page_bytes, free_bytes, total;
         kv_pool_close(p);
         be->ops->memory(be, &free_bytes, &total);
+        free_bytes -= free_bytes / 10; /* activations want some too */
         if (free_bytes == 0)
             return err_set(e, ERR_NOMEM, "no memory for a KV pool of %lld tokens (%zu bytes)",
                            (long long)n_tokens, bytes);
         return err_set(e, ERR_NOMEM,
-                       "a KV pool of %lld tokens takes %zu MiB; %s has %zu MiB free beside the "
-                       "weights, which would hold %lld tokens (--kv-size %zuM)",
+                       "a KV pool of %lld tokens takes %zu MiB; %s has room for %zu MiB beside "
+                       "the weights, which would hold %lld tokens (--kv-size %zuM)",
                        (long long)n_tokens, bytes >> 20, be->device, free_bytes >> 20,
                        (long long)(free_bytes / kv_token_bytes(s) / KV_PAGE * KV_PAGE),
                        free_bytes >> 20);

@@ -8,7 +8,8 @@
  *
  * Recording: launching the 400 kernels of a pass of an 8B model one by one takes a millisecond of the host, a third of
  * the pass itself; one graph takes some microseconds. A pass of one row a sequence is recorded as a CUDA graph when its
- * shape comes for the first time, and replayed when it comes again. A shape is the counts, raised to a bucket by rows
+ * shape comes for the second time, and replayed from then on; the first time runs as it is, because kernels that the
+ * driver has not loaded yet may not be loaded while it records, and many shapes come only once. A shape is the counts, raised to a bucket by rows
  * without effect (no sequence, no logits that anyone reads), and the longest context in powers of two spans; everything
  * else is read by the kernels from the device block. So a changed batch needs no new recording.
  * Bytes moved: 4 a page of every layer of every sequence (32 KiB for 8,192 tokens of 32 layers), 100 a row.
@@ -28,7 +29,7 @@ struct shape {
 
 struct recorded {
     struct shape shape;
-    cudaGraphExec_t exec;
+    cudaGraphExec_t exec; /* NULL: seen once */
 };
 
 struct cu_graphs {
@@ -36,8 +37,7 @@ struct cu_graphs {
     int n;
     char *block, *staged; /* device, pinned host: `room` bytes each */
     size_t room;
-    struct shape now; /* of the pass that is being recorded */
-    bool recording;
+    struct recorded *recording; /* the pass under way; NULL: it is not recorded */
 };
 
 /* ---- packing ----------------------------------------------------------------------------------------------------- */
@@ -217,7 +217,8 @@ void cu_graphs_drop(struct cu_state *s)
 {
     struct cu_graphs *g = s->graphs;
     for (int i = 0; g != NULL && i < g->n; i++)
-        cudaGraphExecDestroy(g->list[i].exec);
+        if (g->list[i].exec != NULL)
+            cudaGraphExecDestroy(g->list[i].exec);
     if (g != NULL)
         g->n = 0;
 }
@@ -239,44 +240,49 @@ void cu_graphs_close(struct be *be)
     s->graphs = NULL;
 }
 
-static cudaGraphExec_t find(const struct cu_graphs *g, const struct shape *shape)
+static struct recorded *find(struct cu_graphs *g, const struct shape *shape)
 {
     for (int i = 0; i < g->n; i++)
         if (memcmp(&g->list[i].shape, shape, sizeof *shape) == 0)
-            return g->list[i].exec;
+            return &g->list[i];
     return NULL;
 }
 
-static void keep(struct cu_state *s, cudaGraphExec_t exec)
+static void remember(struct cu_state *s, const struct shape *shape)
 {
     struct cu_graphs *g = s->graphs;
     if (g->n == MAX_GRAPHS)
         cu_graphs_drop(s);
-    g->list[g->n].shape = g->now;
-    g->list[g->n++].exec = exec;
+    g->list[g->n].shape = *shape;
+    g->list[g->n++].exec = NULL;
 }
 
-/* Replays the pass when it was recorded, else starts recording it. */
+/* Replays the pass when it was recorded; else starts recording it when it was seen before. */
 static bool replay(struct cu_state *s, const struct be_step *step, const void *owner)
 {
     struct cu_graphs *g = s->graphs;
-    memset(&g->now, 0, sizeof g->now);
-    g->now.owner = owner;
-    g->now.block = g->block;
-    g->now.n_rows = step->n_rows;
-    g->now.n_seqs = step->n_seqs;
-    g->now.n_out = step->n_out;
-    g->now.n_layers = step->n_layers;
-    g->now.max_spans = s->step.max_spans;
-    g->now.max_narrow = s->step.max_narrow;
-    cudaGraphExec_t exec = find(g, &g->now);
-    if (exec == NULL) {
-        g->recording =
-            CU_CHECK(s, cudaStreamBeginCapture(s->stream, cudaStreamCaptureModeThreadLocal));
+    struct shape now;
+    memset(&now, 0, sizeof now);
+    now.owner = owner;
+    now.block = g->block;
+    now.n_rows = step->n_rows;
+    now.n_seqs = step->n_seqs;
+    now.n_out = step->n_out;
+    now.n_layers = step->n_layers;
+    now.max_spans = s->step.max_spans;
+    now.max_narrow = s->step.max_narrow;
+    struct recorded *known = find(g, &now);
+    if (known == NULL) {
+        remember(s, &now);
         return false;
     }
-    CU_CHECK(s, cudaGraphLaunch(exec, s->stream));
-    return true;
+    if (known->exec != NULL) {
+        CU_CHECK(s, cudaGraphLaunch(known->exec, s->stream));
+        return true;
+    }
+    if (CU_CHECK(s, cudaStreamBeginCapture(s->stream, cudaStreamCaptureModeThreadLocal)))
+        g->recording = known;
+    return false;
 }
 
 static bool cuda_step_begin(struct be *be, struct be_step *step, const void *owner)
@@ -310,18 +316,15 @@ static bool cuda_step_begin(struct be *be, struct be_step *step, const void *own
 static void cuda_step_end(struct be *be)
 {
     struct cu_state *s = cu_of(be);
-    struct cu_graphs *g = s->graphs;
+    struct recorded *pass = s->graphs->recording;
     cudaGraph_t graph = NULL;
-    cudaGraphExec_t exec = NULL;
-    if (!g->recording)
+    if (pass == NULL)
         return;
-    g->recording = false;
+    s->graphs->recording = NULL;
     if (!CU_CHECK(s, cudaStreamEndCapture(s->stream, &graph)))
         return;
-    if (cu_ok(s) && CU_CHECK(s, cudaGraphInstantiate(&exec, graph, 0))) {
-        keep(s, exec);
-        CU_CHECK(s, cudaGraphLaunch(exec, s->stream));
-    }
+    if (cu_ok(s) && CU_CHECK(s, cudaGraphInstantiate(&pass->exec, graph, 0)))
+        CU_CHECK(s, cudaGraphLaunch(pass->exec, s->stream));
     cudaGraphDestroy(graph);
 }
 
