@@ -222,11 +222,18 @@ static void some_panels(void *arg, int first, int last, int i_thread)
     }
 }
 
+/* Matrices that one kernel can serve go to it together. */
 static void matmul_device(struct be *be, struct input *in, const struct matmul *m, int n_m)
 {
-    for (int i = 0; i < n_m; i++) {
-        input_prepare(in, be, m[i].w->prep);
-        m[i].w->codec->cuda->mul(be, m[i].w, in, m[i].bias, m[i].y);
+    for (int i = 0, n; i < n_m; i += n) {
+        const struct weight *a = m[i].w;
+        for (n = 1; i + n < n_m; n++) {
+            const struct weight *b = m[i + n].w;
+            if (b->codec != a->codec || b->variant != a->variant || b->prep != a->prep)
+                break;
+        }
+        input_prepare(in, be, a->prep);
+        a->codec->cuda->mul(be, in, m + i, n);
     }
 }
 

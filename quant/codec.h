@@ -59,14 +59,16 @@ struct codec_cpu {
                         size_t ldy, int p0, int p1);
 };
 
+struct matmul;
+
 /* The kernels of a codec on an NVIDIA GPU (<codec>_cuda.cu); the planes are the CPU's, byte for byte. Results are
  * batch-invariant there too. */
 struct codec_cuda {
     /* x[r] = row id[r] of w in f32; id is backend memory; negative ids give zeros. */
     void (*rows)(struct be *be, const struct weight *w, const int32_t *id, int n, float *x);
-    /* y[r][row] = sum_k W[row][k] x[r][k] (+ bias[row] when not NULL) for the n rows of in, prepared as w->prep says. */
-    void (*mul)(struct be *be, const struct weight *w, const struct input *in, const float *bias,
-                float *y);
+    /* Products of n_to (1 to MATMUL_MAX) matrices of this codec, one variant and one preparation, with the input, which
+     * has been prepared as they want it. */
+    void (*mul)(struct be *be, const struct input *in, const struct matmul *to, int n_to);
     /* Rows [row0, row0 + n) to bf16, row-major [n][cols]: for products by cuBLAS. */
     void (*unpack)(struct be *be, const struct weight *w, int row0, int n, uint16_t *dst);
 };

@@ -3,7 +3,7 @@
  * F is what kernels/cuda/matmul.cuh asks for, and
  *   four(m, row, k, v[4])     weights k ... k+3 of a row in f32; k is a multiple of 4, inputs behind cols give 0
  *
- * A product takes gemv up to 16 rows of x, gemm beyond; the two give the same bits. With cuBLASLt at hand and many rows
+ * A product takes gemv up to 16 rows of x, there several matrices to a launch, and gemm beyond; the two give the same bits. With cuBLASLt at hand and many rows
  * the matrix is unpacked to bf16, slice by slice, and multiplied there.
  */
 #ifndef WRING_QUANT_MUL_CUDA_CUH
@@ -104,16 +104,41 @@ static void cu_unpack(struct be *be, const struct weight *w, int row0, int n, ui
 
 /* ---- products ---------------------------------------------------------------------------------------------------- */
 
-template <class F, int XPARTS> static void mul_launch(struct cu_state *s, const struct cu_matmul &m)
+static_assert((int)GEMV_LIST == (int)MATMUL_MAX, "a launch takes what weight_matmul may ask for");
+
+template <class F, int XPARTS> static void mul_many(struct cu_state *s, const struct cu_matmul &m)
 {
-    if (m.n <= MATMUL_COLUMNS)
-        gemv_launch<F, XPARTS, 1>(s->stream, m);
-    else if (XPARTS == 1 && m.n <= 2 * MATMUL_COLUMNS)
-        gemv_launch<F, 1, 2>(s->stream, m);
-    else if (m.n <= 4 * MATMUL_COLUMNS)
+    if (m.n <= 4 * MATMUL_COLUMNS)
         gemm_launch<F, XPARTS, 4>(s->stream, m, s->partial, CU_PARTIAL_BYTES, s->n_sm);
     else
         gemm_launch<F, XPARTS, 8>(s->stream, m, s->partial, CU_PARTIAL_BYTES, s->n_sm);
+}
+
+/* Few rows of x: as many matrices to a launch as are cut alike. */
+template <class F, int XPARTS> static void mul_few(struct cu_state *s, const struct gemv_list &all)
+{
+    struct gemv_list some = {};
+    for (int i = 0; i < all.n; i++) {
+        some.m[some.n++] = all.m[i];
+        if (i + 1 < all.n && gemv_alike(all.m[i], all.m[i + 1]))
+            continue;
+        if (XPARTS > 1 || some.m[0].n <= MATMUL_COLUMNS)
+            gemv_launch<F, XPARTS, 1>(s->stream, some);
+        else
+            gemv_launch<F, 1, 2>(s->stream, some);
+        some.n = 0;
+    }
+}
+
+template <class F, int XPARTS>
+static void mul_launch(struct cu_state *s, const struct gemv_list &list)
+{
+    if (list.m[0].n <= (XPARTS == 1 ? 2 : 1) * MATMUL_COLUMNS) {
+        mul_few<F, XPARTS>(s, list);
+        return;
+    }
+    for (int i = 0; i < list.n; i++)
+        mul_many<F, XPARTS>(s, list.m[i]);
 }
 
 /* By cuBLASLt, with x rounded to bf16 (its first part). False when it refused; y may be partly written then. */
@@ -135,27 +160,31 @@ static bool mul_blas(struct cu_state *s, const struct weight *w, const struct cu
 }
 
 template <class F>
-static void cu_mul(struct be *be, const struct weight *w, const struct input *in, const float *bias,
-                   float *y)
+static void cu_mul(struct be *be, const struct input *in, const struct matmul *to, int n_to)
 {
     struct cu_state *s = cu_of(be);
     if (!cu_ok(s) || in->n == 0)
         return;
-    struct cu_input x = cu_input_of(in, w->prep);
-    if (s->blas == NULL || in->n < BLAS_ROWS_MIN || !mul_blas<F>(s, w, x, bias, y)) {
-        struct cu_matmul m = mul_matrix(w);
+    struct cu_input x = cu_input_of(in, to[0].w->prep);
+    bool blas = s->blas != NULL && in->n >= BLAS_ROWS_MIN;
+    struct gemv_list list = {};
+    for (int i = 0; i < n_to; i++) {
+        if (blas && mul_blas<F>(s, to[i].w, x, to[i].bias, to[i].y))
+            continue;
+        struct cu_matmul m = mul_matrix(to[i].w);
         m.x = x.x;
         m.sum = x.sum;
         m.n = x.n;
         m.pitch = x.pitch;
         m.sum_pitch = x.sum_pitch;
-        m.bias = bias;
-        m.y = y;
-        if (x.parts == 1)
-            mul_launch<F, 1>(s, m);
-        else
-            mul_launch<F, 3>(s, m);
+        m.bias = to[i].bias;
+        m.y = to[i].y;
+        list.m[list.n++] = m;
     }
+    if (list.n > 0 && x.parts == 1)
+        mul_launch<F, 1>(s, list);
+    else if (list.n > 0)
+        mul_launch<F, 3>(s, list);
     CU_LAUNCHED(s);
 }
 

@@ -13,6 +13,7 @@
 
 #include "kernels/cuda/matmul.cuh"
 
+enum { GEMV_LIST = 4 }; /* matrices of a launch */
 enum { GEMV_PANELS = 2, GEMV_WARPS = 4, GEMV_WARPS_MAX = 16, GEMV_TILES_MAX = 2 };
 
 /* A lane's way along a tile of 8 rows of x, in global memory. Rows from n on and inputs behind cols are 0. */
@@ -123,14 +124,15 @@ template <class F, int XPARTS, int TILES> struct gemv_range {
 
 /* y of the block's panels: `slots` pairs of panels, whose ranges' sums are [slot][range][panel][tile][lane][4]. */
 template <int TILES>
-static __device__ __forceinline__ void gemv_store(const cu_matmul &m, const float *sums, int slots)
+static __device__ __forceinline__ void gemv_store(const cu_matmul &m, int block, const float *sums,
+                                                  int slots)
 {
     enum { TILE = CU_WARP * 4, ONE = GEMV_PANELS * TILES * TILE };
     for (int e = (int)threadIdx.x; e < slots * ONE; e += (int)blockDim.x) {
         int slot = e / ONE;
         int at = e % ONE;
         int lane = at % TILE / 4;
-        int panel = ((int)blockIdx.x * slots + slot) * GEMV_PANELS + at / (TILES * TILE);
+        int panel = (block * slots + slot) * GEMV_PANELS + at / (TILES * TILE);
         int row = matmul_row(panel, lane, at % 4);
         int column = matmul_column(at / TILE % TILES, lane, at % 4);
         if (row >= m.rows || column >= m.n)
@@ -143,14 +145,28 @@ static __device__ __forceinline__ void gemv_store(const cu_matmul &m, const floa
     }
 }
 
+/* Matrices that share x and are cut alike, one after the other: q, k and v of 4096, 1024 and 1024 rows are one launch that
+ * fills a GPU, where k alone would be 32 blocks. */
+struct gemv_list {
+    struct cu_matmul m[GEMV_LIST];
+    int end[GEMV_LIST]; /* blocks of all matrices up to this one */
+    int n;
+};
+
 template <class F, int XPARTS, int TILES>
-static __global__ void __launch_bounds__(GEMV_WARPS_MAX *CU_WARP) gemv(const cu_matmul m)
+static __global__ void __launch_bounds__(GEMV_WARPS_MAX *CU_WARP)
+    gemv(const __grid_constant__ struct gemv_list list)
 {
     CU_DYNAMIC(float, sums);
+    int i = 0;
+    while ((int)blockIdx.x >= list.end[i])
+        i++;
+    const cu_matmul &m = list.m[i];
+    int block = (int)blockIdx.x - (i > 0 ? list.end[i - 1] : 0);
     int slots = (int)(blockDim.x / CU_WARP) / m.ranges;
     int slot = cu_warp() / m.ranges;
     gemv_range<F, XPARTS, TILES> work = {};
-    work.run(m, cu_warp() % m.ranges, ((int)blockIdx.x * slots + slot) * GEMV_PANELS);
+    work.run(m, cu_warp() % m.ranges, (block * slots + slot) * GEMV_PANELS);
     float4 *mine = (float4 *)sums + cu_warp() * GEMV_PANELS * TILES * CU_WARP + cu_lane();
 #pragma unroll
     for (int p = 0; p < GEMV_PANELS; p++)
@@ -159,19 +175,36 @@ static __global__ void __launch_bounds__(GEMV_WARPS_MAX *CU_WARP) gemv(const cu_
             mine[(p * TILES + t) * CU_WARP] = make_float4(work.acc[p][t][0], work.acc[p][t][1],
                                                           work.acc[p][t][2], work.acc[p][t][3]);
     __syncthreads();
-    gemv_store<TILES>(m, sums, slots);
+    gemv_store<TILES>(m, block, sums, slots);
+}
+
+/* Pairs of panels that a block takes. */
+static inline int gemv_slots(const cu_matmul &m)
+{
+    int pairs = (m.panels + GEMV_PANELS - 1) / GEMV_PANELS;
+    int slots = m.ranges < GEMV_WARPS ? GEMV_WARPS / m.ranges : 1;
+    return slots < pairs ? slots : pairs;
+}
+
+/* Whether b may be in a's list: blocks of one shape. */
+static inline bool gemv_alike(const cu_matmul &a, const cu_matmul &b)
+{
+    return a.ranges == b.ranges && gemv_slots(a) == gemv_slots(b);
 }
 
 template <class F, int XPARTS, int TILES>
-static inline void gemv_launch(cudaStream_t s, const cu_matmul &m)
+static inline void gemv_launch(cudaStream_t s, struct gemv_list list)
 {
-    int slots = m.ranges < GEMV_WARPS ? GEMV_WARPS / m.ranges : 1;
-    int pairs = (m.panels + GEMV_PANELS - 1) / GEMV_PANELS;
-    slots = slots < pairs ? slots : pairs;
-    int warps = slots * m.ranges;
-    CU_LAUNCH(s, (unsigned)((pairs + slots - 1) / slots), (unsigned)(warps * CU_WARP),
+    int slots = gemv_slots(list.m[0]);
+    int warps = slots * list.m[0].ranges;
+    int blocks = 0;
+    for (int i = 0; i < list.n; i++) {
+        int pairs = (list.m[i].panels + GEMV_PANELS - 1) / GEMV_PANELS;
+        list.end[i] = blocks += (pairs + slots - 1) / slots;
+    }
+    CU_LAUNCH(s, (unsigned)blocks, (unsigned)(warps * CU_WARP),
               (size_t)(warps * GEMV_PANELS * TILES * CU_WARP) * sizeof(float4),
-              (gemv<F, XPARTS, TILES>), m);
+              (gemv<F, XPARTS, TILES>), list);
 }
 
 #endif

@@ -167,14 +167,14 @@ void rows(struct be *be, const struct weight *w, const int32_t *id, int n, float
         cu_rows<decode<DENSE_BF16>>(be, w, id, n, x);
 }
 
-void mul(struct be *be, const struct weight *w, const struct input *in, const float *bias, float *y)
+void mul(struct be *be, const struct input *in, const struct matmul *to, int n_to)
 {
-    if (w->variant == DENSE_F32)
-        cu_mul<decode<DENSE_F32>>(be, w, in, bias, y);
-    else if (w->variant == DENSE_F16)
-        cu_mul<decode<DENSE_F16>>(be, w, in, bias, y);
+    if (to[0].w->variant == DENSE_F32)
+        cu_mul<decode<DENSE_F32>>(be, in, to, n_to);
+    else if (to[0].w->variant == DENSE_F16)
+        cu_mul<decode<DENSE_F16>>(be, in, to, n_to);
     else
-        cu_mul<decode<DENSE_BF16>>(be, w, in, bias, y);
+        cu_mul<decode<DENSE_BF16>>(be, in, to, n_to);
 }
 
 void unpack(struct be *be, const struct weight *w, int row0, int n, uint16_t *dst)

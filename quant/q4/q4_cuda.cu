@@ -115,12 +115,12 @@ void rows(struct be *be, const struct weight *w, const int32_t *id, int n, float
         cu_rows<decode<Q4_PLAIN>>(be, w, id, n, x);
 }
 
-void mul(struct be *be, const struct weight *w, const struct input *in, const float *bias, float *y)
+void mul(struct be *be, const struct input *in, const struct matmul *to, int n_to)
 {
-    if (w->variant == Q4_MIN)
-        cu_mul<decode<Q4_MIN>>(be, w, in, bias, y);
+    if (to[0].w->variant == Q4_MIN)
+        cu_mul<decode<Q4_MIN>>(be, in, to, n_to);
     else
-        cu_mul<decode<Q4_PLAIN>>(be, w, in, bias, y);
+        cu_mul<decode<Q4_PLAIN>>(be, in, to, n_to);
 }
 
 void unpack(struct be *be, const struct weight *w, int row0, int n, uint16_t *dst)

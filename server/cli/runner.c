@@ -67,7 +67,9 @@ static int run(struct runner *r, const struct batch *b, const float **logits, st
 {
     float *there;
     TRY(model_forward(r->model, r->ws, r->pool, b, &there, e));
-    return logits != NULL ? model_logits(r->model, r->ws, b->n_out, logits, e) : 0;
+    if (logits == NULL)
+        return r->model->be->ops->sync(r->model->be, e);
+    return model_logits(r->model, r->ws, b->n_out, logits, e);
 }
 
 int runner_append(struct runner *r, int i_seq, const int32_t *token, int n, int n_out,

@@ -199,7 +199,8 @@ int model_forward(const struct model *m, struct workspace *ws, struct kv_pool *p
     if (!ops->step_begin(m->be, &step, ws))
         m->arch->forward(m, ws, pool, &step);
     ops->step_end(m->be);
-    TRY(ops->sync(m->be, e));
+    if (m->be->host || b->n_out == 0)
+        TRY(ops->sync(m->be, e));
     for (int i = 0; i < b->n_seqs; i++)
         b->seq[i].kv->n_tokens = b->seq[i].pos0 + b->seq[i].n_rows;
     *logits = ws->logits;

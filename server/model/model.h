@@ -89,7 +89,8 @@ void workspace_close(struct workspace *ws);
 size_t workspace_bytes(const struct workspace *ws);
 
 /* Runs the batch: appends keys and values to the pages (and raises kv->n_tokens), leaves logits [n_out][vocab] in
- * *logits, backend memory, valid until the next call. ERR_DEVICE only. Allocates nothing. */
+ * *logits, backend memory, valid until the next call. ERR_DEVICE only; with n_out > 0 a device may still be at work on
+ * return, and what went wrong comes out of the sync() that the caller needs anyway. Allocates nothing. */
 int model_forward(const struct model *m, struct workspace *ws, struct kv_pool *pool,
                   const struct batch *b, float **logits, struct err *e) WARN_UNUSED;
 /* The first n rows of the last pass's logits as host memory, valid until the next call. ERR_DEVICE only. */

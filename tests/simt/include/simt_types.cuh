@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #define __global__
+#define __grid_constant__
 #define __device__
 #define __host__
 #define __constant__
