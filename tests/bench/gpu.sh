@@ -149,7 +149,7 @@ divide() {
 }
 
 bench_rows() {
-    local model=$1 test batch tok gb bw gop peak one=""
+    local model=$1 file=$2 test batch tok gb bw gop peak one=""
     while IFS=$'\t' read -r test batch tok gb bw gop peak; do
         if [ "$gb" != - ]; then
             row "$model $test batch $batch" "$tok" tok/s "$(divide "$tok" "$bw" 1)" "${bw/#-/}"
@@ -161,13 +161,20 @@ bench_rows() {
             row "$model $test" "$tok" tok/s "$(divide "$tok" "$peak" 0)" "${peak/#-/}"
             row "$model $test" "$(divide "$gop" 1000 1)" TFLOP/s "$(divide "$(divide "$gop" "$peak" 3)" 1000 0)" "${peak/#-/}"
         fi
-    done < <(json test batch tok_s gb_s bw_frac gop_s peak_frac <"$logs/bench-${model/:/-}.out")
+    done < <(json test batch tok_s gb_s bw_frac gop_s peak_frac <"$logs/$file.out")
 }
 
 bench_model() {
-    local model=$1
-    step "bench-${model/:/-}" 60 "$bin/wring" bench --synthetic "$model" --device "$device" --json --prompts 4096 --max-batch 4096 \
-        --batches 1,2,4,8 && bench_rows "$model"
+    local model=$1 name=bench-${1/:/-}
+    step "$name" 60 "$bin/wring" bench --synthetic "$model" --device "$device" --json --prompts 4096 --max-batch 4096 \
+        --batches 1,2,4,8 && bench_rows "$model" "$name"
+}
+
+# Prefill by cuBLASLt, which is not batch-invariant and therefore an option.
+bench_cublas() {
+    local model=$1 name=bench-${1/:/-}-cublas
+    step "$name" 40 "$bin/wring" bench --synthetic "$model" --device "$device" --json --prompts 4096 --max-batch 4096 \
+        --batches "" --cublas && bench_rows "$model --cublas" "$name"
 }
 
 load_model() {
@@ -216,6 +223,7 @@ step logits 60 "$bin/bench_logits" "$device" "${models[@]}"
 counts logits
 for form in $forms; do
     bench_model "$shape:$form"
+    bench_cublas "$shape:$form"
 done
 for form in $forms; do
     load_model "$shape:$form"
