@@ -51,7 +51,7 @@ else ifneq ($(CUDA),0)
 CUDA_HOME := $(shell $(NVCC) --dryrun -x cu -c /dev/null -o /dev/null 2>&1 | sed -n 's/^\#\$$ TOP=//p')
 CUBLAS_INCLUDE := $(firstword $(wildcard $(CUDA_HOME)/include/cublasLt.h .cache/cublas/include/cublasLt.h))
 CPPFLAGS += -DWRING_CUDA
-NVCCFLAGS := -std=c++17 -O3 -Xptxas -v -Werror all-warnings -Xcompiler -Wall,-Wextra -I. -D_GNU_SOURCE -DWRING_CUDA \
+NVCCFLAGS := -std=c++17 -O3 -Xptxas -v $(if $(WERROR),-Werror all-warnings) -Xcompiler -Wall,-Wextra -I. -D_GNU_SOURCE -DWRING_CUDA \
   $(if $(CUBLAS_INCLUDE),-I$(dir $(CUBLAS_INCLUDE))) \
   $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$a$(,)code=sm_$a) -gencode arch=compute_80$(,)code=compute_80
 CU_OBJ := $(CU_SRC:%.cu=$(O)/%.o)

@@ -145,7 +145,7 @@ struct be_attend {
 
 /* ---- the head -------------------------------------------------------------------------------------------------- */
 
-enum { BE_HEAD_TOP = 256 };
+enum { BE_HEAD_TOP = 256, BE_VOCAB_MAX = 512 << 10 /* of the head op */ };
 
 /* What a request does to its row of logits before a token is chosen (order and formulas: server/engine/sample.h), and
  * what it asks of the row then. Host memory. Everything 0 or NULL, and repetition 1: the row as it is. */

@@ -57,24 +57,37 @@ struct cu_blas {
 namespace
 {
 
-bool load_library(struct cu_blas *b, struct err *e)
+/* One library and its handle. A version that the driver is too old for loads, but gives no handle. */
+bool try_library(struct cu_blas *b, const char *name, struct err *e)
 {
-    for (const char *name : LIBRARY)
-        if (b->library == NULL)
-            b->library = dlopen(name, RTLD_NOW | RTLD_LOCAL);
+    b->library = dlopen(name, RTLD_NOW | RTLD_LOCAL);
     if (b->library == NULL) {
         err_set(e, ERR_UNSUPPORTED, "cuBLAS is not there: %s", dlerror());
         return false;
     }
+    const char *missing = NULL;
 #        define BLAS_LOAD_(name)                                                                   \
             b->name = (decltype(b->name))dlsym(b->library, #name);                                 \
-            if (b->name == NULL) {                                                                 \
-                err_set(e, ERR_UNSUPPORTED, "this cuBLAS has no %s", #name);                       \
-                return false;                                                                      \
-            }
+            missing = b->name == NULL ? #name : missing;
     BLAS_SYMBOLS(BLAS_LOAD_)
 #        undef BLAS_LOAD_
-    return true;
+    if (missing == NULL && b->cublasLtCreate(&b->handle) == CUBLAS_STATUS_SUCCESS)
+        return true;
+    err_set(e, ERR_UNSUPPORTED, "%s %s%s", name,
+            missing != NULL ? "has no " : "does not work with this driver",
+            missing != NULL ? missing : "");
+    b->handle = NULL;
+    dlclose(b->library);
+    b->library = NULL;
+    return false;
+}
+
+bool load_library(struct cu_blas *b, struct err *e)
+{
+    for (const char *name : LIBRARY)
+        if (try_library(b, name, e))
+            return true;
+    return false;
 }
 
 bool set_wish(struct cu_blas *b, cublasLtMatmulPreferenceAttributes_t which, const void *value,
@@ -93,8 +106,7 @@ bool describe(struct cu_blas *b)
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES
     };
-    bool ok = b->cublasLtCreate(&b->handle) == CUBLAS_STATUS_SUCCESS &&
-              b->cublasLtMatmulDescCreate(&b->product, CUBLAS_COMPUTE_32F, CUDA_R_32F) ==
+    bool ok = b->cublasLtMatmulDescCreate(&b->product, CUBLAS_COMPUTE_32F, CUDA_R_32F) ==
                   CUBLAS_STATUS_SUCCESS &&
               b->cublasLtMatmulDescSetAttribute(b->product, CUBLASLT_MATMUL_DESC_TRANSA, &turned,
                                                 sizeof turned) == CUBLAS_STATUS_SUCCESS &&

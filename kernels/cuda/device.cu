@@ -54,9 +54,9 @@ static void cuda_free(struct be *be, void *p, size_t bytes)
     (void)bytes;
     if (p == NULL)
         return;
-    cu_graphs_drop(s);
     if (cu_ok(s))
         CU_CHECK(s, cudaStreamSynchronize(s->stream));
+    cu_graphs_drop(s); /* recorded kernels may point there */
     cudaFree(p);
 }
 
@@ -123,13 +123,27 @@ static int attribute(const struct cu_state *s, cudaDeviceAttr a)
     return cudaDeviceGetAttribute(&v, a, s->device) == cudaSuccess ? v : 0;
 }
 
+/* Why there is no GPU to be had. */
+static int no_device(cudaError_t rc, struct err *e)
+{
+    int driver = 0;
+    cudaDriverGetVersion(&driver);
+    if (rc == cudaErrorInsufficientDriver && driver > 0)
+        return err_set(e, ERR_DEVICE,
+                       "the NVIDIA driver is for CUDA %d.%d; this program needs one for CUDA %d.%d",
+                       driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000,
+                       CUDART_VERSION % 1000 / 10);
+    if (rc == cudaErrorInsufficientDriver || rc == cudaSuccess)
+        return err_set(e, ERR_DEVICE, "no NVIDIA GPU here");
+    return err_set(e, ERR_DEVICE, "no NVIDIA GPU here: %s", cudaGetErrorString(rc));
+}
+
 static int pick_device(struct be *be, struct cu_state *s, int device, struct err *e)
 {
     int n = 0;
     cudaError_t rc = cudaGetDeviceCount(&n);
     if (rc != cudaSuccess || n == 0)
-        return err_set(e, ERR_DEVICE, "no NVIDIA GPU here: %s",
-                       rc != cudaSuccess ? cudaGetErrorString(rc) : "the driver knows of none");
+        return no_device(rc, e);
     if (device >= n)
         return err_set(e, ERR_DEVICE, "no GPU %d: this machine has %d, numbered from 0", device, n);
     struct cudaDeviceProp prop;

@@ -198,6 +198,8 @@ static __device__ int draw_within(const float *x, int vocab, float max, float in
     if (cu_lane() == 0)
         warp_sum[cu_warp()] = mine;
     __syncthreads();
+    if (threadIdx.x > 0) /* the rest is one thread's: f64 is slow on most GPUs */
+        return pick;
     double before = 0, run = 0;
     int from = 0;
     for (int i = 0; i < WARPS; i++) {

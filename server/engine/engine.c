@@ -21,7 +21,7 @@ static int64_t page_round(int64_t n_tokens)
 }
 
 /* What the pool may take unasked. A machine's memory serves others too: a quarter. A device's is there for this: nine
- * tenths of what the weights leave, less room for activations and the backend's own buffers. */
+ * tenths of what weights and activations leave, less room for the backend's own buffers. */
 static int64_t default_bytes(struct be *be)
 {
     size_t room, total;
@@ -47,12 +47,10 @@ static int64_t default_tokens(const struct engine_config *c, struct be *be, int6
     return n > KV_PAGE ? n : KV_PAGE;
 }
 
-static int fill_config(struct engine_config *c, const struct model *m, const struct kv_shape *shape,
-                       struct err *e)
+static int fill_counts(struct engine_config *c, struct err *e)
 {
     if (c->ctx < 0 || c->max_seqs < 0 || c->max_batch < 0 || c->max_queue < 0 || c->kv_tokens < 0)
         return err_set(e, ERR_INVALID, "a negative number in the engine's settings");
-    size_t token_bytes = kv_token_bytes(shape);
     if (c->max_seqs == 0)
         c->max_seqs = 64;
     if (c->max_batch == 0)
@@ -61,6 +59,14 @@ static int fill_config(struct engine_config *c, const struct model *m, const str
         c->max_batch = c->max_seqs;
     if (c->max_queue == 0)
         c->max_queue = 1024;
+    return 0;
+}
+
+/* After the activations are there: the default is a part of what they leave. */
+static int fill_pool(struct engine_config *c, const struct model *m, const struct kv_shape *shape,
+                     struct err *e)
+{
+    size_t token_bytes = kv_token_bytes(shape);
     int64_t ctx = c->ctx > 0 ? c->ctx : m->config.ctx_train;
     if (c->kv_tokens > 0)
         c->kv_tokens = page_round(c->kv_tokens);
@@ -129,12 +135,13 @@ static int open_parts(struct engine *en, struct err *e)
     struct kv_shape shape;
     struct engine_config *c = &en->config;
     model_kv_shape(en->model, c->kv_type, &shape);
-    TRY(fill_config(c, en->model, &shape, e));
+    TRY(fill_counts(c, e));
     en->max_out = c->max_seqs > 64 ? c->max_seqs : 64;
     if (en->max_out > c->max_batch)
         en->max_out = c->max_batch;
-    TRY(kv_pool_open(&en->pool, en->model->be, &shape, c->kv_tokens, e));
     TRY(workspace_open(&en->ws, en->model, c->max_batch, c->max_seqs, en->max_out, e));
+    TRY(fill_pool(c, en->model, &shape, e));
+    TRY(kv_pool_open(&en->pool, en->model->be, &shape, c->kv_tokens, e));
     if (!open_arrays(en))
         return err_set(e, ERR_NOMEM, "no memory for a batch of %d rows", c->max_batch);
     TRY(choose_open(en, e));

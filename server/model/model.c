@@ -96,6 +96,9 @@ static int build(struct model *m, model_fill_fn *fill, void *arg, struct err *e)
                        "architecture \"%s\" is not known; known are llama, mistral, qwen2, qwen3",
                        m->config.arch);
     TRY(m->arch->check(&m->config, e));
+    if (!m->be->host && m->config.vocab > BE_VOCAB_MAX)
+        return err_set(e, ERR_UNSUPPORTED, "a vocabulary of %d tokens; %s takes at most %d",
+                       m->config.vocab, m->be->device, BE_VOCAB_MAX);
     m->attn_scale = 1.0f / sqrtf((float)m->config.head_dim);
     m->layer = mem_zalloc((size_t)m->config.n_layers, sizeof *m->layer);
     if (m->layer == NULL)
