@@ -4,14 +4,16 @@
 #   tests/bench/gpu.sh [TARBALL]
 #
 # The programs are those of TARBALL (made by make dist); else those beside this file where it was unpacked from one; else
-# those of the newest build/wring-*.tar.gz; else they are built (make CUDA=1). Then: the op suite, its speed, memory
-# and race checks by compute-sanitizer, logits of small models against the CPU, `wring bench` on models made up in place,
-# and a load test of the server. Every step has its own limit and a line of progress; what does not fit in the eight
-# minutes is skipped and said so.
+# those of the newest build/wring-*.tar.gz; else they are built (make CUDA=1), which takes minutes of the eight. Then: the
+# op suite, logits of small models against the CPU, `wring bench` on models made up in place, the speed of the ops, prefill
+# by cuBLAS, a load test of the server, and memory and race checks by compute-sanitizer. Every step has its own limit and a
+# line of progress. Those of the first three make 5 1/4 minutes together, so that with a tarball they always fit; of the
+# others, what does not fit in the eight minutes is skipped and said so.
 #
-# Rows go to $OUT, else to tests/bench/results, as DATE-DEVICE-COMMIT.csv; what the steps printed lies in $OUT, else in
-# build/gpu. Exit code: 0 all passed, 1 something failed, 3 no GPU here: nothing measured.
-# SHAPE (llama-3.1-8b), FORMS (bf16 q8 q4), SECONDS_MAX (480) and DEVICE (cuda) may be set.
+# Rows go to DATE-DEVICE-COMMIT.csv in tests/bench/results, and what the steps printed to build/gpu; where OUT is set, the
+# rows go to $OUT and the rest to $OUT/logs.tgz: two files. The table has the models, the counts and the slowest ops.
+# Exit code: 0 all that ran passed, 1 something failed, 3 no GPU here: nothing measured.
+# SHAPE (llama-3.1-8b), FORMS (bf16 q8 q4), SECONDS_MAX (480) and DEVICE (cuda, cuda:N) may be set; DEVICE=cpu tries this file.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(cd "$here/../.." && pwd)
@@ -19,25 +21,41 @@ shape=${SHAPE:-llama-3.1-8b}
 forms=${FORMS:-bf16 q8 q4}
 limit=${SECONDS_MAX:-480}
 device=${DEVICE:-cuda}
+export CUDA_DEVICE_ORDER=PCI_BUS_ID # so that N means the same to CUDA as to nvidia-smi
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
 SECONDS=0
 failures=0
+skipped=0
 
 say() {
     printf '[%3d s] %s\n' "$SECONDS" "$*"
 }
 
 if ! nvidia-smi -L >"$work/gpus" 2>/dev/null && [ ! -e /dev/nvidiactl ]; then
+    rm -rf "$work"
     echo "no GPU here: nothing measured"
     exit 3
 fi
-gpu=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1)
+# gpu_name N: its name; without nvidia-smi nobody knows.
+gpu_name() {
+    nvidia-smi -i "$1" --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1 | tr -d ','
+}
+case $device in
+    cpu) gpu=CPU ;;
+    cuda:*) gpu=$(gpu_name "${device#cuda:}") ;;
+    *) gpu=$(gpu_name 0) ;;
+esac
 gpu=${gpu:-GPU}
+
+tarball=${1:+$(realpath "$1")}
+out=${OUT:+$(realpath -m "$OUT")}
 cd "$top" || exit 1
-logs=${OUT:-build/gpu}
-mkdir -p "$logs"
-logs=$(cd "$logs" && pwd)
+results=${out:-tests/bench/results}
+logs=${out:+$work/logs}
+logs=${logs:-$top/build/gpu}
+mkdir -p "$results" "$logs" || exit 1
+
+trap '[ -z "$out" ] || tar -C "$work" -czf "$out/logs.tgz" logs; rm -rf "$work"' EXIT
 
 # ---- the programs ----------------------------------------------------------------------------------------------------
 
@@ -51,8 +69,8 @@ find_programs() {
     local newest
     # shellcheck disable=SC2012
     newest=$(ls -t build/wring-*.tar.gz 2>/dev/null | head -n 1)
-    if [ $# -gt 0 ]; then
-        use_tarball "$1"
+    if [ -n "$tarball" ]; then
+        use_tarball "$tarball"
     elif [ -x bin/wring ]; then
         bin=$top/bin
     elif [ -n "$newest" ]; then
@@ -63,9 +81,31 @@ find_programs() {
     fi
 }
 
-if ! find_programs "$@"; then
-    echo "no programs: neither a tarball nor a build (see $logs/build.log)"
+# cuBLAS is the machine's: the toolkit's, that of make deps CUDA=1, or one that pip installed. Prints the folder of a library
+# that the loader would not find by itself; fails when there is none.
+cublas_folder() {
+    local folder others=${LD_LIBRARY_PATH:-}
+    ldconfig -p 2>/dev/null | grep 'libcublasLt\.so\.1[23]' >/dev/null && return
+    for folder in ${others//:/ } /usr/local/cuda*/lib64 "$top/.cache/cublas/lib" $(python3 -c '
+import glob, sys
+for p in sys.path: print(*glob.glob(p + "/nvidia/*/lib"))' 2>/dev/null); do
+        if compgen -G "$folder/libcublasLt.so.1[23]" >/dev/null; then
+            echo "$folder"
+            return
+        fi
+    done
+    return 1
+}
+
+if ! find_programs; then
+    [ ! -e "$logs/build.log" ] || tail -n 5 "$logs/build.log"
+    echo "no programs: neither a tarball nor a build"
     exit 1
+fi
+cublas=no
+if folder=$(cublas_folder); then
+    cublas=yes
+    [ -z "$folder" ] || export LD_LIBRARY_PATH="$folder${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 fi
 if ! "$bin/wring" bench --synthetic tiny:bf16 --device "$device" --repeat 1 --prompts "" --batches 1 \
     >"$logs/start.log" 2>&1; then
@@ -73,13 +113,12 @@ if ! "$bin/wring" bench --synthetic tiny:bf16 --device "$device" --repeat 1 --pr
     echo "there is a GPU ($gpu), but this wring does not use it: nothing measured"
     exit 1
 fi
-commit=$(cat "$bin/../COMMIT" 2>/dev/null || git describe --always --dirty --abbrev=10 --exclude='*' 2>/dev/null || echo unknown)
+commit=$(cat "$bin/../COMMIT" 2>/dev/null || git describe --always --dirty --abbrev=10 --exclude='*' 2>/dev/null ||
+    echo unknown)
 date=$(date -u +%Y-%m-%d)
-results=${OUT:-tests/bench/results}
-mkdir -p "$results"
 csv=$results/$date-$(tr 'A-Z /' 'a-z--' <<<"$gpu")-$commit.csv
 echo "date,device,commit,test,value,unit,bound,fraction" >"$csv"
-say "$gpu, commit $commit, programs in $bin"
+say "$gpu, commit $commit, programs in $bin, cuBLAS: ${folder:-$cublas}"
 
 # ---- steps -----------------------------------------------------------------------------------------------------------
 
@@ -88,29 +127,38 @@ row() {
     echo "$date,$gpu,$commit,$1,$2,$3,${4:-},${5:-}" >>"$csv"
 }
 
-# step NAME SECONDS COMMAND...: stdout and stderr to NAME.out and NAME.err. Fails when the command does.
+# skip NAME WHY: no failure, but a row that says so.
+skip() {
+    say "$1: $2"
+    row "$1" skipped ""
+    skipped=$((skipped + 1))
+}
+
+# step NAME SECONDS COMMAND...: stdout and stderr to NAME.out and NAME.err. False when it failed or was skipped.
 step() {
-    local name=$1 most=$2 left=$((limit - SECONDS)) from=$SECONDS rc=0
+    local name=$1 most=$2 left=$((limit - SECONDS)) from=$SECONDS rc=0 time
     shift 2
-    [ "$most" -lt "$left" ] || most=$left
-    if [ "$most" -lt 5 ]; then
-        say "$name: skipped, no time left"
-        row "$name" skipped ""
-        failures=$((failures + 1))
+    rm -f "$logs/$name.out" "$logs/$name.err"
+    if [ "$left" -lt 5 ]; then
+        skip "$name" "skipped, no time left"
         return 1
     fi
-    timeout -k 5 "$most" "$@" >"$logs/$name.out" 2>"$logs/$name.err" || rc=$?
+    time=$((most < left ? most : left))
+    timeout -k 5 "$time" "$@" >"$logs/$name.out" 2>"$logs/$name.err" || rc=$?
     if [ "$rc" = 0 ]; then
         say "$name: done in $((SECONDS - from)) s"
         return 0
     fi
-    failures=$((failures + 1))
-    if [ "$rc" = 124 ] || [ "$rc" = 137 ]; then
-        say "$name: FAILED, stopped after $most s"
+    if [ $((SECONDS - from)) -lt "$time" ]; then
+        say "$name: FAILED with $rc: $(cat "$logs/$name.err" "$logs/$name.out" | grep -v '^$' | tail -n 1 | cut -c -160)"
+    elif [ "$time" -lt "$most" ]; then
+        skip "$name" "stopped after $time s, no time left"
+        return 1
     else
-        say "$name: FAILED with $rc: $(cat "$logs/$name.err" "$logs/$name.out" | grep -v '^$' | tail -n 1)"
+        say "$name: FAILED, stopped after $time s"
     fi
     row "$name" failed ""
+    failures=$((failures + 1))
     return 1
 }
 
@@ -126,7 +174,7 @@ counts() {
 # json KEYS: one line of values for each JSON object on stdin; "-" where a key is missing or null.
 json() {
     awk -v keys="$*" 'BEGIN { n = split(keys, key, " ") }
-        /^\{/ {
+        /^\{.*\}$/ {
             line = ""
             for (i = 1; i <= n; i++) {
                 v = "-"
@@ -166,21 +214,54 @@ bench_rows() {
 
 bench_model() {
     local model=$1 name=bench-${1/:/-}
-    step "$name" 60 "$bin/wring" bench --synthetic "$model" --device "$device" --json --prompts 4096 --max-batch 4096 \
+    step "$name" 55 "$bin/wring" bench --synthetic "$model" --device "$device" --json --prompts 4096 --max-batch 4096 \
         --batches 1,2,4,8 && bench_rows "$model" "$name"
 }
 
 # Prefill by cuBLASLt, which is not batch-invariant and therefore an option.
 bench_cublas() {
     local model=$1 name=bench-${1/:/-}-cublas
-    step "$name" 40 "$bin/wring" bench --synthetic "$model" --device "$device" --json --prompts 4096 --max-batch 4096 \
+    if [ "$cublas" = no ]; then
+        say "$name: left out, cuBLAS is not here"
+        row "$model --cublas" "not here" ""
+        return
+    fi
+    step "$name" 30 "$bin/wring" bench --synthetic "$model" --device "$device" --json --prompts 4096 --max-batch 4096 \
         --batches "" --cublas && bench_rows "$model --cublas" "$name"
+}
+
+# The speed of the ops; what was measured counts even when the run was stopped. The first line tells the bounds; a CPU has
+# more than that one for products.
+bench_ops() {
+    step checkops-bench 110 "$bin/checkops" --device "$device" --bench --json
+    [ -e "$logs/checkops-bench.out" ] || return
+    json op form shape rows us gbs copy_percent tflops peak_percent <"$logs/checkops-bench.out" |
+        awk -F'\t' -v head="$date,$gpu,$commit" '
+            function put(test, value, unit, bound, percent) {
+                if (value != "-" && value > 0)
+                    printf "%s,%s,%s,%s,%s,%s\n", head, test, value, unit, bound,
+                        percent == "-" ? "" : sprintf("%.3f", percent / 100)
+            }
+            $1 == "bounds" {
+                copy = $6
+                product = $3 ~ /^copy/ ? $8 : ""
+                sub(/;.*/, "", $3)
+                put("bound " $3, $6, "GB/s", "", "-")
+                put("bound bf16 product", $8, "TFLOP/s", "", "-")
+                next
+            }
+            {
+                test = $1 " " $2 " " $3 " x" $4
+                put(test, $5, "us", "", "-")
+                put(test, $6, "GB/s", $7 == "-" ? "" : copy, $7)
+                put(test, $8, "TFLOP/s", $9 == "-" ? "" : product, $9)
+            }' >>"$csv"
 }
 
 load_model() {
     local model=$1 streams requests failed tok ttft ttft99 itl itl99
     # 64 streams of 256 tokens each, and room for as many again.
-    step "load-${model/:/-}" 60 python3 "$here/load.py" --streams 64 --requests 3 --prompt 128 --tokens 128 -- \
+    step "load-${model/:/-}" 50 python3 "$here/load.py" --streams 64 --requests 3 --prompt 128 --tokens 128 -- \
         "$bin/wring" serve --synthetic "$model" --device "$device" --ctx 2048 --max-seqs 64 --kv-size 8G || return
     IFS=$'\t' read -r streams requests failed tok ttft ttft99 itl itl99 < <(
         json streams requests failed tok_s ttft_ms ttft_p99_ms itl_ms itl_p99_ms <"$logs/load-${model/:/-}.out")
@@ -216,35 +297,48 @@ logit_models() {
     echo "${models[@]}"
 }
 
-step checkops 120 "$bin/checkops" --device "$device"
+# The 20 ops that are furthest from the nearer of their two bounds, of those that move a megabyte: less is over before the
+# memory is busy.
+slowest_ops() {
+    awk -F, '$6 == "us" { us[$4] = $5 }
+        $6 == "GB/s" { bytes[$4] = us[$4] * $5 * 1e3 }
+        $8 != "" && $8 >= best[$4] { best[$4] = $8; line[$4] = $0 }
+        END { for (t in line) if (bytes[t] >= 1e6) print best[t] "," line[t] }' |
+        sort -t, -k1,1g -k5,5 | head -n 20 | cut -d, -f2-
+}
+
+show() {
+    awk -F, '{ printf "%-52s %10s %-8s %8s %8s\n", $4, $5, $6, $7, $8 }' | sed 's/ *$//'
+}
+
+step checkops 100 "$bin/checkops" --device "$device"
 counts checkops
 read -ra models < <(logit_models)
-step logits 60 "$bin/bench_logits" "$device" "${models[@]}"
+step logits 50 "$bin/bench_logits" "$device" "${models[@]}"
 counts logits
 for form in $forms; do
     bench_model "$shape:$form"
+done
+bench_ops
+for form in $forms; do
     bench_cublas "$shape:$form"
 done
 for form in $forms; do
     load_model "$shape:$form"
 done
-if step checkops-bench 60 "$bin/checkops" --device "$device" --bench --json; then
-    while IFS=$'\t' read -r op what us gb bw tflop peak; do
-        row "$op $what" "$us" us "" ""
-        [ "$gb" = - ] || row "$op $what" "$gb" GB/s "$(divide "$gb" "$bw" 0)" "${bw/#-/}"
-        [ "$tflop" = - ] || row "$op $what" "$tflop" TFLOP/s "$(divide "$tflop" "$peak" 0)" "${peak/#-/}"
-    done < <(json op shape us gb_s bw_frac tflop_s peak_frac <"$logs/checkops-bench.out")
-fi
 sanitize memcheck
 sanitize racecheck
 
 echo
-awk -F, 'NR > 1 { printf "%-52s %12s %-8s %10s %9s\n", $4, $5, $6, $7, $8; next }
-    { printf "%-52s %12s %-8s %10s %9s\n", "test", "value", "unit", "bound", "fraction" }' "$csv"
+op=' x[0-9]+,' # of a row of the op bench
+grep -vE "$op" "$csv" | show
+echo
+echo "the slowest of $(grep -cE "$op.*,us," "$csv") ops, all in the file:"
+grep -E "$op" "$csv" | slowest_ops | show
 echo
 if [ "$failures" = 0 ]; then
-    echo "$gpu: everything passed in $SECONDS s; rows in $csv"
+    echo "$gpu: all that ran passed in $SECONDS s, $skipped steps skipped; rows in $csv"
     exit 0
 fi
-echo "$gpu: $failures steps FAILED in $SECONDS s; rows in $csv, what they printed in $logs"
+echo "$gpu: $failures steps FAILED and $skipped were skipped in $SECONDS s; rows in $csv, what they printed in ${out:-$logs}"
 exit 1

@@ -6,6 +6,7 @@
  * it, as a server's decode does. Medians of at least nine runs after two that do not count.
  * Bytes: what the op must read and write at least. Operations: two per multiply-add. A product is timed with the preparation
  * of its input.
+ * JSON is printed a row at a time, so that a run that is stopped has told what it measured until then.
  */
 #include <math.h>
 #include <stdio.h>
@@ -44,6 +45,7 @@ struct bench {
     double gbs, gops[BOUND_DOT_N];
     float *region[REGIONS], *flush[2];
     struct table *table;
+    bool json;
     uintptr_t n_measured;
 };
 
@@ -110,6 +112,29 @@ static double median(struct bench *b, struct speed *t)
     return seconds[n / 2];
 }
 
+static void open_table(struct bench *b)
+{
+    static const struct table_col cols[] = {
+        { "op", "op" },          { "shape", "shape" },    { "form", "form" },
+        { "rows", "rows" },      { "us", "us" },          { "gbs", "GB/s" },
+        { "copy_percent", "%" }, { "tflops", "TFLOP/s" }, { "peak_percent", "%" },
+    };
+    ASSERT(table_open(&b->table, cols, COUNT(cols)) == 0);
+}
+
+/* Prints the rows since the last time, and begins anew. */
+static void print_rows(struct bench *b)
+{
+    struct buf out;
+    buf_init(&out, 1 << 20);
+    ASSERT(table_print(b->table, b->json, &out) == 0);
+    (void)fwrite(out.data, 1, out.len, stdout);
+    (void)fflush(stdout);
+    buf_free(&out);
+    table_close(b->table);
+    open_table(b);
+}
+
 static void add_row(struct bench *b, const char *op, const char *shape, const char *form, int n,
                     double s, double gbs, double gops, enum bound_dot peak)
 {
@@ -122,6 +147,8 @@ static void add_row(struct bench *b, const char *op, const char *shape, const ch
     table_num(b->table, b->gbs > 0 ? 100 * gbs / b->gbs : NAN, 1);
     table_num(b->table, gops > 0 ? gops * 1e-3 : NAN, 3);
     table_num(b->table, gops > 0 && b->gops[peak] > 0 ? 100 * gops / b->gops[peak] : NAN, 1);
+    if (b->json)
+        print_rows(b);
 }
 
 static void measure(struct bench *b, struct speed *t)
@@ -476,29 +503,19 @@ static void close_regions(struct bench *b)
 
 int check_bench(struct be *be, bool json)
 {
-    static const struct table_col cols[] = {
-        { "op", "op" },          { "shape", "shape" },    { "form", "form" },
-        { "rows", "rows" },      { "us", "us" },          { "gbs", "GB/s" },
-        { "copy_percent", "%" }, { "tflops", "TFLOP/s" }, { "peak_percent", "%" },
-    };
-    struct bench b = { .be = be, .s = be->host ? &smollm_135m : &llama_8b };
-    struct buf out;
-    buf_init(&out, 1 << 20);
+    struct bench b = { .be = be, .s = be->host ? &smollm_135m : &llama_8b, .json = json };
     rnd_seed(1);
-    int rc = table_open(&b.table, cols, COUNT(cols));
-    if (rc == 0 && open_regions(&b)) {
+    bool opened = open_regions(&b);
+    open_table(&b);
+    if (opened) {
         find_bounds(&b);
         bench_rows(&b);
-        bench_products(&b);
         bench_attention(&b);
-        rc = table_print(b.table, json, &out);
-    } else {
-        rc = ERR_NOMEM;
+        bench_products(&b);
+        if (!json)
+            print_rows(&b);
     }
-    if (rc == 0)
-        (void)fwrite(out.data, 1, out.len, stdout);
     close_regions(&b);
-    buf_free(&out);
     table_close(b.table);
-    return rc;
+    return opened ? 0 : ERR_NOMEM;
 }
