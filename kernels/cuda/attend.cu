@@ -6,10 +6,11 @@
  *
  * The slots are cut into spans of ATTEND_SPAN as ref.c cuts them. Either a block walks all spans of its rows and keeps
  * the running total in the output itself, or, where that gives too few blocks for the GPU (decode: as many as sequences
- * times KV heads), each block does one span, leaves (m, l, o) in cu_state.partial, and attend_merge adds them up in the
- * same order by the same formula: the choice does not change a bit. The shapes of launches come from numbers that the
- * host knows (cu_step); lengths are read from be_seq on the device and a block without work returns at once, so that a
- * recorded pass serves later steps.
+ * times KV heads) or blocks of very unequal lengths, each block does one span, leaves (m, l, o) in cu_state.partial, and
+ * attend_merge adds them up in the same order by the same formula: the choice does not change a bit. The shapes of
+ * launches come from numbers that the host knows (cu_step) and rounds; which sequences and which of their spans, from
+ * lists on the device (cu_seqs); lengths, from be_seq. A block without work returns at once, so that a recorded pass
+ * serves later steps.
  *
  * Bytes moved: every key and value that some row sees, once per block of rows (decode: once), q and out once. Split,
  * each span also writes 4 * (head_dim + 2) bytes a row and reads them again: at a group of 4 each 1/128 of its 16-bit
@@ -25,19 +26,18 @@ struct attend_job {
     const void *pool;
     const float *beta, *q;
     float *out, *lse;
-    /* [n_seqs][most][n_heads][n_split][head_dim], then as many (m, l); NULL: blocks walk all spans. */
+    /* [of.n_spans][of.max_rows][n_heads][head_dim], then as many (m, l); NULL: blocks walk all spans. */
     float *partial;
     const struct be_seq *seqs;
-    int n_seqs, n_heads, n_kv_heads, dim, window;
+    struct cu_seqs of; /* those of this launch */
+    int n_heads, n_kv_heads, dim, window;
     float scale;
-    int least, most; /* sequences with so many rows */
-    int n_blocks;    /* of rows, for `most` rows */
-    int n_split;     /* 1, or the most spans of a sequence */
+    int n_blocks; /* of rows, for of.max_rows */
 };
 
 static inline __host__ __device__ size_t partial_count(const struct attend_job *j)
 {
-    return (size_t)j->n_seqs * (size_t)j->most * (size_t)j->n_heads * (size_t)j->n_split;
+    return (size_t)j->of.n_spans * (size_t)j->of.max_rows * (size_t)j->n_heads;
 }
 
 /* ---- spans ------------------------------------------------------------------------------------------------------- */
@@ -110,12 +110,13 @@ static __device__ __forceinline__ float total_lse(float m, float l)
 
 /* ---- a block of rows --------------------------------------------------------------------------------------------- */
 
-/* Where the block is: its first row of n in this sequence, and the running totals of its lanes' rows. */
+/* Where the block is: its first row of n in this sequence. */
 struct attend_place {
     const struct be_seq *seq;
-    int i_seq, kv_head, row0, n, split;
+    int kv_head, row0, n;
 };
 
+/* The running totals of the rows of a lane. */
 template <int MT> struct attend_totals {
     float m[MT][2], l[MT][2];
 };
@@ -244,13 +245,14 @@ static __device__ __forceinline__ void span_leave(const struct attend_job &j,
                                                   const struct attend_sum<MT, NT> &sum)
 {
     float2 *stats = (float2 *)(j.partial + partial_count(&j) * (size_t)b.dim);
-    int heads0 = (at.i_seq * j.most - at.seq->row0) * j.n_heads;
+    int span = (int)blockIdx.x / j.n_blocks;
+    int heads0 = (span * j.of.max_rows - at.seq->row0) * j.n_heads;
 #pragma unroll
     for (int i = 0; i < MT * 2; i++) {
         int row = b.shared->row[i * 8 + cu_lane() / 4];
         if (row < 0)
             continue;
-        size_t slot = (size_t)(heads0 + row) * (size_t)j.n_split + (size_t)at.split;
+        size_t slot = (size_t)(heads0 + row);
         sum_each(sum, i / 2, i % 2, b.dim, [&](int dim, float2 x) {
             *(float2 *)(j.partial + slot * (size_t)b.dim + dim) = x;
         });
@@ -299,21 +301,23 @@ static __global__ void __launch_bounds__(ATTEND_THREADS, attend_block<T, MT, NT>
     };
     b.p += b.K_STEPS * MT * CU_WARP;
     struct attend_place at;
+    bool split = j.partial != NULL;
     int group = j.n_heads / j.n_kv_heads, x = (int)blockIdx.x / j.n_blocks;
+    const struct cu_span span = split ? j.of.span[x] : cu_span{ j.of.seq[x].seq, 0 };
     /* Late rows see more: they come first, so that none is left alone at the end. */
     at.row0 = (j.n_blocks - 1 - (int)blockIdx.x % j.n_blocks) * b.ROWS;
-    at.i_seq = x / j.n_split;
-    at.split = x % j.n_split;
     at.kv_head = (int)blockIdx.y;
-    at.seq = &j.seqs[at.i_seq];
+    if (span.seq < 0)
+        return;
+    at.seq = &j.seqs[span.seq];
     at.n = at.seq->n_rows * group;
-    if (at.seq->n_rows < j.least || at.seq->n_rows > j.most || at.row0 >= at.n)
+    if (at.row0 >= at.n)
         return;
     int first = at.seq->pos0 + at.row0 / group + 1;
     int last = at.seq->pos0 + (min(at.row0 + b.ROWS, at.n) - 1) / group + 1;
     const struct attend_range range = range_of(j, at.seq, at.kv_head, first, last);
     int n_spans = max(range_spans(range), 1);
-    int end = j.partial != NULL ? min(n_spans, at.split + 1) : n_spans;
+    int end = split ? min(n_spans, span.i + 1) : n_spans;
     struct attend_totals<MT> total;
     struct attend_sum<MT, NT> sum;
     sum_clear(&sum);
@@ -323,9 +327,9 @@ static __global__ void __launch_bounds__(ATTEND_THREADS, attend_block<T, MT, NT>
         total.l[t / 2][t % 2] = 0;
     }
     bool opened = false;
-    for (int i = at.split; i < end; i++) {
+    for (int i = span.i; i < end; i++) {
         struct attend_cut c = range_cut(range, i);
-        if (c.lo >= c.hi && (j.partial != NULL || i + 1 < n_spans))
+        if (c.lo >= c.hi && (split || i + 1 < n_spans))
             continue;
         if (!opened)
             rows_open(j, b, at);
@@ -334,7 +338,7 @@ static __global__ void __launch_bounds__(ATTEND_THREADS, attend_block<T, MT, NT>
         int2 all = c.narrow ? make_int2(0, c.hi)
                             : make_int2(max(at.seq->kv.wide_pos0, last - j.window), first);
         span_walk(b, c, all, &sum);
-        if (j.partial != NULL)
+        if (split)
             span_leave(j, b, at, sum);
         else
             span_total(j, b, sum, &total, i + 1 == n_spans);
@@ -348,14 +352,16 @@ enum { MERGE_THREADS = 128 };
 /* One block a row of one head: the spans that attend_rows left, in rising order. */
 static __global__ void __launch_bounds__(MERGE_THREADS) attend_merge(struct attend_job j)
 {
-    int i_seq = (int)blockIdx.x / j.most, token = (int)blockIdx.x % j.most, head = (int)blockIdx.y;
-    const struct be_seq *seq = &j.seqs[i_seq];
-    if (seq->n_rows < j.least || seq->n_rows > j.most || token >= seq->n_rows)
+    const struct cu_span span0 = j.of.seq[(int)blockIdx.x / j.of.max_rows];
+    int token = (int)blockIdx.x % j.of.max_rows, head = (int)blockIdx.y;
+    const struct be_seq *seq = &j.seqs[span0.seq];
+    if (token >= seq->n_rows)
         return;
     int hi = seq->pos0 + token + 1;
     const struct attend_range range = range_of(j, seq, head / (j.n_heads / j.n_kv_heads), hi, hi);
-    const size_t slot = ((size_t)blockIdx.x * (size_t)j.n_heads + (size_t)head) * (size_t)j.n_split;
-    const float2 *stats = (const float2 *)(j.partial + partial_count(&j) * (size_t)j.dim) + slot;
+    const size_t a_span = (size_t)j.of.max_rows * (size_t)j.n_heads;
+    const size_t slot0 = (size_t)span0.i * a_span + (size_t)(token * j.n_heads + head);
+    const float2 *stats = (const float2 *)(j.partial + partial_count(&j) * (size_t)j.dim);
     size_t row = (size_t)(seq->row0 + token) * (size_t)j.n_heads + (size_t)head;
     int n_spans = range_spans(range);
     for (int dim = (int)threadIdx.x; dim < j.dim; dim += MERGE_THREADS) {
@@ -365,8 +371,9 @@ static __global__ void __launch_bounds__(MERGE_THREADS) attend_merge(struct atte
             struct attend_cut c = range_cut(range, i);
             if (c.lo >= c.hi)
                 continue;
-            float2 f = total_add(&m, &l, stats[i].x, stats[i].y);
-            o = total_mix(o, j.partial[(slot + (size_t)i) * (size_t)j.dim + (size_t)dim], f);
+            size_t slot = slot0 + (size_t)i * a_span;
+            float2 f = total_add(&m, &l, stats[slot].x, stats[slot].y);
+            o = total_mix(o, j.partial[slot * (size_t)j.dim + (size_t)dim], f);
         }
         j.out[row * (size_t)j.dim + (size_t)dim] = l == 0 ? 0 : o / l;
         if (dim == 0 && j.lse != NULL)
@@ -380,34 +387,32 @@ template <enum kv_type T, int MT, int NT>
 static void launch(struct cu_state *s, struct attend_job j)
 {
     typedef struct attend_block<T, MT, NT> block;
-    int rows = j.most * (j.n_heads / j.n_kv_heads);
+    int rows = j.of.max_rows * (j.n_heads / j.n_kv_heads);
     j.n_blocks = (int)cu_div_up((size_t)rows, block::ROWS);
-    /* Eight blocks a multiprocessor: enough to even out their lengths. */
-    size_t n_blocks = (size_t)j.n_blocks * (size_t)j.n_kv_heads * (size_t)j.n_seqs;
-    j.n_split = s->step.max_spans;
-    j.partial = s->partial;
-    if (j.n_split < 2 || n_blocks >= (size_t)s->n_sm * 8 ||
-        partial_count(&j) * (size_t)(j.dim + 2) * sizeof(float) > CU_PARTIAL_BYTES) {
-        j.n_split = 1;
-        j.partial = NULL;
-    }
-    dim3 grid((unsigned)(j.n_blocks * j.n_split * j.n_seqs), (unsigned)j.n_kv_heads);
+    /* Whole sequences are even work where the longest is an eighth of a multiprocessor's share, or less. */
+    size_t spans = (size_t)j.of.n_spans * (size_t)j.n_blocks * (size_t)j.n_kv_heads;
+    bool even = (size_t)j.of.max_spans * (size_t)s->n_sm * 8 <= spans;
+    bool fits = partial_count(&j) * (size_t)(j.dim + 2) * sizeof(float) <= CU_PARTIAL_BYTES;
+    j.partial = j.of.max_spans > 1 && !even && fits ? s->partial : NULL;
+    dim3 grid((unsigned)(j.n_blocks * (j.partial != NULL ? j.of.n_spans : j.of.n)),
+              (unsigned)j.n_kv_heads);
     CU_LAUNCH(s->stream, grid, dim3(ATTEND_THREADS),
               (size_t)block::FRAGMENTS * sizeof(attend_fragment<T>), (attend_rows<T, MT, NT>), j);
     if (j.partial != NULL)
-        CU_LAUNCH(s->stream, dim3((unsigned)(j.n_seqs * j.most), (unsigned)j.n_heads),
+        CU_LAUNCH(s->stream, dim3((unsigned)(j.of.n * j.of.max_rows), (unsigned)j.n_heads),
                   dim3(MERGE_THREADS), 0, attend_merge, j);
     CU_LAUNCHED(s);
 }
 
-/* Sequences with least ... most rows. Many rows: as many as 48 KiB of shared memory and 255 registers carry. */
+/* Many rows: as many as 48 KiB of shared memory and 255 registers carry. */
 template <enum kv_type T, int NT>
-static void attend_some(struct cu_state *s, struct attend_job j, int least, int most)
+static void attend_some(struct cu_state *s, struct attend_job j, const struct cu_seqs *of)
 {
     constexpr int many = T == KV_F32 || NT > 8 ? 1 : NT > 4 ? 2 : 4;
-    j.least = least;
-    j.most = most;
-    if (most * (j.n_heads / j.n_kv_heads) <= 16)
+    j.of = *of;
+    if (of->max_rows == 0)
+        return;
+    if (of->max_rows * (j.n_heads / j.n_kv_heads) <= 16)
         launch<T, 1, NT>(s, j);
     else
         launch<T, many, NT>(s, j);
@@ -416,11 +421,8 @@ static void attend_some(struct cu_state *s, struct attend_job j, int least, int 
 /* Decoding sequences beside a prompt's chunk have a launch of their own. */
 template <enum kv_type T, int NT> static void attend_all(struct cu_state *s, struct attend_job j)
 {
-    int most = s->step.max_rows;
-    bool apart = j.n_seqs > 1 && most > 1 && most * (j.n_heads / j.n_kv_heads) > 16;
-    if (apart)
-        attend_some<T, NT>(s, j, 1, 1);
-    attend_some<T, NT>(s, j, apart ? 2 : 1, most);
+    attend_some<T, NT>(s, j, &s->step.single);
+    attend_some<T, NT>(s, j, &s->step.many);
 }
 
 template <enum kv_type T> static void attend_type_of(struct cu_state *s, struct attend_job j)
@@ -438,7 +440,7 @@ template <enum kv_type T> static void attend_type_of(struct cu_state *s, struct 
 static void cuda_attend(struct be *be, const struct be_attend *a)
 {
     struct cu_state *s = cu_of(be);
-    if (!cu_ok(s) || a->kv.n_seqs == 0 || s->step.max_rows == 0)
+    if (!cu_ok(s))
         return;
     struct attend_job j = {};
     j.pool = a->kv.pool;
@@ -447,7 +449,6 @@ static void cuda_attend(struct be *be, const struct be_attend *a)
     j.out = a->out;
     j.lse = a->lse;
     j.seqs = a->kv.seqs;
-    j.n_seqs = a->kv.n_seqs;
     j.n_heads = a->n_heads;
     j.n_kv_heads = a->kv.n_kv_heads;
     j.dim = a->kv.head_dim;

@@ -18,20 +18,33 @@ extern "C" {
 struct cu_graphs; /* recorded passes: step.cu */
 struct cu_blas;   /* blas.h */
 
-/* Partial results of attention spans: 16 streams of 32 heads of 128 at a context of 128k. What does not fit is done
- * unsplit, with the same bits. */
-#define CU_PARTIAL_BYTES ((size_t)64 << 20)
+/* Partial results of attention spans: contexts of 2M tokens together, one row each of 32 heads of 128. What does not fit
+ * is done unsplit, with the same bits. */
+#define CU_PARTIAL_BYTES ((size_t)65 << 20)
+
+struct cu_span {
+    int32_t seq, i;
+};
+
+/* The sequences that attention takes in one launch. A span is ATTEND_SPAN slots, narrow or wide; of layers that differ
+ * the one with most spans counts. */
+struct cu_seqs {
+    int n, max_rows;            /* most rows of a sequence */
+    int max_spans, n_spans;     /* of the longest sequence, and of all */
+    const struct cu_span *seq;  /* device: [n] the sequences, and where in `span` each begins */
+    const struct cu_span *span; /* device: [n_spans] whose, its number there; seq < 0: none */
+};
 
 /* The step under way, as the host knows it: for the shapes of launches. Lengths that kernels depend on are read on the
  * device, so that a recorded pass serves later steps. */
 struct cu_step {
     int n_rows, n_seqs, n_layers;
-    int max_rows; /* most rows of a sequence */
-    int max_spans; /* most spans (ATTEND_SPAN slots) of a row: narrow ones and wide ones, over all layers */
     int max_narrow; /* most narrow slots of a head, over all layers */
     bool padded;    /* some sequences have no rows */
     const int32_t
-        *row_seq; /* device: [n_rows] the sequence of each row; -1: a row without effect */
+        *row_seq;          /* device: [n_rows] the sequence of each row; -1: a row without effect */
+    struct cu_seqs single; /* sequences of at most one row */
+    struct cu_seqs many;   /* of more; no recorded pass has any */
 };
 
 struct cu_state {

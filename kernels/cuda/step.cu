@@ -1,18 +1,19 @@
 /* A step: what the host decides comes over in one copy, and decode passes are recorded once and replayed.
  *
  * The copy: all numbers of a be_step are packed into one pinned block and land in one device block. First the arrays whose
- * places depend on the counts alone, which recorded kernels point to; then the page tables, which they reach through the
- * be_seq of their sequence:
+ * places depend on the shape alone (below), which recorded kernels point to; then the page tables, which they reach
+ * through the be_seq of their sequence:
  *
- *      token[rows] pos[rows] row_seq[rows] out_row[outs] be_seq[layers][seqs] | page ids, narrow tables ...
+ *      token[rows] pos[rows] row_seq[rows] out_row[outs] be_seq[layers][seqs] cu_seqs | page ids, narrow tables ...
  *
  * Recording: launching the 400 kernels of a pass of an 8B model one by one takes a millisecond of the host, a third of
  * the pass itself; one graph takes some microseconds. A pass of one row a sequence is recorded as a CUDA graph when its
  * shape comes for the second time, and replayed from then on; the first time runs as it is, because kernels that the
- * driver has not loaded yet may not be loaded while it records, and many shapes come only once. A shape is the counts, raised to a bucket by rows
- * without effect (no sequence, no logits that anyone reads), and the longest context in powers of two spans; everything
- * else is read by the kernels from the device block. So a changed batch needs no new recording.
- * Bytes moved: 4 a page of every layer of every sequence (32 KiB for 8,192 tokens of 32 layers), 100 a row.
+ * driver has not loaded yet may not be loaded while it records, and many shapes come only once. A shape is the counts,
+ * raised to a bucket by rows without effect (no sequence, no logits that anyone reads), and the spans of attention (of the
+ * longest context, and of all) in powers of two; everything else is read by the kernels from the device block. So a
+ * changed batch needs no new recording.
+ * Bytes moved: 4 a page of every layer of every sequence (32 KiB for 8,192 tokens of 32 layers), 100 a row, 8 a span.
  */
 #include <string.h>
 
@@ -24,21 +25,51 @@ enum { MAX_GRAPHS = 64, STEP_ALIGN = 16 };
 struct shape {
     const void *owner;
     const char *block; /* the device block that its kernels point to */
-    int n_rows, n_seqs, n_out, n_layers, max_spans, max_narrow;
+    int n_rows, n_seqs, n_out, n_layers, max_spans, n_spans, max_narrow;
 };
 
 struct recorded {
     struct shape shape;
     cudaGraphExec_t exec; /* NULL: seen once */
+    uint64_t used;        /* the step that asked for it last */
 };
 
 struct cu_graphs {
     struct recorded list[MAX_GRAPHS];
     int n;
+    uint64_t steps;
     char *block, *staged; /* device, pinned host: `room` bytes each */
     size_t room;
     struct recorded *recording; /* the pass under way; NULL: it is not recorded */
 };
+
+/* ---- spans ------------------------------------------------------------------------------------------------------- */
+
+static int most_narrow(const struct be_seq *q, int n_kv_heads)
+{
+    int most = 0;
+    for (int h = 0; q->kv.narrow != NULL && h < n_kv_heads; h++)
+        most = q->kv.n_narrow[h] > most ? q->kv.n_narrow[h] : most;
+    return most;
+}
+
+static int spans_of(int first, int last)
+{
+    return last > first ? (last - 1) / ATTEND_SPAN - first / ATTEND_SPAN + 1 : 0;
+}
+
+/* The spans that the rows of sequence i see, most over all layers. */
+static int seq_spans(const struct be_step *s, int i)
+{
+    int most = 0;
+    for (int l = 0; l < s->n_layers; l++) {
+        const struct be_seq *q = &s->seqs[(size_t)l * (size_t)s->n_seqs + (size_t)i];
+        int spans = spans_of(0, most_narrow(q, s->n_kv_heads)) +
+                    spans_of(q->kv.wide_pos0, q->pos0 + q->n_rows);
+        most = q->n_rows > 0 && spans > most ? spans : most;
+    }
+    return most;
+}
 
 /* ---- packing ----------------------------------------------------------------------------------------------------- */
 
@@ -115,20 +146,47 @@ static const int32_t *pack_row_seq(struct packer *p, const struct be_step *s, in
     return at;
 }
 
-/* Packs *s with the counts of *to and leaves device addresses there. */
+/* What attention takes in one launch: the sequences of more than one row, or the others. */
+static void pack_spans(struct packer *p, const struct be_step *s, bool many, struct cu_seqs *to)
+{
+    void *seq_device, *span_device;
+    struct cu_span *seq = (struct cu_span *)pack(p, (size_t)to->n * sizeof *seq, &seq_device);
+    struct cu_span *span =
+        (struct cu_span *)pack(p, (size_t)to->n_spans * sizeof *span, &span_device);
+    to->seq = (const struct cu_span *)seq_device;
+    to->span = (const struct cu_span *)span_device;
+    if (seq == NULL)
+        return;
+    int n = 0, n_spans = 0;
+    for (int i = 0; i < s->n_seqs; i++) {
+        if ((s->seqs[i].n_rows > 1) != many)
+            continue;
+        seq[n++] = cu_span{ i, n_spans };
+        for (int k = 0, own = seq_spans(s, i); k < own; k++)
+            span[n_spans++] = cu_span{ i, k };
+    }
+    for (int i = s->n_seqs; n < to->n; i++)
+        seq[n++] = cu_span{ i, n_spans }; /* without rows */
+    while (n_spans < to->n_spans)
+        span[n_spans++] = cu_span{ -1, 0 };
+}
+
+/* Packs *s with the counts of *to and *m and leaves device addresses there. */
 static void pack_step(struct packer *p, const struct be_step *s, struct be_step *to,
-                      const int32_t **row_seq)
+                      struct cu_step *m)
 {
     void *seqs_device;
     size_t seqs_bytes = (size_t)to->n_layers * (size_t)to->n_seqs * sizeof(struct be_seq);
     to->token = pack_ints(p, s->token, s->n_rows, to->n_rows, 0);
     to->pos = pack_ints(p, s->pos, s->n_rows, to->n_rows, 0);
-    *row_seq = pack_row_seq(p, s, to->n_rows);
+    m->row_seq = pack_row_seq(p, s, to->n_rows);
     to->out_row = pack_ints(p, s->out_row, s->n_out, to->n_out, 0);
     struct be_seq *seqs = (struct be_seq *)pack(p, seqs_bytes, &seqs_device);
     if (seqs != NULL)
         memset(seqs, 0, seqs_bytes);
     to->seqs = (const struct be_seq *)seqs_device;
+    pack_spans(p, s, false, &m->single);
+    pack_spans(p, s, true, &m->many);
     pack_seqs(p, s, to, seqs);
 }
 
@@ -161,24 +219,21 @@ static bool is_decode(const struct be_step *s)
     return s->n_out == s->n_rows && s->n_rows == s->n_seqs;
 }
 
-static int spans_of(int first, int last)
-{
-    return last > first ? (last - 1) / ATTEND_SPAN - first / ATTEND_SPAN + 1 : 0;
-}
-
 static void measure(const struct be_step *s, struct cu_step *m)
 {
     *m = cu_step();
     m->n_layers = s->n_layers;
     for (int i = 0; i < s->n_layers * s->n_seqs; i++) {
-        const struct be_seq *q = &s->seqs[i];
-        int narrow = 0;
-        for (int h = 0; q->kv.narrow != NULL && h < s->n_kv_heads; h++)
-            narrow = q->kv.n_narrow[h] > narrow ? q->kv.n_narrow[h] : narrow;
-        int spans = spans_of(0, narrow) + spans_of(q->kv.wide_pos0, q->pos0 + q->n_rows);
-        m->max_rows = q->n_rows > m->max_rows ? q->n_rows : m->max_rows;
-        m->max_spans = spans > m->max_spans ? spans : m->max_spans;
+        int narrow = most_narrow(&s->seqs[i], s->n_kv_heads);
         m->max_narrow = narrow > m->max_narrow ? narrow : m->max_narrow;
+    }
+    for (int i = 0; i < s->n_seqs; i++) {
+        int rows = s->seqs[i].n_rows, spans = seq_spans(s, i);
+        struct cu_seqs *of = rows > 1 ? &m->many : &m->single;
+        of->n++;
+        of->max_rows = rows > of->max_rows ? rows : of->max_rows;
+        of->max_spans = spans > of->max_spans ? spans : of->max_spans;
+        of->n_spans += spans;
     }
 }
 
@@ -226,7 +281,7 @@ void cu_graphs_drop(struct cu_state *s)
 bool cu_graphs_open(struct cu_state *s)
 {
     s->graphs = (struct cu_graphs *)mem_zalloc(1, sizeof *s->graphs);
-    return s->graphs != NULL;
+    return s->graphs != NULL && grow_block(s, 1);
 }
 
 void cu_graphs_close(struct be *be)
@@ -248,13 +303,22 @@ static struct recorded *find(struct cu_graphs *g, const struct shape *shape)
     return NULL;
 }
 
-static void remember(struct cu_state *s, const struct shape *shape)
+/* The place of a new shape: when all are taken, of one that was seen once, else of the one not asked for longest. Nothing
+ * of it is running: the stream was waited for when the step began. */
+static struct recorded *place(struct cu_graphs *g)
 {
-    struct cu_graphs *g = s->graphs;
-    if (g->n == MAX_GRAPHS)
-        cu_graphs_drop(s);
-    g->list[g->n].shape = *shape;
-    g->list[g->n++].exec = NULL;
+    if (g->n < MAX_GRAPHS)
+        return &g->list[g->n++];
+    struct recorded *old = &g->list[0];
+    for (int i = 1; i < g->n; i++) {
+        struct recorded *r = &g->list[i];
+        bool worse =
+            (r->exec == NULL) == (old->exec == NULL) ? r->used < old->used : r->exec == NULL;
+        old = worse ? r : old;
+    }
+    if (old->exec != NULL)
+        cudaGraphExecDestroy(old->exec);
+    return old;
 }
 
 /* Replays the pass when it was recorded; else starts recording it when it was seen before. */
@@ -269,13 +333,19 @@ static bool replay(struct cu_state *s, const struct be_step *step, const void *o
     now.n_seqs = step->n_seqs;
     now.n_out = step->n_out;
     now.n_layers = step->n_layers;
-    now.max_spans = s->step.max_spans;
+    now.max_spans = s->step.single.max_spans;
+    now.n_spans = s->step.single.n_spans;
     now.max_narrow = s->step.max_narrow;
     struct recorded *known = find(g, &now);
+    g->steps++;
     if (known == NULL) {
-        remember(s, &now);
+        known = place(g);
+        known->shape = now;
+        known->exec = NULL;
+        known->used = g->steps;
         return false;
     }
+    known->used = g->steps;
     if (known->exec != NULL) {
         CU_CHECK(s, cudaGraphLaunch(known->exec, s->stream));
         return true;
@@ -295,19 +365,21 @@ static bool cuda_step_begin(struct be *be, struct be_step *step, const void *own
     measure(&host, &s->step);
     if (decode) {
         step->n_rows = step->n_seqs = step->n_out = bucket(host.n_rows);
-        s->step.max_spans = power_up(s->step.max_spans);
+        s->step.single.n = step->n_seqs;
+        s->step.single.max_spans = power_up(s->step.single.max_spans);
+        s->step.single.n_spans = power_up(s->step.single.n_spans);
         s->step.max_narrow = power_up(s->step.max_narrow);
     }
     s->step.n_rows = step->n_rows;
     s->step.n_seqs = step->n_seqs;
     s->step.padded = step->n_seqs > host.n_seqs;
     struct packer p = { NULL, NULL, 0 };
-    pack_step(&p, &host, step, &s->step.row_seq);
+    pack_step(&p, &host, step, &s->step);
     /* The last step's copy may still read the staging block. */
     if (!CU_CHECK(s, cudaStreamSynchronize(s->stream)) || !grow_block(s, p.used))
         return true;
     p = packer{ s->graphs->staged, s->graphs->block, 0 };
-    pack_step(&p, &host, step, &s->step.row_seq);
+    pack_step(&p, &host, step, &s->step);
     CU_CHECK(s, cudaMemcpyAsync(s->graphs->block, s->graphs->staged, p.used, cudaMemcpyHostToDevice,
                                 s->stream));
     return !cu_ok(s) || (decode && replay(s, step, owner));
