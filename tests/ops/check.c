@@ -154,6 +154,8 @@ void check_begin(struct check *c, struct be *be, struct be_step *s)
 /* ---- comparing --------------------------------------------------------------------------------------------------- */
 
 static void fail(struct check *c, enum check_id id, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+static void fail(struct check *c, enum check_id id, const char *fmt, ...)
 {
     struct check_result *r = &c->result[id];
     char text[120];
