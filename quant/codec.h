@@ -69,8 +69,6 @@ struct codec_cuda {
     /* Products of n_to (1 to MATMUL_MAX) matrices of this codec, one variant and one preparation, with the input, which
      * has been prepared as they want it. */
     void (*mul)(struct be *be, const struct input *in, const struct matmul *to, int n_to);
-    /* Rows [row0, row0 + n) to bf16, row-major [n][cols]: for products by cuBLAS. */
-    void (*unpack)(struct be *be, const struct weight *w, int row0, int n, uint16_t *dst);
 };
 
 struct codec {

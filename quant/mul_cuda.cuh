@@ -46,12 +46,12 @@ static __global__ void __launch_bounds__(MUL_THREADS)
     }
 }
 
-/* Rows row0 ... of W to bf16, [n][pitch], a block for 16 rows and 64 inputs. ordered: four inputs in the order that
- * quant/input_cuda.cuh has for x, and zeros behind cols; pitch is then a multiple of 4. Bytes moved: W once, 2 a weight
+/* Rows row0 ... of W to bf16, [n][pitch], a block for 16 rows and 64 inputs, four inputs in the order that
+ * quant/input_cuda.cuh has for x, and zeros behind cols; pitch is a multiple of 4. Bytes moved: W once, 2 a weight
  * written. */
 template <class F>
 static __global__ void __launch_bounds__(MUL_THREADS)
-    mul_unpack(const cu_matmul m, int row0, int n, uint16_t *to, int pitch, bool ordered)
+    mul_unpack(const cu_matmul m, int row0, int n, uint16_t *to, int pitch)
 {
     int i_row = (int)blockIdx.y * MATMUL_PANEL + (int)threadIdx.x / (MUL_UNPACK_INPUTS / 4);
     int k =
@@ -61,17 +61,8 @@ static __global__ void __launch_bounds__(MUL_THREADS)
         return;
     float v[4];
     F::four(m, row0 + i_row, k, v);
-    to += (size_t)i_row * (size_t)pitch + k;
-    if (ordered) {
-        *(uint2 *)to = make_uint2(cu_pack_bf16(v[0], v[2]), cu_pack_bf16(v[1], v[3]));
-        return;
-    }
-    if (pitch % 4 == 0) {
-        *(uint2 *)to = make_uint2(cu_pack_bf16(v[0], v[1]), cu_pack_bf16(v[2], v[3]));
-        return;
-    }
-    for (int i = 0; i < 4 && k + i < pitch; i++)
-        to[i] = (uint16_t)cu_pack_bf16(v[i], 0);
+    *(uint2 *)(to + (size_t)i_row * (size_t)pitch + k) =
+        make_uint2(cu_pack_bf16(v[0], v[2]), cu_pack_bf16(v[1], v[3]));
 }
 
 template <class F>
@@ -86,20 +77,10 @@ static void cu_rows(struct be *be, const struct weight *w, const int32_t *id, in
 
 template <class F>
 static void mul_unpack_launch(struct cu_state *s, const struct weight *w, int row0, int n,
-                              uint16_t *to, int pitch, bool ordered)
+                              uint16_t *to, int pitch)
 {
     CU_LAUNCH(s->stream, dim3(cu_div_up(pitch, MUL_UNPACK_INPUTS), cu_div_up(n, MATMUL_PANEL)),
-              MUL_THREADS, 0, mul_unpack<F>, mul_matrix(w), row0, n, to, pitch, ordered);
-}
-
-template <class F>
-static void cu_unpack(struct be *be, const struct weight *w, int row0, int n, uint16_t *dst)
-{
-    struct cu_state *s = cu_of(be);
-    if (!cu_ok(s) || n == 0)
-        return;
-    mul_unpack_launch<F>(s, w, row0, n, dst, w->cols, false);
-    CU_LAUNCHED(s);
+              MUL_THREADS, 0, mul_unpack<F>, mul_matrix(w), row0, n, to, pitch);
 }
 
 /* ---- products ---------------------------------------------------------------------------------------------------- */
@@ -152,7 +133,7 @@ static bool mul_blas(struct cu_state *s, const struct weight *w, const struct cu
     bool ok = slice > 0;
     for (int row = 0; row < w->rows && ok; row += slice) {
         int n = w->rows - row < slice ? w->rows - row : slice;
-        mul_unpack_launch<F>(s, w, row, n, scratch, x.pitch, true);
+        mul_unpack_launch<F>(s, w, row, n, scratch, x.pitch);
         ok = blas_matmul(s->blas, x.x, scratch, bias != NULL ? bias + row : NULL, y + row, x.n, n,
                          x.pitch, w->rows);
     }

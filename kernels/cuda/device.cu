@@ -117,12 +117,6 @@ static void cuda_close(struct be *be)
     mem_free(be);
 }
 
-static int attribute(const struct cu_state *s, cudaDeviceAttr a)
-{
-    int v = 0;
-    return cudaDeviceGetAttribute(&v, a, s->device) == cudaSuccess ? v : 0;
-}
-
 /* Why there is no GPU to be had. */
 static int no_device(cudaError_t rc, struct err *e)
 {
@@ -154,10 +148,8 @@ static int pick_device(struct be *be, struct cu_state *s, int device, struct err
                        prop.name, prop.major, prop.minor);
     snprintf(be->device, sizeof be->device, "cuda:%d (%.72s)", device, prop.name);
     s->device = device;
-    s->sm = prop.major * 10 + prop.minor;
     s->n_sm = prop.multiProcessorCount;
     s->l2_bytes = (size_t)prop.l2CacheSize;
-    s->max_shared = (size_t)attribute(s, cudaDevAttrMaxSharedMemoryPerBlockOptin);
     return 0;
 }
 

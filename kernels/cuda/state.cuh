@@ -38,9 +38,8 @@ struct cu_seqs {
 /* The step under way, as the host knows it: for the shapes of launches. Lengths that kernels depend on are read on the
  * device, so that a recorded pass serves later steps. */
 struct cu_step {
-    int n_rows, n_seqs, n_layers;
+    int n_rows;
     int max_narrow; /* most narrow slots of a head, over all layers */
-    bool padded;    /* some sequences have no rows */
     const int32_t
         *row_seq;          /* device: [n_rows] the sequence of each row; -1: a row without effect */
     struct cu_seqs single; /* sequences of at most one row */
@@ -50,8 +49,8 @@ struct cu_step {
 struct cu_state {
     struct be_ops ops;
     cudaStream_t stream;
-    int device, n_sm, sm; /* index, multiprocessors, 10 * major + minor */
-    size_t l2_bytes, max_shared;
+    int device, n_sm; /* index, multiprocessors */
+    size_t l2_bytes;
     struct err error; /* the first failure; code 0: none */
     struct cu_step step;
     struct cu_graphs *graphs;

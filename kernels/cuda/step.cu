@@ -222,7 +222,6 @@ static bool is_decode(const struct be_step *s)
 static void measure(const struct be_step *s, struct cu_step *m)
 {
     *m = cu_step();
-    m->n_layers = s->n_layers;
     for (int i = 0; i < s->n_layers * s->n_seqs; i++) {
         int narrow = most_narrow(&s->seqs[i], s->n_kv_heads);
         m->max_narrow = narrow > m->max_narrow ? narrow : m->max_narrow;
@@ -371,8 +370,6 @@ static bool cuda_step_begin(struct be *be, struct be_step *step, const void *own
         s->step.max_narrow = power_up(s->step.max_narrow);
     }
     s->step.n_rows = step->n_rows;
-    s->step.n_seqs = step->n_seqs;
-    s->step.padded = step->n_seqs > host.n_seqs;
     struct packer p = { NULL, NULL, 0 };
     pack_step(&p, &host, step, &s->step);
     /* The last step's copy may still read the staging block. */

@@ -177,16 +177,6 @@ void mul(struct be *be, const struct input *in, const struct matmul *to, int n_t
         cu_mul<decode<DENSE_BF16>>(be, in, to, n_to);
 }
 
-void unpack(struct be *be, const struct weight *w, int row0, int n, uint16_t *dst)
-{
-    if (w->variant == DENSE_F32)
-        cu_unpack<decode<DENSE_F32>>(be, w, row0, n, dst);
-    else if (w->variant == DENSE_F16)
-        cu_unpack<decode<DENSE_F16>>(be, w, row0, n, dst);
-    else
-        cu_unpack<decode<DENSE_BF16>>(be, w, row0, n, dst);
-}
-
 } // namespace
 
-const struct codec_cuda dense_cuda = { rows, mul, unpack };
+const struct codec_cuda dense_cuda = { rows, mul };

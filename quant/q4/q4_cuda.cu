@@ -123,14 +123,6 @@ void mul(struct be *be, const struct input *in, const struct matmul *to, int n_t
         cu_mul<decode<Q4_PLAIN>>(be, in, to, n_to);
 }
 
-void unpack(struct be *be, const struct weight *w, int row0, int n, uint16_t *dst)
-{
-    if (w->variant == Q4_MIN)
-        cu_unpack<decode<Q4_MIN>>(be, w, row0, n, dst);
-    else
-        cu_unpack<decode<Q4_PLAIN>>(be, w, row0, n, dst);
-}
-
 } // namespace
 
-const struct codec_cuda q4_cuda = { rows, mul, unpack };
+const struct codec_cuda q4_cuda = { rows, mul };

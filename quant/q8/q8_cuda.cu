@@ -99,4 +99,4 @@ struct decode {
 
 } // namespace
 
-const struct codec_cuda q8_cuda = { cu_rows<decode>, cu_mul<decode>, cu_unpack<decode> };
+const struct codec_cuda q8_cuda = { cu_rows<decode>, cu_mul<decode> };

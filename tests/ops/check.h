@@ -36,7 +36,6 @@ enum check_id {
     CHECK_MUL_BF16,
     CHECK_MUL_BF16X3,
     CHECK_MUL_BLAS,
-    CHECK_UNPACK,
     CHECK_STEP,
     CHECK_N
 };

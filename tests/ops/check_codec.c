@@ -163,24 +163,6 @@ static void check_lookup(struct check *c, const struct matrix *m)
     check_near(c, CHECK_WEIGHT_ROWS, got, want, N * (size_t)m->cols, 0);
 }
 
-/* Rows as bf16, for cuBLAS: rounded once, by half a unit in the last of 8 bits. */
-static void check_unpack(struct check *c, const struct matrix *m)
-{
-    const struct codec_cuda *cuda = m->w.codec->cuda;
-    if (c->be->host || cuda == NULL || cuda->unpack == NULL)
-        return;
-    int row0 = m->rows > CODEC_PANEL ? CODEC_PANEL : 0, n = m->rows - row0;
-    size_t size = (size_t)n * (size_t)m->cols;
-    uint16_t *half = check_host(c, size * sizeof *half);
-    float *got = check_host(c, size * sizeof *got);
-    uint16_t *dst = check_room(c, c->be, size * sizeof *dst);
-    cuda->unpack(c->be, &m->w, row0, n, dst);
-    check_get(c, c->be, half, dst, size * sizeof *half);
-    for (size_t i = 0; i < size; i++)
-        got[i] = bf16_to_f32(half[i]);
-    check_near(c, CHECK_UNPACK, got, m->number + (size_t)row0 * (size_t)m->cols, size, 0);
-}
-
 static void check_form(struct check *c, const struct form *f, bool int8, int rows, int cols,
                        int n_max)
 {
@@ -210,7 +192,6 @@ static void check_form(struct check *c, const struct form *f, bool int8, int row
             not_finite(c, &m, x, y, few, 3e38f);
         }
         check_lookup(c, &m);
-        check_unpack(c, &m);
     }
     check_close(c, rule_of(&m));
     close_matrix(c, &m);

@@ -52,7 +52,6 @@ const struct check_rule check_rules[CHECK_N] = {
     [CHECK_MUL_BF16]    = { "matmul bf16",    { -1, -1, 1.2e-2 },   terms, "inputs rounded to bf16: 7 deviations of 0.0016" },
     [CHECK_MUL_BF16X3]  = { "matmul bf16x3",  { -1, -1, 1e-5 },     terms, "three bf16 numbers are the f32 number: as matmul f32" },
     [CHECK_MUL_BLAS]    = { "matmul cublas",  { -1, -1, 1.6e-2 },   terms, "inputs and weights rounded to bf16: 7 deviations of 0.0023" },
-    [CHECK_UNPACK]      = { "weight unpack",  { -1, -1, 4e-3 },     each,  "rounding to bf16 once: 2^-8" },
     [CHECK_STEP]        = { "step replay",    { 3e-5, 3e-5, 3e-5 }, plain, "as attend f32" },
 };
 /* clang-format on */
