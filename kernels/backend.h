@@ -88,6 +88,24 @@ static inline size_t kv_v_index(int slot, int i, int head_dim)
     return (size_t)(slot / 2) * (size_t)head_dim * 2 + (size_t)i * 2 + (size_t)(slot % 2);
 }
 
+/* A record holds the query of one token in one layer, as attention saw it, for policies that score slots by it: n_heads *
+ * head_dim elements of the cache's type (rotated, unscaled), then, 16-byte aligned, n_heads floats: the log-sum-exp of
+ * that row of attention over all that it saw. */
+static inline size_t kv_record_lse(enum kv_type t, int n_heads, int head_dim)
+{
+    size_t bytes = (size_t)n_heads * (size_t)head_dim * (t == KV_F32 ? 4 : 2);
+    return (bytes + 15) / 16 * 16;
+}
+static inline size_t kv_record_bytes(enum kv_type t, int n_heads, int head_dim)
+{
+    return kv_record_lse(t, n_heads, head_dim) + ((size_t)n_heads * sizeof(float) + 15) / 16 * 16;
+}
+
+/* Where the query of a row is kept: records in backend memory, NULL: nowhere. */
+struct be_keep {
+    void *sample, *window;
+};
+
 /* What one sequence sees in one layer: narrow slots first (per head, may be absent), then the wide tail. */
 struct kv_view {
     const int32_t *wide; /* wide page ids, enough for every token up to the last row's */
@@ -109,6 +127,7 @@ struct be_step {
     const int32_t *token, *pos; /* [n_rows] */
     const int32_t *out_row;     /* [n_out] rows whose logits are wanted, rising */
     const struct be_seq *seqs;  /* [n_layers][n_seqs]: be_kv.seqs of each layer */
+    const struct be_keep *keep; /* [n_layers][n_rows], or NULL: no query is kept */
 };
 
 /* Everything about the cache that an op needs; filled once a layer. */
@@ -203,7 +222,7 @@ struct be_ops {
      * activations have room, at most up to the next power of two.
      * Returns true when the backend runs the whole pass by itself, as it recorded it earlier: then the caller calls
      * step_end and no op. `owner` names what else the pass depends on (the workspace): passes of one owner and equal
-     * counts call the same ops with the same pointers. */
+     * counts, both with or both without `keep`, call the same ops with the same pointers. */
     bool (*step_begin)(struct be *be, struct be_step *s, const void *owner);
     void (*step_end)(struct be *be);
 
@@ -249,6 +268,12 @@ struct be_ops {
      * the partner of a last even slot, and whoever writes narrow slots does the same.
      * Bytes moved: every key and value once per 64 rows or fewer of a group. */
     void (*attend)(struct be *be, const struct be_attend *a);
+
+    /* Writes the records of n rows: keep[n] of this layer, from struct be_step after step_begin; q [n][n_heads][head_dim]
+     * as attend read it, lse [n][n_heads] as attend wrote it. Rounds to nearest even.
+     * Bytes moved: 4 read for each element of a query, and the records. */
+    void (*query_keep)(struct be *be, const struct be_keep *keep, const float *q, const float *lse,
+                       enum kv_type type, int n, int n_heads, int head_dim);
 
     /* ---- the head ------------------------------------------------------------------------------------------ */
     /* logits[n][vocab] as row[n] (host) says, changed in place; what is left of each row to out[n] (host). Waits, so

@@ -34,11 +34,6 @@ static int max_int(int a, int b)
     return a > b ? a : b;
 }
 
-static int round_up(int a, int to)
-{
-    return (a + to - 1) / to * to;
-}
-
 static struct result result_at(float *p, int n)
 {
     return (struct result){ .m = p, .l = p + n, .o = p + 2 * n };
@@ -280,27 +275,6 @@ static void result_write(const struct walk *w, const struct attend_unit *u, cons
 
 /* ---- work items ---------------------------------------------------------------------------------------------- */
 
-/* Cuts a thread's scratch into the parts of struct attend_rows; *rest is what follows them. */
-static void rows_init(struct attend_rows *rows, char *scratch, const struct be_kv *kv, float **rest)
-{
-    int dim = kv->head_dim;
-    rows->type = kv->type;
-    rows->dim = dim;
-    rows->pitch = round_up(dim, 32);
-    float *p = (float *)(void *)scratch;
-    rows->q = p;
-    p += CPU_ATTEND_ROWS * rows->pitch;
-    rows->m = p;
-    p += round_up(CPU_ATTEND_ROWS, ATTEND_LANES);
-    rows->l = p;
-    p += CPU_ATTEND_ROWS * ATTEND_LANES;
-    rows->o = p;
-    p += CPU_ATTEND_ROWS * 2 * rows->pitch;
-    rows->tile = (char *)p;
-    p += 2 * ATTEND_TILE * rows->pitch;
-    *rest = p;
-}
-
 _Static_assert((CPU_ATTEND_ROWS * (4 * BE_HEAD_DIM_MAX + 2 * ATTEND_LANES + 2) +
                 3 * ATTEND_TILE * BE_HEAD_DIM_MAX) *
                        sizeof(float) <=
@@ -370,8 +344,9 @@ static void run_items(void *arg, int first, int last, int i_thread)
     const struct walk *w = arg;
     struct attend_rows rows;
     const struct attend_unit *packed = NULL;
-    float *rest;
-    rows_init(&rows, w->state->scratch + (size_t)i_thread * CPU_SCRATCH_BYTES, &w->a->kv, &rest);
+    float *scratch = (float *)(void *)(w->state->scratch + (size_t)i_thread * CPU_SCRATCH_BYTES);
+    float *rest = scratch + attend_rows_floats(w->a->kv.head_dim);
+    attend_rows_cut(&rows, scratch, w->a->kv.type, w->a->kv.head_dim);
     for (int i = first; i < last; i++) {
         const struct attend_unit *u = unit_of(w, i);
         if (u != packed)

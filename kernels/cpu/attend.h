@@ -52,7 +52,33 @@ struct attend_kernel {
     void (*tile)(const struct attend_rows *r, const struct attend_tile *t);
     /* Sums of row i to l and o[dim]. */
     void (*finish)(const struct attend_rows *r, int i, float *l, float *o);
+    /* Column sums for kernels/probe.h: adds w p to sum[ATTEND_TILE] and w p^2 to square[ATTEND_TILE], row after row, with
+     * w = weight[r] and p = exp2(logit - m[r]), 0 for a slot that row r does not see. m[r] is that row's log2-sum-exp,
+     * +inf where it has none. Reads m and q only, and of the tile the keys. */
+    void (*sums)(const struct attend_rows *r, const struct attend_tile *t, const float *weight,
+                 float *sum, float *square);
 };
+
+/* What struct attend_rows takes for CPU_ATTEND_ROWS rows, and its cut from that much scratch. */
+static inline size_t attend_rows_floats(int dim)
+{
+    size_t pitch = (size_t)(dim + 31) / 32 * 32;
+    return CPU_ATTEND_ROWS * (3 * pitch + 1 + ATTEND_LANES) + 2 * ATTEND_TILE * pitch;
+}
+static inline void attend_rows_cut(struct attend_rows *r, void *scratch, enum kv_type type, int dim)
+{
+    size_t pitch = (size_t)(dim + 31) / 32 * 32;
+    float *p = (float *)scratch;
+    r->type = type;
+    r->n = 0;
+    r->dim = dim;
+    r->pitch = (int)pitch;
+    r->q = p;
+    r->m = p += CPU_ATTEND_ROWS * pitch;
+    r->l = p += CPU_ATTEND_ROWS;
+    r->o = p += CPU_ATTEND_ROWS * ATTEND_LANES;
+    r->tile = (char *)(p + CPU_ATTEND_ROWS * 2 * pitch);
+}
 
 /* Bits lo ... hi - 1; 0 <= lo <= hi <= 64. */
 static inline uint64_t attend_seen(int lo, int hi)
@@ -64,5 +90,13 @@ static inline uint64_t attend_seen(int lo, int hi)
 extern const struct attend_kernel attend_kernel_avx2;
 extern const struct attend_kernel attend_kernel_avx512;
 extern const struct attend_kernel attend_kernel_bf16; /* for a bf16 cache */
+
+/* The kernel of a level; not of CPU_REF, which has none. */
+static inline const struct attend_kernel *attend_kernel_of(enum cpu_isa isa, enum kv_type type)
+{
+    if (isa >= CPU_BF16 && type == KV_BF16)
+        return &attend_kernel_bf16;
+    return isa >= CPU_AVX512 ? &attend_kernel_avx512 : &attend_kernel_avx2;
+}
 
 #endif

@@ -4,4 +4,4 @@
 
 #include "kernels/cpu/attend_f32.inc"
 
-const struct attend_kernel attend_kernel_avx512 = { pack, tile, finish };
+const struct attend_kernel attend_kernel_avx512 = { pack, tile, finish, sums };

@@ -238,4 +238,58 @@ static void finish(const struct attend_rows *a, int row, float *l, float *o)
         o[i] = sum[i];
 }
 
-const struct attend_kernel attend_kernel_bf16 = { pack, tile, finish };
+/* ---- column sums -------------------------------------------------------------------------------------------------- */
+
+INLINE void rows_sums(const struct attend_rows *a, const struct attend_tile *t, int row0,
+                      const int n, const bool fetch, const float *weight, float *sum, float *square)
+{
+    __m512 s[ROWS][VECS];
+    scores(a, t, row0, n, fetch, s);
+#pragma GCC unroll 6
+    for (int r = 0; r < n; r++)
+        mask_row(t, row0 + r, s[r]);
+#pragma GCC unroll 4
+    for (int i = 0; i < VECS; i++) {
+        __m512 p1 = vec_load(sum + i * 16), p2 = vec_load(square + i * 16);
+#pragma GCC unroll 6
+        for (int r = 0; r < n; r++) {
+            __m512 p = exp2_rough(vec_sub(s[r][i], vec_set(a->m[row0 + r])));
+            __m512 wp = vec_mul(p, vec_set(weight[row0 + r]));
+            p1 = vec_add(p1, wp);
+            p2 = vec_fma(wp, p, p2);
+        }
+        vec_store(sum + i * 16, p1);
+        vec_store(square + i * 16, p2);
+    }
+}
+
+#define SUMS_FN(n)                                                                                 \
+    static void sums_##n(const struct attend_rows *a, const struct attend_tile *t, int row0,       \
+                         const float *weight, float *sum, float *square)                           \
+    {                                                                                              \
+        rows_sums(a, t, row0, n, n <= 4, weight, sum, square);                                     \
+    }
+SUMS_FN(1)
+SUMS_FN(2)
+SUMS_FN(3)
+SUMS_FN(4)
+SUMS_FN(5)
+SUMS_FN(6)
+
+static void sums(const struct attend_rows *a, const struct attend_tile *t, const float *weight,
+                 float *sum, float *square)
+{
+    int r = 0;
+    for (; r + ROWS <= a->n; r += ROWS)
+        sums_6(a, t, r, weight, sum, square);
+    switch (a->n - r) {
+    case 1: sums_1(a, t, r, weight, sum, square); break;
+    case 2: sums_2(a, t, r, weight, sum, square); break;
+    case 3: sums_3(a, t, r, weight, sum, square); break;
+    case 4: sums_4(a, t, r, weight, sum, square); break;
+    case 5: sums_5(a, t, r, weight, sum, square); break;
+    default: break;
+    }
+}
+
+const struct attend_kernel attend_kernel_bf16 = { pack, tile, finish, sums };

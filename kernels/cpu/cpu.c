@@ -177,9 +177,7 @@ static void fill_tables(struct cpu_state *s, enum cpu_isa isa)
         return;
     ops->attend = cpu_attend;
     for (int t = 0; t < KV_TYPE_N; t++)
-        s->attend[t] = isa >= CPU_AVX512 ? &attend_kernel_avx512 : &attend_kernel_avx2;
-    if (isa >= CPU_BF16)
-        s->attend[KV_BF16] = &attend_kernel_bf16;
+        s->attend[t] = attend_kernel_of(isa, t);
 }
 
 static int open_state(struct be *be, struct err *e)

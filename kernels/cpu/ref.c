@@ -3,7 +3,7 @@
 #include <string.h>
 
 #include "kernels/cpu/cpu.h"
-#include "kernels/half.h"
+#include "kernels/cpu/elem.h"
 
 /* ---- rows ---------------------------------------------------------------------------------------------------- */
 
@@ -180,28 +180,6 @@ static void ref_rope(struct be *be, float *x, const float *cos, const float *sin
 
 /* ---- cache ----------------------------------------------------------------------------------------------------- */
 
-static float kv_get(enum kv_type type, const void *p, size_t i)
-{
-    switch (type) {
-    case KV_F16: return half_from_f16(((const uint16_t *)p)[i]);
-    case KV_BF16: return half_from_bf16(((const uint16_t *)p)[i]);
-    case KV_F32:
-    case KV_TYPE_N: break;
-    }
-    return ((const float *)p)[i];
-}
-
-static void kv_put(enum kv_type type, void *p, size_t i, float f)
-{
-    switch (type) {
-    case KV_F16: ((uint16_t *)p)[i] = half_to_f16(f); return;
-    case KV_BF16: ((uint16_t *)p)[i] = half_to_bf16(f); return;
-    case KV_F32:
-    case KV_TYPE_N: break;
-    }
-    ((float *)p)[i] = f;
-}
-
 static char *block_at(const struct be_kv *kv, size_t block)
 {
     return (char *)kv->pool + block * kv_block_bytes(kv->type, kv->head_dim);
@@ -235,6 +213,45 @@ static void ref_kv_append(struct be *be, const struct be_kv *kv, const float *k,
             }
         }
     }
+}
+
+struct keep_rows {
+    const struct be_keep *keep;
+    const float *q, *lse;
+    enum kv_type type;
+    int n_heads, head_dim;
+};
+
+static void keep_record(const struct keep_rows *t, int r, char *record)
+{
+    size_t heads = (size_t)t->n_heads, n = heads * (size_t)t->head_dim;
+    if (record == NULL)
+        return;
+    for (size_t i = 0; i < n; i++)
+        kv_put(t->type, record, i, t->q[(size_t)r * n + i]);
+    memcpy(record + kv_record_lse(t->type, t->n_heads, t->head_dim), t->lse + (size_t)r * heads,
+           heads * sizeof(float));
+}
+
+static void keep_rows(void *arg, int first, int last, int i_thread)
+{
+    const struct keep_rows *t = arg;
+    (void)i_thread;
+    for (int r = first; r < last; r++) {
+        keep_record(t, r, t->keep[r].sample);
+        keep_record(t, r, t->keep[r].window);
+    }
+}
+
+/* Few rows are kept, so what counts as work are the records. */
+static void ref_query_keep(struct be *be, const struct be_keep *keep, const float *q,
+                           const float *lse, enum kv_type type, int n, int n_heads, int head_dim)
+{
+    struct keep_rows t = { keep, q, lse, type, n_heads, head_dim };
+    size_t records = 0;
+    for (int r = 0; r < n; r++)
+        records += (size_t)(keep[r].sample != NULL) + (keep[r].window != NULL);
+    cpu_for(be, n, 0, records * (size_t)(n_heads * head_dim) * 8, keep_rows, &t);
 }
 
 /* ---- attention ------------------------------------------------------------------------------------------------- */
@@ -405,4 +422,5 @@ void cpu_ops_ref(struct be_ops *ops)
     ops->rope = ref_rope;
     ops->kv_append = ref_kv_append;
     ops->attend = ref_attend;
+    ops->query_keep = ref_query_keep;
 }

@@ -1,4 +1,4 @@
-/* Rotary positions and the way into the cache.
+/* Rotary positions and the way into the cache, of keys and values and of the queries that are kept.
  *
  * A warp takes one head of one row: its sum of squares when the head is normalised, its rotation, and for keys and
  * values the rounding and the place in the cache. rope, kv_append and rope_append are made of the same two device
@@ -10,7 +10,9 @@
  * Bytes moved, for n rows: rope_table 8 * half; rope 8 * n_heads * head_dim (read and written, the tables come from
  * L1); kv_append reads 8 and writes 2 * the size of an element for each of n_kv_heads * head_dim; rope_append the sum
  * of these without the write and the read of rotated keys. A lane writes 2 bytes of a word where the other half
- * belongs to another dim or token; L2 puts them together. All are bound by memory, in decode by the launch.
+ * belongs to another dim or token; L2 puts them together. query_keep reads 4 and writes the size of an element, once or
+ * twice, for each of n_heads * head_dim of the rows that are kept; the others cost 16 bytes each. All are bound by
+ * memory, in decode by the launch.
  */
 #include "kernels/cuda/state.cuh"
 
@@ -188,6 +190,47 @@ static __global__ void __launch_bounds__(ROPE_THREADS)
     value_append(kv, p, r.v + at);
 }
 
+static __device__ __forceinline__ void pair_put(enum kv_type type, void *p, size_t i, float2 x)
+{
+    if (type == KV_F32)
+        ((float2 *)p)[i] = x;
+    else
+        ((uint32_t *)p)[i] = type == KV_F16 ? cu_pack_f16(x.x, x.y) : cu_pack_bf16(x.x, x.y);
+}
+
+/* Two dims a lane. lse_at: where the log-sum-exps begin in a record. */
+static __global__ void __launch_bounds__(ROPE_THREADS)
+    keep_heads(const struct be_keep *keep, const float *q, const float *lse, enum kv_type type,
+               size_t lse_at, int n, int n_heads, int head_dim)
+{
+    int i = warp_index(), row = i / n_heads, head = i % n_heads, pairs = head_dim / 2;
+    if (row >= n)
+        return;
+    const float2 *from = (const float2 *)q + (size_t)i * (size_t)pairs;
+    char *record[2] = { (char *)keep[row].sample, (char *)keep[row].window };
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+        if (record[k] == NULL)
+            continue;
+        for (int at = cu_lane(); at < pairs; at += CU_WARP)
+            pair_put(type, record[k], (size_t)(head * pairs + at), from[at]);
+        if (cu_lane() == 0)
+            ((float *)(record[k] + lse_at))[head] = lse[i];
+    }
+}
+
+static void cuda_query_keep(struct be *be, const struct be_keep *keep, const float *q,
+                            const float *lse, enum kv_type type, int n, int n_heads, int head_dim)
+{
+    struct cu_state *s = cu_of(be);
+    if (!cu_ok(s) || n == 0)
+        return;
+    CU_LAUNCH(s->stream, dim3(cu_div_up((size_t)n * (size_t)n_heads, ROPE_WARPS)),
+              dim3(ROPE_THREADS), 0, keep_heads, keep, q, lse, type,
+              kv_record_lse(type, n_heads, head_dim), n, n_heads, head_dim);
+    CU_LAUNCHED(s);
+}
+
 static void cuda_rope(struct be *be, float *x, const float *cos, const float *sin,
                       const float *norm, float eps, int n, int n_heads, int head_dim, int half,
                       bool half_split)
@@ -229,4 +272,5 @@ void cu_ops_rope(struct be_ops *ops)
     ops->rope = cuda_rope;
     ops->rope_append = cuda_rope_append;
     ops->kv_append = cuda_kv_append;
+    ops->query_keep = cuda_query_keep;
 }

@@ -85,7 +85,7 @@ static inline unsigned cu_div_up(size_t a, size_t b)
 void cu_ops_bound(struct be_ops *ops);  /* bound.cu: bounds */
 void cu_ops_step(struct be_ops *ops);   /* step.cu: step_begin, step_end */
 void cu_ops_rows(struct be_ops *ops);   /* rows.cu: rmsnorm, add, gather, swiglu */
-void cu_ops_rope(struct be_ops *ops);   /* rope.cu: rope_table, rope, rope_append, kv_append */
+void cu_ops_rope(struct be_ops *ops);   /* rope.cu: position and cache, but attention */
 void cu_ops_attend(struct be_ops *ops); /* attend.cu */
 void cu_ops_head(struct be_ops *ops);   /* head.cu */
 void cu_head_close(struct be *be);      /* frees s->head */

@@ -4,16 +4,18 @@
  * places depend on the shape alone (below), which recorded kernels point to; then the page tables, which they reach
  * through the be_seq of their sequence:
  *
- *      token[rows] pos[rows] row_seq[rows] out_row[outs] be_seq[layers][seqs] cu_seqs | page ids, narrow tables ...
+ *      token[rows] pos[rows] row_seq[rows] out_row[outs] keep[layers][rows] be_seq[layers][seqs] cu_seqs |
+ *      page ids, narrow tables ...
  *
  * Recording: launching the 400 kernels of a pass of an 8B model one by one takes a millisecond of the host, a third of
  * the pass itself; one graph takes some microseconds. A pass of one row a sequence is recorded as a CUDA graph when its
  * shape comes for the second time, and replayed from then on; the first time runs as it is, because kernels that the
  * driver has not loaded yet may not be loaded while it records, and many shapes come only once. A shape is the counts,
  * raised to a bucket by rows without effect (no sequence, no logits that anyone reads), and the spans of attention (of the
- * longest context, and of all) in powers of two; everything else is read by the kernels from the device block. So a
- * changed batch needs no new recording.
- * Bytes moved: 4 a page of every layer of every sequence (32 KiB for 8,192 tokens of 32 layers), 100 a row, 8 a span.
+ * longest context, and of all) in powers of two, and whether any query is kept; everything else is read by the kernels
+ * from the device block. So a changed batch needs no new recording.
+ * Bytes moved: 4 a page of every layer of every sequence (32 KiB for 8,192 tokens of 32 layers), 100 a row, 8 a span,
+ * 16 a row and layer where queries are kept.
  */
 #include <string.h>
 
@@ -25,7 +27,7 @@ enum { MAX_GRAPHS = 64, STEP_ALIGN = 16 };
 struct shape {
     const void *owner;
     const char *block; /* the device block that its kernels point to */
-    int n_rows, n_seqs, n_out, n_layers, max_spans, n_spans, max_narrow;
+    int n_rows, n_seqs, n_out, n_layers, max_spans, n_spans, max_narrow, has_keep;
 };
 
 struct recorded {
@@ -146,6 +148,21 @@ static const int32_t *pack_row_seq(struct packer *p, const struct be_step *s, in
     return at;
 }
 
+/* The rows that were added keep nothing. */
+static const struct be_keep *pack_keep(struct packer *p, const struct be_step *s, int n_room)
+{
+    void *device;
+    size_t layers = (size_t)s->n_layers;
+    if (s->keep == NULL)
+        return NULL;
+    struct be_keep *dst = (struct be_keep *)pack(p, layers * (size_t)n_room * sizeof *dst, &device);
+    for (size_t l = 0; dst != NULL && l < layers; l++)
+        for (int r = 0; r < n_room; r++)
+            *dst++ =
+                r < s->n_rows ? s->keep[l * (size_t)s->n_rows + (size_t)r] : be_keep{ NULL, NULL };
+    return (const struct be_keep *)device;
+}
+
 /* What attention takes in one launch: the sequences of more than one row, or the others. */
 static void pack_spans(struct packer *p, const struct be_step *s, bool many, struct cu_seqs *to)
 {
@@ -181,6 +198,7 @@ static void pack_step(struct packer *p, const struct be_step *s, struct be_step 
     to->pos = pack_ints(p, s->pos, s->n_rows, to->n_rows, 0);
     m->row_seq = pack_row_seq(p, s, to->n_rows);
     to->out_row = pack_ints(p, s->out_row, s->n_out, to->n_out, 0);
+    to->keep = pack_keep(p, s, to->n_rows);
     struct be_seq *seqs = (struct be_seq *)pack(p, seqs_bytes, &seqs_device);
     if (seqs != NULL)
         memset(seqs, 0, seqs_bytes);
@@ -335,6 +353,7 @@ static bool replay(struct cu_state *s, const struct be_step *step, const void *o
     now.max_spans = s->step.single.max_spans;
     now.n_spans = s->step.single.n_spans;
     now.max_narrow = s->step.max_narrow;
+    now.has_keep = step->keep != NULL;
     struct recorded *known = find(g, &now);
     g->steps++;
     if (known == NULL) {

@@ -220,6 +220,24 @@ void check_same(struct check *c, enum check_id id, const char *what, const void 
          (double)y);
 }
 
+void check_canonical(enum kv_type type, void *p, size_t bytes)
+{
+    char *at = p;
+    for (size_t i = 0; i < bytes; i += kv_elem_bytes(type)) {
+        uint16_t h;
+        uint32_t u;
+        memcpy(&h, at + i, sizeof h);
+        if (type == KV_F32) {
+            memcpy(&u, at + i, sizeof u);
+            u = (u & 0x7fffffff) > 0x7f800000 ? 0x7fffffff : u;
+            memcpy(at + i, &u, sizeof u);
+            continue;
+        }
+        h = (h & 0x7fff) > (type == KV_F16 ? 0x7c00 : 0x7f80) ? 0x7fff : h;
+        memcpy(at + i, &h, sizeof h);
+    }
+}
+
 void check_error(struct check *c, enum check_id id, const char *what, double error)
 {
     struct check_result *r = &c->result[id];

@@ -24,6 +24,7 @@ enum check_id {
     CHECK_ROPE,
     CHECK_KV_APPEND,
     CHECK_ROPE_APPEND,
+    CHECK_QUERY_KEEP,
     CHECK_ATTEND_F16, /* in the order of enum kv_type */
     CHECK_ATTEND_BF16,
     CHECK_ATTEND_F32,
@@ -110,6 +111,8 @@ void check_near(struct check *c, enum check_id id, const float *got, const float
 /* The same bits, whatever the rule. */
 void check_same(struct check *c, enum check_id id, const char *what, const void *got,
                 const void *want, size_t bytes);
+/* NaN of n bytes of the cache's elements: one is as good as another. */
+void check_canonical(enum kv_type type, void *p, size_t bytes);
 /* One error by itself, or a plain fact. */
 void check_error(struct check *c, enum check_id id, const char *what, double error);
 void check_that(struct check *c, enum check_id id, bool ok, const char *fmt, ...)
@@ -121,6 +124,7 @@ void check_memory(struct check *c);
 void check_rows(struct check *c);
 void check_rope(struct check *c);
 void check_cache(struct check *c);
+void check_keep(struct check *c);
 void check_attend(struct check *c);
 void check_company(struct check *c);
 void check_head(struct check *c);

@@ -18,7 +18,8 @@ static void bring(struct check *c, const struct world *w, const void *pool, stru
     struct be *be = c->be;
     size_t n = world_floats(w), kv = (size_t)w->s.len[0] * (size_t)(w->s.n_kv * w->s.dim);
     float *q = check_room(c, be, 2 * n * sizeof *q);
-    d->ask = world_ask(w, check_room(c, be, 2 * n * sizeof(float)), NULL);
+    float *lse = check_room(c, be, 2 * n / (size_t)w->s.dim * sizeof *lse);
+    d->ask = world_ask(w, check_room(c, be, 2 * n * sizeof(float)), lse);
     d->ask.kv.pool = check_put(c, be, pool, w->pool_bytes);
     if (w->kv.beta != NULL)
         d->ask.kv.beta = check_put(c, be, w->beta, w->n_blocks * KV_PAGE * sizeof(float));
@@ -44,6 +45,7 @@ static void step(struct check *c, const struct world *w, const struct device *d,
     struct be_attend a = d->ask;
     a.q += at;
     a.out += at;
+    a.lse += first * w->n_heads;
     check_begin(c, be, &s);
     a.kv.seqs = s.seqs;
     a.kv.n_seqs = s.n_seqs;
@@ -53,12 +55,35 @@ static void step(struct check *c, const struct world *w, const struct device *d,
     be->ops->step_end(be);
 }
 
+/* What attention leaves of n rows, from row `at` on. */
+struct answer {
+    float *out, *lse;
+};
+
+static struct answer get_rows(struct check *c, const struct world *w, const struct device *d,
+                              int at, int n)
+{
+    size_t heads = (size_t)w->n_heads, dim = (size_t)w->s.dim, bytes = sizeof(float);
+    size_t from = (size_t)at * heads, count = (size_t)n * heads;
+    struct answer a = { check_host(c, count * dim * bytes), check_host(c, count * bytes) };
+    check_get(c, c->be, a.out, d->ask.out + from * dim, count * dim * bytes);
+    check_get(c, c->be, a.lse, d->ask.lse + from, count * bytes);
+    return a;
+}
+
+static void check_rows_same(struct check *c, const struct world *w, const char *what,
+                            struct answer got, struct answer want, int at, int n)
+{
+    size_t heads = (size_t)w->n_heads, dim = (size_t)w->s.dim, bytes = sizeof(float);
+    size_t from = (size_t)at * heads, count = (size_t)n * heads;
+    check_same(c, CHECK_COMPANY, what, got.out, want.out + from * dim, count * dim * bytes);
+    check_same(c, CHECK_COMPANY, what, got.lse, want.lse + from, count * bytes);
+}
+
 /* Every `stride`-th row of every sequence. */
 static void rows_alone(struct check *c, const struct world *w, const struct device *d,
-                       const float *want, int stride)
+                       struct answer want, int stride)
 {
-    size_t row = (size_t)(w->n_heads * w->s.dim);
-    float *got = check_host(c, row * sizeof *got);
     for (int i = 0; i < w->s.n_seqs; i++)
         for (int r = w->s.rows[i] - 1; r >= 0; r -= stride) {
             struct be_seq one = w->seqs[i];
@@ -67,19 +92,15 @@ static void rows_alone(struct check *c, const struct world *w, const struct devi
             one.pos0 += r;
             one.n_rows = 1;
             step(c, w, d, &one, 1, at, false, 0);
-            check_get(c, c->be, got, d->ask.out + (size_t)at * row, row * sizeof *got);
-            check_same(c, CHECK_COMPANY, "a row alone", got, want + (size_t)at * row,
-                       row * sizeof *got);
+            check_rows_same(c, w, "a row alone", get_rows(c, w, d, at, 1), want, at, 1);
         }
 }
 
 /* Sequence 0 built up in a cache of its own, as a server would. */
-static void in_chunks(struct check *c, const struct world *w, const float *want, int max_chunk)
+static void in_chunks(struct check *c, const struct world *w, struct answer want, int max_chunk)
 {
     struct device d;
-    size_t row = (size_t)(w->n_heads * w->s.dim);
     char *pool = check_host(c, w->pool_bytes);
-    float *got = check_host(c, (size_t)w->s.rows[0] * row * sizeof *got);
     memset(pool, 0xff, w->pool_bytes);
     bring(c, w, pool, &d);
     for (int at = 0; at < w->s.len[0];) {
@@ -89,9 +110,8 @@ static void in_chunks(struct check *c, const struct world *w, const float *want,
         step(c, w, &d, &q, 1, at, true, at);
         at += n;
     }
-    check_get(c, c->be, got, d.ask.out, (size_t)w->s.rows[0] * row * sizeof *got);
-    check_same(c, CHECK_COMPANY, max_chunk == 1 ? "token by token" : "in chunks", got, want,
-               (size_t)w->s.rows[0] * row * sizeof *got);
+    check_rows_same(c, w, max_chunk == 1 ? "token by token" : "in chunks",
+                    get_rows(c, w, &d, 0, w->s.rows[0]), want, 0, w->s.rows[0]);
 }
 
 static void check_world(struct check *c, const struct world_shape *s, enum kv_type type, int stride)
@@ -101,11 +121,9 @@ static void check_world(struct check *c, const struct world_shape *s, enum kv_ty
     world_open(&w, c->ref, s, type);
     check_case(c, "attend in company, %s, %d x %d heads of %d, window %d, %d rows",
                kv_type_name(type), s->n_kv, s->group, s->dim, s->window, w.n_rows);
-    size_t n = world_floats(&w);
-    float *want = check_host(c, n * sizeof *want);
     bring(c, &w, w.kv.pool, &d);
     step(c, &w, &d, w.seqs, s->n_seqs, 0, false, 0);
-    check_get(c, c->be, want, d.ask.out, n * sizeof *want);
+    struct answer want = get_rows(c, &w, &d, 0, w.n_rows);
     rows_alone(c, &w, &d, want, stride);
     if (s->rows[0] == s->len[0]) {
         in_chunks(c, &w, want, 100);

@@ -162,24 +162,6 @@ static void *new_pool(struct check *c, struct be *be, const struct cache_case *t
     return check_put(c, be, p, pool_bytes(t));
 }
 
-/* One NaN is as good as another. */
-static void canonical(enum kv_type type, char *pool, size_t bytes)
-{
-    for (size_t i = 0; i < bytes; i += kv_elem_bytes(type)) {
-        uint16_t h;
-        uint32_t u;
-        memcpy(&h, pool + i, sizeof h);
-        if (type == KV_F32) {
-            memcpy(&u, pool + i, sizeof u);
-            u = (u & 0x7fffffff) > 0x7f800000 ? 0x7fffffff : u;
-            memcpy(pool + i, &u, sizeof u);
-            continue;
-        }
-        h = (h & 0x7fff) > (type == KV_F16 ? 0x7c00 : 0x7f80) ? 0x7fff : h;
-        memcpy(pool + i, &h, sizeof h);
-    }
-}
-
 /* All rows at once, or the rows of sequence 0 one by one first. */
 static char *append_on(struct check *c, struct be *be, const struct cache_case *t, bool one_by_one)
 {
@@ -206,7 +188,7 @@ static char *append_on(struct check *c, struct be *be, const struct cache_case *
     be->ops->kv_append(be, &kv, k, v);
     be->ops->step_end(be);
     check_get(c, be, out, pool, pool_bytes(t));
-    canonical(t->type, out, pool_bytes(t));
+    check_canonical(t->type, out, pool_bytes(t));
     return out;
 }
 
@@ -266,8 +248,8 @@ static struct fused_out fused_on(struct check *c, const struct cache_case *t, co
     struct fused_out out = { check_host(c, n * q_row), check_host(c, pool_bytes(t)) };
     check_get(c, be, out.q, dq, n * q_row);
     check_get(c, be, out.pool, pool, pool_bytes(t));
-    canonical(KV_F32, (char *)out.q, n * q_row);
-    canonical(t->type, out.pool, pool_bytes(t));
+    check_canonical(KV_F32, out.q, n * q_row);
+    check_canonical(t->type, out.pool, pool_bytes(t));
     return out;
 }
 

@@ -1,5 +1,5 @@
 /* Steps that a backend has recorded: a small pass of two layers, again and again under one name, with other tokens, lengths
- * and pages each time and now and then another number of sequences. Whether it was replayed or not, the results are those of
+ * and pages each time, with and without queries to keep, and now and then another number of sequences. Whether it was replayed or not, the results are those of
  * a pass that was called op by op under a new name. */
 #include <math.h>
 #include <string.h>
@@ -20,15 +20,19 @@ enum {
     SEQS = 6,
     SEQ_PAGES = 40,
     ROOM = 16, /* rows */
+    RECORDS = LAYERS * ROOM,
     POOL_FLOATS = SEQS * SEQ_PAGES * KV_HEADS * 2 * KV_PAGE * DIM
 };
+
+#define RECORD_BYTES kv_record_bytes(KV_F32, HEADS, DIM)
 
 /* One copy of the little model with its activations and caches on some backend. */
 struct copy {
     struct be *be;
     struct weight embd_q, embd_k, embd_v;
-    float *q, *k, *v, *cos, *sin, *freq, *out, *rows;
+    float *q, *k, *v, *cos, *sin, *freq, *out, *rows, *lse;
     void *pool[LAYERS];
+    char *records; /* [RECORDS] of queries that are kept */
 };
 
 struct source {
@@ -68,6 +72,8 @@ static bool open_copy(struct check *c, struct copy *t, struct be *be, const stru
     t->sin = check_room(c, be, ROOM * HALF * sizeof(float));
     t->out = check_room(c, be, ROOM * WIDTH * sizeof(float));
     t->rows = check_room(c, be, ROOM * WIDTH * sizeof(float));
+    t->lse = check_room(c, be, ROOM * HEADS * sizeof(float));
+    t->records = check_room(c, be, RECORDS * RECORD_BYTES);
     t->freq = check_put(c, be, s->freq, HALF * sizeof(float));
     for (int l = 0; l < LAYERS; l++)
         t->pool[l] = check_put(c, be, s->pool, POOL_FLOATS * sizeof(float));
@@ -99,20 +105,39 @@ static void layer(const struct copy *t, const struct be_step *s, int l)
         ops->rope(t->be, t->k, t->cos, t->sin, NULL, 0, r.n, KV_HEADS, DIM, HALF, true);
         ops->kv_append(t->be, &kv, t->k, t->v);
     }
-    struct be_attend a = {
-        .kv = kv, .q = t->q, .out = t->out, .n_heads = HEADS, .scale = 1 / sqrtf(DIM)
-    };
+    struct be_attend a = { .kv = kv,
+                           .q = t->q,
+                           .out = t->out,
+                           .lse = s->keep != NULL ? t->lse : NULL,
+                           .n_heads = HEADS,
+                           .scale = 1 / sqrtf(DIM) };
     ops->attend(t->be, &a);
+    if (s->keep != NULL)
+        ops->query_keep(t->be, s->keep + l * s->n_rows, t->q, t->lse, KV_F32, s->n_rows, HEADS,
+                        DIM);
     ops->add(t->be, t->q, t->out, s->n_rows, WIDTH);
 }
 
-/* Returns whether it was replayed. result: host [n_out][WIDTH]. */
+/* Every third query of the step, each layer's to another place; in every step to another one. */
+static const struct be_keep *make_keep(struct check *c, const struct copy *t, int n_rows, int turn)
+{
+    struct be_keep *keep = check_host(c, (size_t)(LAYERS * n_rows) * sizeof *keep);
+    for (int i = 0; i < LAYERS * n_rows; i++) {
+        char *at = t->records + (size_t)((i * 5 + turn) % RECORDS) * RECORD_BYTES;
+        if ((i + turn) % 3 == 0)
+            keep[i] = (struct be_keep){ i % 2 ? at : NULL, i % 2 ? NULL : at };
+    }
+    return keep;
+}
+
+/* turn: of the queries that are kept; below 0: none. Returns whether it was replayed. result: host [n_out][WIDTH]. */
 static bool run(struct check *c, const struct copy *t, const struct be_step *step,
-                const void *owner, float *result)
+                const void *owner, int turn, float *result)
 {
     struct be *be = t->be;
     struct be_step s = *step;
     bool replayed = false;
+    s.keep = turn >= 0 ? make_keep(c, t, s.n_rows, turn) : NULL;
     if (owner != NULL)
         replayed = be->ops->step_begin(be, &s, owner);
     else
@@ -185,38 +210,60 @@ static const struct turn {
     { 4, { 5, 1102, 34, 1025 }, { 1, 1, 1, 1 } },
 };
 
+/* What the steps so far left in memory. */
+static void check_same_memory(struct check *c, const char *what, const void *got, const void *want,
+                              size_t bytes)
+{
+    char *a = check_host(c, bytes), *b = check_host(c, bytes);
+    check_get(c, c->be, a, got, bytes);
+    check_get(c, c->be, b, want, bytes);
+    check_same(c, CHECK_STEP, what, a, b, bytes);
+}
+
+/* With queries to keep, or without, under a name that was seen and under a new one, and by the definition. */
+static bool check_turn(struct check *c, const struct copy copy[3], const struct be_step *step,
+                       int turn)
+{
+    size_t n = (size_t)step->n_rows * WIDTH, size = RECORDS * RECORD_BYTES / sizeof(float);
+    float *got = check_host(c, n * sizeof *got), *want = check_host(c, n * sizeof *want);
+    bool replayed = run(c, &copy[0], step, copy, turn, got);
+    run(c, &copy[1], step, NULL, turn, want);
+    check_same(c, CHECK_STEP, "under a name that was seen", got, want, n * sizeof *got);
+    run(c, &copy[2], step, NULL, turn, want);
+    check_near(c, CHECK_STEP, got, want, n, 1);
+    if (turn < 0)
+        return replayed;
+    check_same_memory(c, "the records", copy[0].records, copy[1].records, size * sizeof *got);
+    got = check_host(c, size * sizeof *got);
+    want = check_host(c, size * sizeof *want);
+    check_get(c, c->be, got, copy[0].records, size * sizeof *got);
+    check_get(c, c->ref, want, copy[2].records, size * sizeof *want);
+    check_near(c, CHECK_STEP, got, want, size, 1);
+    return replayed;
+}
+
 void check_steps(struct check *c)
 {
     enum { TURNS = sizeof turns / sizeof turns[0] };
     static struct batch batch;
-    struct copy under_name, fresh, ref;
+    struct copy copy[3]; /* run under one name, under new ones, by the definition */
     struct source s = make_source(c);
-    int n_replayed = 0;
-    bool ok = open_copy(c, &under_name, c->be, &s);
-    ok = open_copy(c, &fresh, c->be, &s) && ok;
-    ok = open_copy(c, &ref, c->ref, &s) && ok;
-    float *got = check_host(c, ROOM * WIDTH * sizeof *got),
-          *want = check_host(c, ROOM * WIDTH * sizeof *want);
-    for (int i = 0; ok && i < TURNS; i++) {
-        check_case(c, "step %d, %d sequences", i, turns[i].n);
-        struct be_step step = make_step(c, &batch, turns[i].len, turns[i].rows, turns[i].n, i);
-        size_t n = (size_t)step.n_rows * WIDTH;
-        n_replayed += run(c, &under_name, &step, &under_name, got);
-        run(c, &fresh, &step, NULL, want);
-        check_same(c, CHECK_STEP, "under a name that was seen", got, want, n * sizeof *got);
-        run(c, &ref, &step, NULL, want);
-        check_near(c, CHECK_STEP, got, want, n, 1);
+    int n_replayed[2] = { 0, 0 };
+    bool ok = open_copy(c, &copy[0], c->be, &s);
+    ok = open_copy(c, &copy[1], c->be, &s) && ok;
+    ok = open_copy(c, &copy[2], c->ref, &s) && ok;
+    for (int i = 0; ok && i < 2 * TURNS; i++) {
+        const struct turn *t = &turns[i / 2];
+        check_case(c, "step %d, %d sequences%s", i / 2, t->n, i % 2 ? ", kept queries" : "");
+        struct be_step step = make_step(c, &batch, t->len, t->rows, t->n, i / 2);
+        n_replayed[i % 2] += check_turn(c, copy, &step, i % 2 ? i / 2 : -1);
     }
-    for (int l = 0; ok && l < LAYERS; l++) {
-        float *a = check_host(c, POOL_FLOATS * sizeof *a),
-              *b = check_host(c, POOL_FLOATS * sizeof *b);
-        check_get(c, c->be, a, under_name.pool[l], POOL_FLOATS * sizeof *a);
-        check_get(c, c->be, b, fresh.pool[l], POOL_FLOATS * sizeof *b);
-        check_same(c, CHECK_STEP, "the cache", a, b, POOL_FLOATS * sizeof *a);
-    }
-    check_that(c, CHECK_STEP, c->be->host || n_replayed > 0, "no pass was replayed");
+    for (int l = 0; ok && l < LAYERS; l++)
+        check_same_memory(c, "the cache", copy[0].pool[l], copy[1].pool[l],
+                          POOL_FLOATS * sizeof(float));
+    for (int k = 0; k < 2; k++)
+        check_that(c, CHECK_STEP, c->be->host || n_replayed[k] > 0, "no pass was replayed");
     check_close(c, CHECK_STEP);
-    close_copy(&under_name);
-    close_copy(&fresh);
-    close_copy(&ref);
+    for (int k = 0; k < 3; k++)
+        close_copy(&copy[k]);
 }

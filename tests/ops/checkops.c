@@ -40,6 +40,7 @@ const struct check_rule check_rules[CHECK_N] = {
     [CHECK_ROPE]        = { "rope",           { 0, 0, 1e-5 },       plain, "numbers up to 2, normalised ones up to 16: their last bit" },
     [CHECK_KV_APPEND]   = { "kv_append",      { 0, 0, 0 },          bits,  "rounding to nearest even is defined" },
     [CHECK_ROPE_APPEND] = { "rope_append",    { 0, 0, 0 },          bits,  "the bits of the three ops" },
+    [CHECK_QUERY_KEEP]  = { "query_keep",     { 0, 0, 0 },          bits,  "rounding to nearest even is defined; the rest is a copy" },
     [CHECK_ATTEND_F16]  = { "attend f16",     { 3e-5, 3e-5, 5e-3 }, rms,   "CUDA takes q and weights in f16: 2^-11 of each, logits up to 8" },
     [CHECK_ATTEND_BF16] = { "attend bf16",    { 3e-5, 4e-2, 4e-2 }, rms,   "CUDA and VDPBF16PS take q and weights in bf16: 2^-8 of each" },
     [CHECK_ATTEND_F32]  = { "attend f32",     { 3e-5, 3e-5, 3e-5 }, rms,   "f32 logits up to 8 are off by 1e-6, weights by as much" },
@@ -70,7 +71,7 @@ struct totals {
 
 typedef void part_fn(struct check *c);
 static part_fn *const parts[] = { check_memory,  check_rows, check_rope,  check_cache, check_attend,
-                                  check_company, check_head, check_codec, check_steps };
+                                  check_company, check_head, check_codec, check_steps, check_keep };
 
 /* All parts, or `only` one. */
 static void run_parts(struct check *c, part_fn *only)

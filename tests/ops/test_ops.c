@@ -330,6 +330,41 @@ static void test_kv_append(void **state)
     }
 }
 
+/* Records, element by element; a NULL keeps nothing. */
+static void test_query_keep(void **state)
+{
+    (void)state;
+    enum { N = 3, HEADS = 3, DIM = 6, SIZE = HEADS * DIM };
+    static char record[N][2][128];
+    for (int type = 0; type < KV_TYPE_N; type++) {
+        const struct be_keep keep[N] = { { record[0][0], NULL },
+                                         { NULL, NULL },
+                                         { record[2][0], record[2][1] } };
+        size_t bytes = kv_record_bytes(type, HEADS, DIM), at = kv_record_lse(type, HEADS, DIM);
+        assert_int_equal(bytes, type == KV_F32 ? 96 : 64);
+        assert_int_equal(at, type == KV_F32 ? 80 : 48);
+        memset(record, 0x11, sizeof record);
+        rnd_fill(xa, N * SIZE, 3);
+        rnd_fill(w, N * HEADS, 30);
+        level[CPU_REF]->ops->query_keep(level[CPU_REF], keep, xa, w, type, N, HEADS, DIM);
+        for (int r = 0; r < N; r++)
+            for (int k = 0; k < 2; k++) {
+                bool kept = r == 2 || (r == 0 && k == 0);
+                char want[128];
+                memset(want, 0x11, sizeof want);
+                for (int i = 0; kept && i < SIZE; i++) {
+                    float x = xa[r * SIZE + i];
+                    uint16_t h = type == KV_F16 ? half_to_f16(x) : half_to_bf16(x);
+                    memcpy(want + (size_t)i * kv_elem_bytes(type),
+                           type == KV_F32 ? (void *)&x : (void *)&h, kv_elem_bytes(type));
+                }
+                if (kept)
+                    memcpy(want + at, w + r * HEADS, HEADS * sizeof(float));
+                assert_memory_equal(record[r][k], want, sizeof want);
+            }
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -338,6 +373,7 @@ int main(void)
         cmocka_unit_test(test_add_gather), cmocka_unit_test(test_rmsnorm_value),
         cmocka_unit_test(test_swiglu),     cmocka_unit_test(test_rope),
         cmocka_unit_test(test_half),       cmocka_unit_test(test_kv_append),
+        cmocka_unit_test(test_query_keep),
     };
     return cmocka_run_group_tests(tests, levels_open, levels_close);
 }
