@@ -1,6 +1,22 @@
 /* Models, tokens: the small replies. See reply.h. */
+#include <string.h>
+
 #include "api/put.h"
 #include "api/reply.h"
+
+/* "a, b" as ["a","b"]. */
+static void put_names(const char *names, struct buf *out)
+{
+    (void)buf_addc(out, '[');
+    for (const char *p = names; p && *p;) {
+        size_t n = strcspn(p, ",");
+        api_put_str(out, p, n);
+        p += n + strspn(p + n, ", ");
+        if (*p)
+            (void)buf_addc(out, ',');
+    }
+    (void)buf_addc(out, ']');
+}
 
 void api_model_write(const struct api_model *m, struct buf *out)
 {
@@ -20,6 +36,8 @@ void api_model_write(const struct api_model *m, struct buf *out)
     api_put_int(out, m->n_params);
     PUT_RAW(out, ",\"size\":");
     api_put_int(out, m->bytes);
+    PUT_RAW(out, ",\"kv_policies\":");
+    put_names(m->kv_policies, out);
     PUT_RAW(out, "}}");
 }
 

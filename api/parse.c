@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "api/compression.h"
 #include "api/field.h"
 #include "api/message.h"
 #include "api/request.h"
@@ -17,36 +18,6 @@ static int no_memory(struct api_error *e)
 static int unsupported(struct api_error *e, const char *param, const char *why)
 {
     return api_error_code(e, "unsupported_value", param, "Unsupported value: '%s' %s", param, why);
-}
-
-/* "compression": {"kv": {"policy", "budget"}, "experts": {"prune"}} */
-static int parse_compression(const struct field_at *at, const struct api_limits *lim,
-                             struct api_compression *c)
-{
-    json_t *top = NULL, *kv = NULL, *experts = NULL;
-    struct api_str policy = { 0 };
-    int64_t budget = 0;
-
-    TRY(field_object(at, "compression", &top));
-    if (!top)
-        return 0;
-    struct field_at in = { top, "compression", at->err };
-    TRY(field_object(&in, "kv", &kv));
-    TRY(field_object(&in, "experts", &experts));
-    struct field_at in_experts = { experts, "compression.experts", at->err };
-    if (experts && field_get(&in_experts, "prune"))
-        return unsupported(at->err, "compression.experts.prune", "is not supported by this model.");
-    if (!kv)
-        return 0;
-    struct field_at in_kv = { kv, "compression.kv", at->err };
-    TRY(field_str(&in_kv, "policy", &policy));
-    TRY(field_int(&in_kv, "budget", 1, INT32_MAX, &budget));
-    if (policy.p && !(lim->is_kv_policy && lim->is_kv_policy(policy.p)))
-        return field_bad(&in_kv, "policy", "'%.40s' is not one of: %s.", policy.p,
-                         lim->kv_policy_names ? lim->kv_policy_names : "(none)");
-    c->kv_policy = policy.p;
-    c->kv_budget = (int)budget;
-    return 0;
 }
 
 static int parse_format(const struct field_at *at)
@@ -174,7 +145,7 @@ static int parse_fields(struct api_request *r, const struct api_limits *lim, str
     TRY(sampling_parse(&at, r->kind, lim, &r->arena, &r->sampling));
     TRY(parse_stream(&at, r));
     TRY(parse_format(&at));
-    return parse_compression(&at, lim, &r->compression);
+    return compression_parse(&at, &r->compression);
 }
 
 static int open_body(struct api_request *r, enum api_kind kind, const char *body, size_t n,

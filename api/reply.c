@@ -1,6 +1,7 @@
 /* Whole replies and streams. See reply.h. */
 #include "api/reply.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "api/put.h"
@@ -26,6 +27,39 @@ static void put_head(const struct api_head *h, bool stream, struct buf *out)
     api_put_cstr(out, h->fingerprint);
 }
 
+static void put_kv_usage(const struct api_kv_usage *kv, struct buf *out)
+{
+    PUT_RAW(out, ",\"compression\":{\"kv\":{\"policy\":");
+    api_put_cstr(out, kv->policy);
+    if (kv->budget > 0) {
+        PUT_RAW(out, ",\"budget\":");
+        api_put_int(out, kv->budget);
+    }
+    PUT_RAW(out, ",\"bytes\":");
+    api_put_int(out, kv->bytes);
+    PUT_RAW(out, ",\"full_bytes\":");
+    api_put_int(out, kv->full_bytes);
+    if (kv->n_pressed > 0) {
+        PUT_RAW(out, ",\"kept\":");
+        api_put_int(out, kv->kept);
+        PUT_RAW(out, ",\"merged\":");
+        api_put_int(out, kv->merged);
+        PUT_RAW(out, ",\"mass_min\":");
+        api_put_num(out, round(kv->mass_min * 1e4) / 1e4);
+        PUT_RAW(out, ",\"mass_mean\":");
+        api_put_num(out, round(kv->mass_mean * 1e4) / 1e4);
+    }
+    if (kv->raised > 0) {
+        PUT_RAW(out, ",\"raised\":");
+        api_put_int(out, kv->raised);
+    }
+    if (kv->detail.n > 0) {
+        PUT_RAW(out, ",\"detail\":");
+        (void)buf_add(out, kv->detail.p, kv->detail.n);
+    }
+    PUT_RAW(out, "}}");
+}
+
 static void put_usage(const struct api_usage *u, struct buf *out)
 {
     PUT_RAW(out, "{\"prompt_tokens\":");
@@ -37,15 +71,8 @@ static void put_usage(const struct api_usage *u, struct buf *out)
     PUT_RAW(out, ",\"prompt_tokens_details\":{\"cached_tokens\":");
     api_put_int(out, u->n_cached);
     (void)buf_addc(out, '}');
-    if (u->kv_policy) {
-        PUT_RAW(out, ",\"compression\":{\"kv\":{\"policy\":");
-        api_put_cstr(out, u->kv_policy);
-        PUT_RAW(out, ",\"bytes\":");
-        api_put_int(out, u->kv_bytes);
-        PUT_RAW(out, ",\"full_bytes\":");
-        api_put_int(out, u->kv_full_bytes);
-        PUT_RAW(out, "}}");
-    }
+    if (u->kv.policy)
+        put_kv_usage(&u->kv, out);
     (void)buf_addc(out, '}');
 }
 
@@ -55,6 +82,27 @@ static void put_logprobs(const struct api_logprobs *lp, struct buf *out)
         api_logprobs_write(lp, out);
     else
         PUT_RAW(out, "null");
+}
+
+void api_detail_write(const struct api_detail *d, struct buf *out)
+{
+    PUT_RAW(out, "{\"slots\":[");
+    for (int i = 0; i < d->n_layers * d->n_heads; i++) {
+        bool first = i % d->n_heads == 0;
+        (void)buf_adds(out, !first ? "," : i > 0 ? "],[" : "[");
+        api_put_int(out, d->slots[i]);
+    }
+    PUT_RAW(out, "]],\"survival\":[");
+    for (int i = 0; i < d->n_prompt; i++) {
+        int thousandths = (int)(d->survival[i] * 1000 + 0.5f);
+        if (i > 0)
+            (void)buf_addc(out, ',');
+        if (thousandths <= 0 || thousandths >= 1000)
+            (void)buf_addc(out, thousandths <= 0 ? '0' : '1');
+        else
+            (void)buf_addf(out, "0.%03d", thousandths);
+    }
+    PUT_RAW(out, "]}");
 }
 
 void api_reply_write(const struct api_head *h, const struct api_choice *choice, int n,
@@ -168,6 +216,19 @@ void api_stream_usage(const struct api_stream *s, const struct api_head *h,
     put_head(h, true, out);
     PUT_RAW(out, ",\"choices\":[],\"usage\":");
     put_usage(u, out);
+    PUT_RAW(out, "}\n\n");
+}
+
+void api_stream_detail(const struct api_stream *s, const struct api_head *h,
+                       const struct api_detail *d, struct buf *out)
+{
+    PUT_RAW(out, "data: {");
+    put_head(h, true, out);
+    PUT_RAW(out, ",\"choices\":[],\"compression\":{\"kv\":{\"detail\":");
+    api_detail_write(d, out);
+    PUT_RAW(out, "}}");
+    if (s->include_usage)
+        PUT_RAW(out, ",\"usage\":null");
     PUT_RAW(out, "}\n\n");
 }
 

@@ -4,7 +4,7 @@
  * should be whole UTF-8 (the engine holds back split characters); what is not becomes U+FFFD.
  * Thread: one owner per struct.
  *
- * Order of a stream, per choice: chunk with the role and content "" (chat only), text chunks, a chunk without text that
+ * Order of a stream, per choice: with "detail" (once) a chunk with choices [] and compression; chunk with the role and content "" (chat only), text chunks, a chunk without text that
  * has finish_reason; then, when include_usage was set, one chunk with choices [] and usage (all earlier chunks have
  * usage null); then "data: [DONE]".
  */
@@ -28,11 +28,23 @@ struct api_head {
     bool include_usage;      /* streams only */
 };
 
+/* What became of the caches of all choices. */
+struct api_kv_usage {
+    const char *policy; /* NULL: no compression member */
+    int budget;         /* slots a KV head; 0: the policy keeps all */
+    int64_t bytes;      /* held in the cache at the end */
+    int64_t full_bytes; /* what a full cache of the same tokens takes */
+    /* Below: when at least one was pressed. */
+    int n_pressed;
+    int raised; /* the budget that the guard gave; 0: it gave none */
+    int64_t kept, merged;
+    double mass_min, mass_mean;
+    struct api_str detail; /* what api_detail_write() wrote; empty: none */
+};
+
 struct api_usage {
     int64_t n_prompt, n_completion, n_cached;
-    const char *kv_policy; /* NULL: no compression member */
-    int64_t kv_bytes;      /* held in the cache at the end */
-    int64_t kv_full_bytes; /* what a full cache of the same tokens takes */
+    struct api_kv_usage kv;
 };
 
 /* ---- log-probabilities -----------------------------------------------------------------------------------------
@@ -62,6 +74,16 @@ void api_logprobs_add(struct api_logprobs *lp, const struct api_token *t,
 /* The object, or null when it holds no token. */
 void api_logprobs_write(const struct api_logprobs *lp, struct buf *out);
 
+/* ---- detail of a pressed cache ---------------------------------------------------------------------------------
+ * {"slots": [[a head's slots, ...] a layer, ...], "survival": [a prompt token's share of heads, 3 decimals, ...]}
+ */
+struct api_detail {
+    int n_layers, n_heads, n_prompt;
+    const int32_t *slots;  /* [n_layers * n_heads] */
+    const float *survival; /* [n_prompt] 0..1 */
+};
+void api_detail_write(const struct api_detail *d, struct buf *out);
+
 /* ---- whole replies -------------------------------------------------------------------------------------------- */
 struct api_choice {
     struct api_str text;
@@ -88,6 +110,9 @@ void api_stream_finish(const struct api_stream *s, int index, const char *finish
                        struct buf *out);
 void api_stream_usage(const struct api_stream *s, const struct api_head *h,
                       const struct api_usage *u, struct buf *out);
+/* With "detail": a chunk with choices [] and "compression", as soon as the prompt is pressed. */
+void api_stream_detail(const struct api_stream *s, const struct api_head *h,
+                       const struct api_detail *d, struct buf *out);
 void api_stream_done(struct buf *out);
 /* A failure after the headers went out: openai-python raises on a chunk that has "error". */
 void api_stream_error(const struct api_error *e, struct buf *out);
@@ -100,6 +125,7 @@ struct api_model {
     int64_t created;
     int n_ctx, n_ctx_train, n_vocab, n_embd;
     int64_t n_params, bytes;
+    const char *kv_policies; /* "full, ..."; NULL: none */
 };
 void api_model_write(const struct api_model *m, struct buf *out);
 void api_models_write(const struct api_model *m, int n, struct buf *out);

@@ -31,6 +31,7 @@ enum {
     API_MAX_LOGPROBS = 5,
     API_MAX_MESSAGES = 8192,
     API_MAX_TOOLS = 128,
+    API_MIN_BUDGET = 16, /* tokens a KV head */
 };
 
 enum api_kind { API_CHAT, API_COMPLETION };
@@ -74,10 +75,28 @@ struct api_sampling {
     int logprobs; /* -1: none wanted; else how many alternatives a token (may be 0) */
 };
 
-/* "compression": {"kv": {"policy": "ems", "budget": 256}} */
+/* How much of a KV cache is to stay; one of the three, all 0: not given. */
+struct api_budget {
+    int tokens;      /* a KV head, at least API_MIN_BUDGET */
+    double fraction; /* of the prompt, in (0, 1) */
+    int64_t bytes;   /* of the whole request */
+};
+/* "256", "0.25" or "4MiB" (K, M, G; in powers of 1024). false: none of these. */
+bool api_budget_parse(struct api_budget *out, const char *text);
+
+/* "compression": {"kv": {...}}. Strings are names that the server knows or not; NULL and -1: not given. */
 struct api_compression {
-    const char *kv_policy; /* NULL: the server's default; otherwise one that is_kv_policy() knows */
-    int kv_budget;         /* tokens kept per layer and head; 0: the policy's default */
+    const char *preset; /* a policy with its budget; fields beside it go before it */
+    const char *policy, *merge, *split;
+    struct api_budget budget, budget_max;
+    double mass_floor;  /* 0..1 */
+    double local;       /* 0..1 weight of the local score */
+    double phi, lambda; /* 0..1; above 0 */
+    int sinks, window, tail, pool, queries;
+    int64_t seed;        /* default 0 */
+    bool protect_system; /* default true: a leading system message stays as it is */
+    bool recompute;      /* find nothing in the prefix cache */
+    bool detail;         /* say what became of every head and every token */
 };
 
 struct api_request {
@@ -106,9 +125,7 @@ struct api_request {
 
 /* What the parser must know of the server. */
 struct api_limits {
-    int n_vocab;                            /* token ids are 0..n_vocab-1 */
-    bool (*is_kv_policy)(const char *name); /* NULL: none is known */
-    const char *kv_policy_names;            /* for the message: "full, ..." */
+    int n_vocab; /* token ids are 0..n_vocab-1 */
 };
 
 /* 0, or ERR_INVALID / ERR_NOMEM with *e filled; on failure there is nothing to free. */

@@ -1,4 +1,4 @@
-/* The KV cache: one pool of blocks, page tables, the prefix index, and the table of policies.
+/* The KV cache: one pool of blocks, page tables, the prefix index. Policies: kvcache/policy.h.
  *
  * Layout of a block, and what wide and narrow pages are: kernels/backend.h. A *wide page* (KV_PAGE tokens x all KV
  * heads of one layer) is append-only, immutable when full, reference-counted and shareable by prefix. A *narrow page*
@@ -7,6 +7,10 @@
  *
  * Thread: the engine's only. Owner: the engine owns the pool and the index, a sequence owns its tables and holds one
  * reference to each of its pages.
+ *
+ * Records (kernels/backend.h) of queries are kept for policies that score. With every wide page go those of `samples` of
+ * its tokens, evenly strided, so a prefix that is found in the index brings its samples along. The records of a prompt's
+ * last KV_WINDOW_QUERIES tokens lie in wide pages of the sequence's own (*query pages*) until it has been pressed.
  *
  * Rules for pages
  *   R1 a wide page with more than one reference is never written;
@@ -22,14 +26,20 @@
 #include <stdint.h>
 
 #include "kernels/backend.h"
+#include "kvcache/policy.h"
 #include "server/base/err.h"
 
 struct kv_shape {
     int n_layers, n_kv_heads, head_dim;
     enum kv_type type;
+    int n_heads; /* query heads; 0: no queries are kept */
+    int samples; /* queries kept with every wide page: 0, 1, 2, 4 or 8, evenly strided */
 };
 size_t kv_token_bytes(
     const struct kv_shape *s); /* bytes one token takes in a full cache, all layers */
+
+/* Bytes one narrow slot takes in every head of every layer: key, value, bias, struct kv_slot. For kv_options_fill. */
+int64_t kv_slot_bytes(const struct kv_shape *s);
 
 struct kv_pool;
 
@@ -45,9 +55,10 @@ float *kv_pool_beta(
 struct kv_stats {
     int64_t pages, free, cached, used, split; /* wide pages */
     int64_t narrow;                           /* narrow pages in use */
-    size_t page_bytes;
-    uint64_t prefix_queries, prefix_hits; /* tokens asked for, tokens found */
-    uint64_t evictions;                   /* cached pages taken back */
+    size_t page_bytes;                        /* keys and values */
+    size_t sample_bytes;                      /* of the records that go with a page */
+    uint64_t prefix_queries, prefix_hits;     /* tokens asked for, tokens found */
+    uint64_t evictions;                       /* cached pages taken back */
 };
 void kv_pool_stats(const struct kv_pool *p, struct kv_stats *out);
 bool kv_pool_check(
@@ -58,34 +69,80 @@ int kv_narrow_alloc(struct kv_pool *p, int32_t *block) WARN_UNUSED;
 void kv_narrow_free(struct kv_pool *p, int32_t block);
 
 /* ---- a sequence's tables ------------------------------------------------------------------------------------- */
+
+/* What is known of a narrow slot beside its key, value and votes; host memory. */
+struct kv_slot {
+    int32_t pos; /* logical position */
+    float score; /* average attention per query when it was last scored */
+};
+
+struct kv_swap;
 struct kv_seq {
-    const struct kv_policy *policy;
-    int n_tokens; /* tokens whose keys and values are in the cache */
-    int n_cached; /* of those, found in the prefix index at admission */
-    int n_blocks; /* wide pages a layer in the tables */
+    struct kv_options opt; /* filled; opt.policy is never NULL */
+    int n_prompt;          /* tokens after which it may be pressed for the first time */
+    int n_tokens;          /* tokens whose keys and values are in the cache */
+    int n_cached;          /* of those, found in the prefix index at admission */
+    int n_blocks;          /* wide pages a layer in the tables */
     int max_blocks;
-    int32_t *wide;    /* [n_layers][max_blocks] page ids */
-    int wide_pos0;    /* logical position of wide slot 0 (0 for a full cache) */
-    int32_t **narrow; /* [n_layers * n_kv_heads] tables, NULL without compaction */
-    int32_t *n_narrow;
+    int32_t *wide; /* [n_layers][max_blocks] page ids */
+    int wide_pos0; /* logical position of wide slot 0 (0 for a full cache) */
+    /* Of each KV head, [n_layers * n_kv_heads]; NULL before the first compaction. One piece of memory, which starts at
+     * `narrow` and which compact_commit.c lays out. */
+    int32_t **narrow;      /* block ids, -1 while swapped */
+    int32_t *n_narrow;     /* slots used */
+    int32_t *n_block;      /* narrow pages held: enough for its quota, if it may be pressed again */
+    struct kv_slot **slot; /* [n_narrow] */
+    int32_t *quota;        /* slots it may have, the wide tail at the time of pressing included */
+    int32_t *spare; /* narrow pages held for the first compaction; NULL: it is never pressed */
+    int n_spare, max_spare;
+    int32_t *query; /* [n_layers][n_query] pages of the records of the prompt's last tokens */
+    int n_query;    /* a layer; 0: none are held */
+    int want_query; /* a layer, as long as the prompt is not pressed; 0: the policy keeps all, or the prompt fits */
+    struct kv_swap
+        *swap;     /* the bytes of a sequence that gave its pages back; see kv_seq_swap_out */
     uint64_t hash; /* chained hash of the full pages in the index so far */
     int n_hashed;  /* tokens covered by it */
 };
-/* Tables for at most max_tokens tokens; no page is taken yet. */
-int kv_seq_open(struct kv_seq *s, struct kv_pool *p, const struct kv_policy *policy,
-                int max_tokens) WARN_UNUSED;
+/* Tables for at most max_tokens tokens, of which the first n_prompt are the prompt; no page is taken yet. *opt is copied and
+ * filled (kv_options_fill). ERR_INVALID (an option), ERR_UNSUPPORTED (the pool keeps no queries to score by), ERR_NOMEM. */
+int kv_seq_open(struct kv_seq *s, struct kv_pool *p, const struct kv_options *opt, int n_prompt,
+                int max_tokens, struct err *e) WARN_UNUSED;
 void kv_seq_close(struct kv_seq *s,
                   struct kv_pool *p); /* drops every reference; safe on a zeroed seq */
-/* Drops every reference and keeps the tables: empty, ready for the same tokens again. Allocates nothing. */
+/* Drops every reference and keeps the wide tables: empty, ready for the same tokens again. Allocates nothing. */
 void kv_seq_clear(struct kv_seq *s, struct kv_pool *p);
-/* Pages for tokens up to n_tokens in all layers, evicting cached pages if needed. All or nothing: ERR_LIMIT. */
+/* Pages for tokens up to n_tokens in all layers, and those that a compaction will need (narrow pages, query pages), evicting
+ * cached pages if needed. All or nothing: ERR_LIMIT; ERR_NOMEM for the first narrow page of a pool. */
 int kv_seq_reserve(struct kv_seq *s, struct kv_pool *p, int n_tokens) WARN_UNUSED;
-/* Wide pages (all layers) that kv_seq_reserve(s, n_tokens) would have to take now. */
+/* Wide pages (all layers; narrow pages rounded up to such) that kv_seq_reserve(s, n_tokens) would have to take now. For a
+ * swapped sequence: that kv_seq_swap_in would. */
 int64_t kv_seq_need(const struct kv_seq *s, const struct kv_pool *p, int n_tokens);
 int64_t kv_pool_available(const struct kv_pool *p); /* free + cached wide pages */
 void kv_seq_view(const struct kv_seq *s, const struct kv_pool *p, int layer, struct kv_view *out);
-size_t kv_seq_bytes(const struct kv_seq *s,
-                    const struct kv_pool *p); /* physical bytes held (shared pages count whole) */
+/* Where the query of the token at position pos is to be kept in this layer; its page is reserved. False: nowhere, in no
+ * layer. */
+bool kv_seq_keep(const struct kv_seq *s, const struct kv_pool *p, int layer, int pos,
+                 struct be_keep *out);
+/* Physical bytes held: pages (shared ones count whole) with their samples, biases of narrow slots, struct kv_slot. */
+size_t kv_seq_bytes(const struct kv_seq *s, const struct kv_pool *p);
+static inline bool kv_seq_pressed(const struct kv_seq *s)
+{
+    return s->narrow != NULL;
+}
+/* Slots of the largest head: narrow ones and the wide tail. */
+int kv_seq_slots(const struct kv_seq *s, const struct kv_pool *p);
+
+/* Opens dst with the tokens of src, which must hold its whole prompt and not have been pressed, under other options: shares
+ * its full and query pages, copies the last one. Both live on independently. Errors as kv_seq_open's and kv_seq_reserve's,
+ * and ERR_UNSUPPORTED when dst wants the prompt's last queries and src holds none; dst is closed then. */
+int kv_seq_fork(struct kv_seq *dst, const struct kv_seq *src, struct kv_pool *p,
+                const struct kv_options *opt, int max_tokens, struct err *e) WARN_UNUSED;
+
+/* A pressed sequence cannot be computed again: when it has to make room, its pages (few) are copied to ordinary memory and
+ * given back; swap_in takes pages (ERR_LIMIT: not enough, nothing changed) and restores every bit.
+ * ERR_NOMEM, ERR_DEVICE: s is as it was. */
+int kv_seq_swap_out(struct kv_seq *s, struct kv_pool *p, struct err *e) WARN_UNUSED;
+int kv_seq_swap_in(struct kv_seq *s, struct kv_pool *p, struct err *e) WARN_UNUSED;
 
 /* ---- prefix index: full pages of KV_PAGE tokens by chained hash (XXH3 of parent hash and tokens); tokens are compared,
  * so a collision is a miss. `salt` keeps caches apart that must not be shared (policies that write, adapters). ----- */
@@ -96,18 +153,5 @@ int kv_prefix_match(struct kv_seq *s, struct kv_pool *p, const int32_t *tokens, 
 /* Publishes the full pages that s has got since the last call; tokens holds its first n_tokens tokens. */
 void kv_prefix_publish(struct kv_seq *s, struct kv_pool *p, const int32_t *tokens, uint64_t salt);
 void kv_prefix_clear(struct kv_pool *p); /* forgets everything cached */
-
-/* ---- policies ------------------------------------------------------------------------------------------------- */
-/* One folder each and one line in kvcache/policy.c. `full` keeps everything and leaves both slots NULL. */
-struct kv_policy {
-    const char *name;
-    bool shares_prefix; /* its wide pages are those of a full cache, so they may be shared */
-    /* Called when a prompt's last chunk is in the cache, layer by layer; NULL: nothing to do. */
-    int (*compact)(struct kv_seq *s, struct kv_pool *p, struct be *be, int layer, struct err *e);
-};
-extern const struct kv_policy
-    *const kv_policy_list[]; /* NULL-terminated; the first is the default */
-const struct kv_policy *kv_policy_find(const char *name);
-const char *kv_policy_names(void); /* for messages: "full, ..." */
 
 #endif

@@ -1,4 +1,4 @@
-/* What pool.c, prefix.c and seq.c share, and what tests look into.
+/* What the files of the cache share, and what tests look into.
  *
  * A zeroed page is a free page that was never touched, so the arrays come as untouched memory and opening a huge pool
  * costs nothing: indices are stored plus one, 0 means none.
@@ -35,7 +35,9 @@ struct kv_pool {
     struct kv_shape shape;
     int32_t n_pages;
     size_t block_bytes, page_bytes;
+    size_t record_bytes, sample_bytes; /* of one record, of those that go with a page */
     void *base;
+    void *sample; /* [n_pages][samples] records; NULL: none are kept */
     float *beta;
     struct page *page;
     int32_t free_list, n_fresh; /* page + 1; pages from n_fresh on were never used */
@@ -62,6 +64,49 @@ void pool_page_ref(struct kv_pool *p, int32_t page);
 void pool_page_unref(struct kv_pool *p, int32_t page);
 /* Puts a page with neither reference nor entry back into the free list. */
 void pool_page_free(struct kv_pool *p, int32_t page);
+
+/* Room for the biases of narrow slots, which a pool without them does without. ERR_NOMEM. */
+int pool_beta_open(struct kv_pool *p) WARN_UNUSED;
+/* Wide pages that would have to be split for n more narrow ones. */
+int64_t pool_narrow_need(const struct kv_pool *p, int64_t n);
+void *pool_page_at(const struct kv_pool *p, int32_t page);
+void *pool_block_at(const struct kv_pool *p, int32_t block);
+void *pool_sample_at(const struct kv_pool *p, int32_t page); /* NULL: none are kept */
+float *pool_beta_at(const struct kv_pool *p, int32_t block);
+
+/* The first token whose query is kept for pressing the prompt. */
+static inline int seq_window0(const struct kv_seq *s)
+{
+    return s->n_prompt > KV_WINDOW_QUERIES ? s->n_prompt - KV_WINDOW_QUERIES : 0;
+}
+static inline int pool_page_records(const struct kv_pool *p)
+{
+    return (int)(p->page_bytes / p->record_bytes);
+}
+/* From one sample to the next, in tokens. */
+static inline int pool_stride(const struct kv_pool *p)
+{
+    return KV_PAGE / p->shape.samples;
+}
+static inline int pages_of_slots(int n)
+{
+    return n / KV_PAGE + (n % KV_PAGE != 0);
+}
+static inline int32_t *seq_wide(const struct kv_seq *s, int layer)
+{
+    return s->wide + (size_t)layer * (size_t)s->max_blocks;
+}
+static inline int pool_heads(const struct kv_pool *p) /* of all layers */
+{
+    return p->shape.n_layers * p->shape.n_kv_heads;
+}
+/* Record i of the prompt's last queries; s->n_query > 0. */
+void *seq_window_at(const struct kv_seq *s, const struct kv_pool *p, int layer, int i);
+/* Gives all spare narrow pages and the query pages back. */
+void seq_release(struct kv_seq *s, struct kv_pool *p);
+/* Gives wide pages [0, n) of every layer back; what follows moves to the front. */
+void seq_drop_wide(struct kv_seq *s, struct kv_pool *p, int n);
+int64_t swap_need(const struct kv_seq *s, const struct kv_pool *p);
 
 int prefix_open(struct kv_pool *p);
 void prefix_close(struct kv_pool *p);

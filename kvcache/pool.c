@@ -9,6 +9,12 @@ size_t kv_token_bytes(const struct kv_shape *s)
            kv_elem_bytes(s->type);
 }
 
+int64_t kv_slot_bytes(const struct kv_shape *s)
+{
+    size_t heads = (size_t)s->n_layers * (size_t)s->n_kv_heads;
+    return (int64_t)(kv_token_bytes(s) + heads * (sizeof(float) + sizeof(struct kv_slot)));
+}
+
 static size_t n_blocks(const struct kv_pool *p)
 {
     return (size_t)p->n_pages * (size_t)p->shape.n_kv_heads;
@@ -16,6 +22,11 @@ static size_t n_blocks(const struct kv_pool *p)
 
 static int open_arrays(struct kv_pool *p)
 {
+    if (p->sample_bytes > 0) {
+        p->sample = p->be->ops->alloc(p->be, (size_t)p->n_pages * p->sample_bytes);
+        if (p->sample == NULL)
+            return ERR_NOMEM;
+    }
     p->base = p->be->ops->alloc(p->be, (size_t)p->n_pages * p->page_bytes);
     p->page = mem_map((size_t)p->n_pages * sizeof *p->page);
     p->narrow_next = mem_map(n_blocks(p) * sizeof *p->narrow_next);
@@ -27,12 +38,37 @@ static int open_arrays(struct kv_pool *p)
     return prefix_open(p);
 }
 
+/* Says how much would fit, and closes what was opened. */
+static int no_room(struct kv_pool *p, int64_t n_tokens, struct err *e)
+{
+    struct be *be = p->be;
+    size_t page = p->page_bytes + p->sample_bytes, layers = (size_t)p->shape.n_layers;
+    size_t bytes = (size_t)p->n_pages * page, free_bytes, total;
+    kv_pool_close(p);
+    be->ops->memory(be, &free_bytes, &total);
+    free_bytes -= free_bytes / 10; /* activations want some too */
+    if (free_bytes == 0)
+        return err_set(e, ERR_NOMEM, "no memory for a KV pool of %lld tokens (%zu bytes)",
+                       (long long)n_tokens, bytes);
+    return err_set(e, ERR_NOMEM,
+                   "a KV pool of %lld tokens takes %zu MiB; %s has room for %zu MiB beside "
+                   "the weights, which would hold %zu tokens (--kv-size %zuM)",
+                   (long long)n_tokens, bytes >> 20, be->device, free_bytes >> 20,
+                   free_bytes / page / layers * KV_PAGE, free_bytes >> 20);
+}
+
 int kv_pool_open(struct kv_pool **out, struct be *be, const struct kv_shape *s, int64_t n_tokens,
                  struct err *e)
 {
     if (n_tokens < 1 || s->n_layers < 1 || s->n_kv_heads < 1 || s->head_dim < 2)
         return err_set(e, ERR_INVALID, "a KV pool of %lld tokens, %d layers, %d heads of %d",
                        (long long)n_tokens, s->n_layers, s->n_kv_heads, s->head_dim);
+    if (s->n_heads % s->n_kv_heads != 0 || s->samples < 0 || s->samples > 8 ||
+        (s->samples & (s->samples - 1)) != 0)
+        return err_set(e, ERR_INVALID,
+                       "a KV pool with %d queries a page of %d heads over %d; 0, 1, 2, 4 or 8 of a "
+                       "multiple are kept",
+                       s->samples, s->n_heads, s->n_kv_heads);
     int64_t most = INT32_MAX / s->n_layers / s->n_kv_heads - 1;
     int64_t spans = n_tokens / KV_PAGE + (n_tokens % KV_PAGE != 0);
     if (spans > most)
@@ -47,21 +83,12 @@ int kv_pool_open(struct kv_pool **out, struct be *be, const struct kv_shape *s, 
     p->n_free = p->n_pages;
     p->block_bytes = kv_block_bytes(s->type, s->head_dim);
     p->page_bytes = p->block_bytes * (size_t)s->n_kv_heads;
-    if (open_arrays(p) < 0) {
-        size_t bytes = (size_t)p->n_pages * p->page_bytes, free_bytes, total;
-        kv_pool_close(p);
-        be->ops->memory(be, &free_bytes, &total);
-        free_bytes -= free_bytes / 10; /* activations want some too */
-        if (free_bytes == 0)
-            return err_set(e, ERR_NOMEM, "no memory for a KV pool of %lld tokens (%zu bytes)",
-                           (long long)n_tokens, bytes);
-        return err_set(e, ERR_NOMEM,
-                       "a KV pool of %lld tokens takes %zu MiB; %s has room for %zu MiB beside "
-                       "the weights, which would hold %lld tokens (--kv-size %zuM)",
-                       (long long)n_tokens, bytes >> 20, be->device, free_bytes >> 20,
-                       (long long)(free_bytes / kv_token_bytes(s) / KV_PAGE * KV_PAGE),
-                       free_bytes >> 20);
+    if (s->n_heads > 0 && s->samples > 0) {
+        p->record_bytes = kv_record_bytes(s->type, s->n_heads, s->head_dim);
+        p->sample_bytes = (size_t)s->samples * p->record_bytes;
     }
+    if (open_arrays(p) < 0)
+        return no_room(p, n_tokens, e);
     *out = p;
     return 0;
 }
@@ -85,6 +112,8 @@ void kv_pool_close(struct kv_pool *p)
         p->be->ops->free(p->be, p->beta, n_blocks(p) * KV_PAGE * sizeof *p->beta);
     if (p->base != NULL)
         p->be->ops->free(p->be, p->base, (size_t)p->n_pages * p->page_bytes);
+    if (p->sample != NULL)
+        p->be->ops->free(p->be, p->sample, (size_t)p->n_pages * p->sample_bytes);
     mem_free(p);
 }
 
@@ -103,6 +132,26 @@ float *kv_pool_beta(const struct kv_pool *p)
     return p->beta;
 }
 
+void *pool_page_at(const struct kv_pool *p, int32_t page)
+{
+    return (char *)p->base + (size_t)page * p->page_bytes;
+}
+
+void *pool_block_at(const struct kv_pool *p, int32_t block)
+{
+    return (char *)p->base + (size_t)block * p->block_bytes;
+}
+
+void *pool_sample_at(const struct kv_pool *p, int32_t page)
+{
+    return p->sample == NULL ? NULL : (char *)p->sample + (size_t)page * p->sample_bytes;
+}
+
+float *pool_beta_at(const struct kv_pool *p, int32_t block)
+{
+    return p->beta + (size_t)block * KV_PAGE;
+}
+
 int64_t kv_pool_available(const struct kv_pool *p)
 {
     return p->n_free + p->n_cached;
@@ -118,6 +167,7 @@ void kv_pool_stats(const struct kv_pool *p, struct kv_stats *out)
         .split = p->n_split,
         .narrow = p->n_narrow,
         .page_bytes = p->page_bytes,
+        .sample_bytes = p->sample_bytes,
         .prefix_queries = p->prefix_queries,
         .prefix_hits = p->prefix_hits,
         .evictions = p->evictions,
@@ -209,12 +259,22 @@ static void narrow_unlink(struct kv_pool *p, int32_t block)
         p->narrow_list = next;
 }
 
-static int split_page(struct kv_pool *p)
+int pool_beta_open(struct kv_pool *p)
 {
     if (p->beta == NULL)
         p->beta = p->be->ops->alloc(p->be, n_blocks(p) * KV_PAGE * sizeof *p->beta);
-    if (p->beta == NULL)
-        return ERR_NOMEM;
+    return p->beta == NULL ? ERR_NOMEM : 0;
+}
+
+int64_t pool_narrow_need(const struct kv_pool *p, int64_t n)
+{
+    int64_t heads = p->shape.n_kv_heads, more = n - (p->n_split * heads - p->n_narrow);
+    return more <= 0 ? 0 : (more + heads - 1) / heads;
+}
+
+static int split_page(struct kv_pool *p)
+{
+    TRY(pool_beta_open(p));
     int32_t i = claim(p);
     if (i < 0)
         return ERR_LIMIT;

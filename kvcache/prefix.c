@@ -183,7 +183,10 @@ int kv_prefix_match(struct kv_seq *s, struct kv_pool *p, const int32_t *tokens, 
                     uint64_t salt)
 {
     ASSERT(s->n_tokens == 0 && s->n_blocks == 0 && s->wide_pos0 == 0);
-    int most = (n - 1) / KV_PAGE < s->max_blocks ? (n - 1) / KV_PAGE : s->max_blocks;
+    int find_n = n - 1;
+    if (s->want_query > 0 && find_n > seq_window0(s)) /* its last queries are to be seen */
+        find_n = seq_window0(s);
+    int most = find_n / KV_PAGE < s->max_blocks ? find_n / KV_PAGE : s->max_blocks;
     int32_t parent = -1;
     int b = 0;
     s->hash = salt;

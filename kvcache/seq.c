@@ -1,104 +1,272 @@
-/* A sequence's page tables. */
-#include <string.h>
-
+/* A sequence's tables: which pages hold its tokens, its last queries, and what a compaction will need. */
 #include "server/base/mem.h"
 
+#include "kvcache/compact.h"
 #include "kvcache/kv_internal.h"
 
-int kv_seq_open(struct kv_seq *s, struct kv_pool *p, const struct kv_policy *policy, int max_tokens)
+static int least(int a, int b)
 {
-    int blocks = max_tokens / KV_PAGE + (max_tokens % KV_PAGE != 0);
-    *s = (struct kv_seq){ .policy = policy, .max_blocks = blocks > 0 ? blocks : 1 };
+    return a < b ? a : b;
+}
+
+static int most(int a, int b)
+{
+    return a > b ? a : b;
+}
+
+/* ---- what a compaction will need ------------------------------------------------------------------------------- */
+
+/* Pressed as soon as its prompt is there. A prompt without a full page has nothing to press. */
+static bool prompt_pressed(const struct kv_seq *s)
+{
+    return !s->opt.policy->keeps_all && s->n_prompt > s->opt.budget && s->n_prompt >= KV_PAGE;
+}
+
+static bool ever_pressed(const struct kv_seq *s, int max_tokens)
+{
+    return prompt_pressed(s) ||
+           (!s->opt.policy->keeps_all && max_tokens > (int64_t)s->opt.budget + s->opt.tail);
+}
+
+/* Narrow pages that the first compaction may fill. A head has at most `slots` on average: the budget, to which the guard may
+ * raise it, or, where that is small, what is protected and the tokens of the tail page. Each head rounds up to whole pages;
+ * by at most KV_PAGE - 1 slots. */
+static int spares_most(const struct kv_seq *s, const struct kv_pool *p, int max_tokens)
+{
+    const struct kv_options *o = &s->opt;
+    int budget = least(o->mass_floor > 0 ? o->budget_max : o->budget, most(max_tokens, KV_PAGE));
+    int slots = most(budget, o->sinks + o->protect + most(o->window, KV_PAGE - 1));
+    int64_t heads = pool_heads(p);
+    int64_t n = o->split == KV_SPLIT_UNIFORM ? heads * pages_of_slots(slots)
+                                             : heads * (slots + KV_PAGE - 1) / KV_PAGE;
+    return n < INT32_MAX ? (int)n : INT32_MAX;
+}
+
+/* Spare pages that s has to hold once it covers n_tokens tokens. */
+static int spares_for(const struct kv_seq *s, int n_tokens)
+{
+    if (s->spare == NULL || kv_seq_pressed(s))
+        return 0;
+    bool due = prompt_pressed(s) || n_tokens > (int64_t)s->opt.budget + s->opt.tail;
+    return due ? s->max_spare : 0;
+}
+
+static int query_for(const struct kv_seq *s)
+{
+    return kv_seq_pressed(s) ? 0 : s->want_query;
+}
+
+static int plan_compaction(struct kv_seq *s, const struct kv_pool *p, int max_tokens, struct err *e)
+{
+    if (s->opt.policy->keeps_all)
+        return 0;
+    if (p->sample_bytes == 0)
+        return err_set(e, ERR_UNSUPPORTED,
+                       "this server keeps no queries, so that %s cannot choose what stays in the "
+                       "cache",
+                       s->opt.policy->name);
+    if (!ever_pressed(s, max_tokens))
+        return 0;
+    s->max_spare = spares_most(s, p, max_tokens);
+    s->spare = mem_alloc((size_t)s->max_spare * sizeof *s->spare);
+    if (s->spare == NULL)
+        return err_set(e, ERR_NOMEM, "no memory for the tables of a sequence");
+    if (!prompt_pressed(s))
+        return 0;
+    int a_page = pool_page_records(p);
+    if (a_page == 0)
+        return err_set(e, ERR_UNSUPPORTED,
+                       "%d query heads over %d KV heads: the queries of a token take %zu bytes, "
+                       "more than a page of %zu",
+                       p->shape.n_heads, p->shape.n_kv_heads, p->record_bytes, p->page_bytes);
+    int n = least(s->n_prompt, KV_WINDOW_QUERIES);
+    s->want_query = (n + a_page - 1) / a_page;
+    s->query = mem_alloc((size_t)p->shape.n_layers * (size_t)s->want_query * sizeof *s->query);
+    return s->query == NULL ? err_set(e, ERR_NOMEM, "no memory for the tables of a sequence") : 0;
+}
+
+/* ---- life ------------------------------------------------------------------------------------------------------ */
+
+int kv_seq_open(struct kv_seq *s, struct kv_pool *p, const struct kv_options *opt, int n_prompt,
+                int max_tokens, struct err *e)
+{
+    *s = (struct kv_seq){ .opt = *opt,
+                          .n_prompt = n_prompt,
+                          .max_blocks = most(pages_of_slots(max_tokens), 1) };
+    TRY(kv_options_fill(&s->opt, n_prompt, kv_slot_bytes(&p->shape), e));
     s->wide = mem_zalloc((size_t)p->shape.n_layers * (size_t)s->max_blocks, sizeof *s->wide);
-    return s->wide == NULL ? ERR_NOMEM : 0;
+    int rc = s->wide != NULL ? plan_compaction(s, p, max_tokens, e)
+                             : err_set(e, ERR_NOMEM, "no memory for the tables of a sequence");
+    if (rc < 0)
+        kv_seq_close(s, p);
+    return rc;
 }
 
-static int narrow_blocks(int n_slots)
+void seq_release(struct kv_seq *s, struct kv_pool *p)
 {
-    return (n_slots + KV_PAGE - 1) / KV_PAGE;
-}
-
-static void close_narrow(struct kv_seq *s, struct kv_pool *p)
-{
-    int n = p->shape.n_layers * p->shape.n_kv_heads;
-    for (int i = 0; s->narrow != NULL && i < n; i++) {
-        for (int b = 0; s->narrow[i] != NULL && b < narrow_blocks(s->n_narrow[i]); b++)
-            kv_narrow_free(p, s->narrow[i][b]);
-        mem_free(s->narrow[i]);
-    }
-    mem_free(s->narrow);
-    mem_free(s->n_narrow);
+    while (s->n_spare > 0)
+        kv_narrow_free(p, s->spare[--s->n_spare]);
+    for (int i = p->shape.n_layers * s->n_query - 1; i >= 0; i--)
+        pool_page_unref(p, s->query[i]);
+    s->n_query = 0;
 }
 
 /* Last pages first: see prefix.c. */
-static void drop_pages(struct kv_seq *s, struct kv_pool *p)
+void seq_drop_wide(struct kv_seq *s, struct kv_pool *p, int n)
 {
-    for (int b = s->n_blocks - 1; b >= 0; b--)
+    for (int b = n - 1; b >= 0; b--)
         for (int l = 0; l < p->shape.n_layers; l++)
-            pool_page_unref(p, s->wide[(size_t)l * (size_t)s->max_blocks + (size_t)b]);
-    s->n_blocks = 0;
+            pool_page_unref(p, seq_wide(s, l)[b]);
+    s->n_blocks -= n;
+    for (int l = 0; l < p->shape.n_layers; l++)
+        for (int b = 0; b < s->n_blocks; b++)
+            seq_wide(s, l)[b] = seq_wide(s, l)[b + n];
+}
+
+static void drop_narrow(struct kv_seq *s, struct kv_pool *p)
+{
+    for (int i = 0; kv_seq_pressed(s) && s->swap == NULL && i < pool_heads(p); i++)
+        for (int b = s->n_block[i] - 1; b >= 0; b--)
+            kv_narrow_free(p, s->narrow[i][b]);
+    mem_free(s->swap);
+    mem_free(s->narrow);
+}
+
+void kv_seq_clear(struct kv_seq *s, struct kv_pool *p)
+{
+    seq_drop_wide(s, p, s->n_blocks);
+    seq_release(s, p);
+    drop_narrow(s, p);
+    *s = (struct kv_seq){ .opt = s->opt,
+                          .n_prompt = s->n_prompt,
+                          .max_blocks = s->max_blocks,
+                          .wide = s->wide,
+                          .spare = s->spare,
+                          .max_spare = s->max_spare,
+                          .query = s->query,
+                          .want_query = s->want_query };
 }
 
 void kv_seq_close(struct kv_seq *s, struct kv_pool *p)
 {
     if (s->wide == NULL)
         return;
-    drop_pages(s, p);
-    close_narrow(s, p);
+    kv_seq_clear(s, p);
+    mem_free(s->query);
+    mem_free(s->spare);
     mem_free(s->wide);
     *s = (struct kv_seq){ 0 };
 }
 
-void kv_seq_clear(struct kv_seq *s, struct kv_pool *p)
-{
-    drop_pages(s, p);
-    close_narrow(s, p);
-    *s = (struct kv_seq){ .policy = s->policy, .max_blocks = s->max_blocks, .wide = s->wide };
-}
+/* ---- pages ----------------------------------------------------------------------------------------------------- */
 
 static int blocks_for(const struct kv_seq *s, int n_tokens)
 {
     int tail = n_tokens - s->wide_pos0;
-    return tail <= 0 ? 0 : tail / KV_PAGE + (tail % KV_PAGE != 0);
+    return tail <= 0 ? 0 : pages_of_slots(tail);
 }
 
 int64_t kv_seq_need(const struct kv_seq *s, const struct kv_pool *p, int n_tokens)
 {
-    int more = blocks_for(s, n_tokens) - s->n_blocks;
-    return more <= 0 ? 0 : (int64_t)more * p->shape.n_layers;
+    if (s->swap != NULL)
+        return swap_need(s, p);
+    int wide = most(blocks_for(s, n_tokens) - s->n_blocks, 0);
+    int query = most(query_for(s) - s->n_query, 0);
+    int spare = most(spares_for(s, n_tokens) - s->n_spare, 0);
+    return ((int64_t)wide + query) * p->shape.n_layers + pool_narrow_need(p, spare);
+}
+
+static void take(struct kv_pool *p, int32_t *page)
+{
+    *page = pool_page_take(p);
+    ASSERT(*page >= 0);
 }
 
 int kv_seq_reserve(struct kv_seq *s, struct kv_pool *p, int n_tokens)
 {
-    int want = blocks_for(s, n_tokens);
+    ASSERT(s->swap == NULL);
+    int want = blocks_for(s, n_tokens), spare = spares_for(s, n_tokens);
     if (want > s->max_blocks || kv_seq_need(s, p, n_tokens) > kv_pool_available(p))
         return ERR_LIMIT;
-    for (; s->n_blocks < want; s->n_blocks++) {
-        for (int l = 0; l < p->shape.n_layers; l++) {
-            int32_t page = pool_page_take(p);
-            ASSERT(page >= 0);
-            s->wide[(size_t)l * (size_t)s->max_blocks + (size_t)s->n_blocks] = page;
-        }
+    if (spare > s->n_spare)
+        TRY(pool_beta_open(p));
+    for (; s->n_blocks < want; s->n_blocks++)
+        for (int l = 0; l < p->shape.n_layers; l++)
+            take(p, &seq_wide(s, l)[s->n_blocks]);
+    if (s->n_query == 0 && query_for(s) > 0) {
+        s->n_query = s->want_query;
+        for (int i = 0; i < p->shape.n_layers * s->n_query; i++)
+            take(p, &s->query[i]);
+    }
+    for (; s->n_spare < spare; s->n_spare++) {
+        int rc = kv_narrow_alloc(p, &s->spare[s->n_spare]);
+        ASSERT(rc == 0);
     }
     return 0;
 }
+
+/* ---- what others see of it ------------------------------------------------------------------------------------- */
 
 void kv_seq_view(const struct kv_seq *s, const struct kv_pool *p, int layer, struct kv_view *out)
 {
     size_t head0 = (size_t)layer * (size_t)p->shape.n_kv_heads;
     *out = (struct kv_view){
-        .wide = s->wide + (size_t)layer * (size_t)s->max_blocks,
+        .wide = seq_wide(s, layer),
         .wide_pos0 = s->wide_pos0,
-        .narrow = s->narrow != NULL ? (const int32_t *const *)(s->narrow + head0) : NULL,
-        .n_narrow = s->narrow != NULL ? s->n_narrow + head0 : NULL,
+        .narrow = kv_seq_pressed(s) ? (const int32_t *const *)(s->narrow + head0) : NULL,
+        .n_narrow = kv_seq_pressed(s) ? s->n_narrow + head0 : NULL,
     };
+}
+
+void *seq_window_at(const struct kv_seq *s, const struct kv_pool *p, int layer, int i)
+{
+    int a_page = pool_page_records(p);
+    char *page = pool_page_at(p, s->query[layer * s->n_query + i / a_page]);
+    return page + (size_t)(i % a_page) * p->record_bytes;
+}
+
+bool kv_seq_keep(const struct kv_seq *s, const struct kv_pool *p, int layer, int pos,
+                 struct be_keep *out)
+{
+    *out = (struct be_keep){ 0 };
+    if (p->sample == NULL)
+        return false;
+    int slot = pos - s->wide_pos0, stride = pool_stride(p), window0 = seq_window0(s);
+    if ((slot + 1) % stride == 0)
+        out->sample = (char *)pool_sample_at(p, seq_wide(s, layer)[slot / KV_PAGE]) +
+                      (size_t)(slot % KV_PAGE / stride) * p->record_bytes;
+    if (s->n_query > 0 && pos >= window0 && pos < s->n_prompt)
+        out->window = seq_window_at(s, p, layer, pos - window0);
+    return out->sample != NULL || out->window != NULL;
 }
 
 size_t kv_seq_bytes(const struct kv_seq *s, const struct kv_pool *p)
 {
-    size_t bytes = (size_t)s->n_blocks * (size_t)p->shape.n_layers * p->page_bytes;
-    int n = p->shape.n_layers * p->shape.n_kv_heads;
-    for (int i = 0; s->narrow != NULL && i < n; i++)
-        bytes += (size_t)narrow_blocks(s->n_narrow[i]) * p->block_bytes;
-    return bytes;
+    size_t wide = (size_t)(s->n_blocks + s->n_query) * (size_t)p->shape.n_layers;
+    size_t narrow = (size_t)s->n_spare, slots = 0;
+    for (int i = 0; kv_seq_pressed(s) && i < pool_heads(p); i++) {
+        narrow += s->swap == NULL ? (size_t)s->n_block[i] : 0;
+        slots += (size_t)s->quota[i];
+    }
+    return wide * (p->page_bytes + p->sample_bytes) +
+           narrow * (p->block_bytes + KV_PAGE * sizeof(float)) + slots * sizeof(struct kv_slot);
+}
+
+int kv_seq_slots(const struct kv_seq *s, const struct kv_pool *p)
+{
+    int slots = 0;
+    for (int i = 0; kv_seq_pressed(s) && i < pool_heads(p); i++)
+        slots = most(slots, s->n_narrow[i]);
+    return slots + s->n_tokens - s->wide_pos0;
+}
+
+bool kv_compact_due(const struct kv_seq *s)
+{
+    if (s->spare == NULL || s->swap != NULL || s->n_tokens / KV_PAGE * KV_PAGE <= s->wide_pos0)
+        return false;
+    if (kv_seq_pressed(s)) /* heads outgrow their quotas together */
+        return s->n_narrow[0] + s->n_tokens - s->wide_pos0 > (int64_t)s->quota[0] + s->opt.tail;
+    if (prompt_pressed(s))
+        return s->n_tokens >= s->n_prompt;
+    return s->n_tokens > (int64_t)s->opt.budget + s->opt.tail;
 }

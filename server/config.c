@@ -19,7 +19,7 @@ struct option {
     unsigned commands;
     const char *def; /* "" for no string */
     double min, max;
-    const char *words; /* the allowed words of a STR, space separated; NULL: any */
+    const char *words; /* the allowed words, space separated; NULL: any */
     const char *help;
 };
 
@@ -43,6 +43,11 @@ static const struct option table[] = {
     { NULL, "max-batch", INT, AT(max_batch), CONFIG_ALL, "512", 1, 32768, NULL, "rows of one step: decoding sequences and prompt tokens together" },
     { NULL, "max-queue", INT, AT(max_queue), CONFIG_ENGINE, "1024", 1, 1000000, NULL, "requests that may wait; more are answered 429" },
     { NULL, "prefix-cache", BOOL, AT(prefix_cache), CONFIG_ENGINE, "true", 0, 0, NULL, "share the cache of equal prompt beginnings" },
+    { NULL, "kv-samples", INT, AT(kv_samples), CONFIG_ENGINE, "4", 0, 8, "0 1 2 4 8", "queries kept with every page for policies that press; 0: none, and nothing can be pressed" },
+    { "Pressing", "kv-policy", STR, AT(kv_policy), S, "full", 0, 0, NULL, "how the cache of a request that names no policy is pressed; full: not" },
+    { NULL, "kv-budget", STR, AT(kv_budget), S, "256", 0, 0, NULL, "what stays of such a cache: tokens a KV head, or a part of the prompt as 0.25, or bytes a request as 4MiB" },
+    { NULL, "kv-budget-max", STR, AT(kv_budget_max), S, "", 0, 0, NULL, "largest budget that a request may ask for, in the same words; the guard goes no further; empty: any" },
+    { NULL, "kv-mass-floor", NUM, AT(kv_mass_floor), S, "0", 0, 1, NULL, "the guard: a cache whose kept slots hold less of the attention gets up to twice its budget; 0: no guard" },
     { "HTTP", "host", STR, AT(host), S, "127.0.0.1", 0, 0, NULL, "address to listen on" },
     { NULL, "port", INT, AT(port), S, "8080", 0, 65535, NULL, "port to listen on; 0: any free one" },
     { NULL, "api-key", STR, AT(api_key), S, "", 0, 0, NULL, "ask clients for this key (also from WRING_API_KEY)" },
@@ -60,6 +65,16 @@ static const struct option table[] = {
     { NULL, "prompts", STR, AT(tests), B, "128,512", 0, 0, NULL, "prompt lengths for prefill, comma separated; empty: none" },
     { NULL, "batches", STR, AT(batches), B, "1,2,4,8", 0, 0, NULL, "numbers of parallel sequences for decode" },
     { NULL, "depths", STR, AT(depths), B, "0", 0, 0, NULL, "tokens already in the cache for decode" },
+    { NULL, "kv", BOOL, AT(kv), B, "false", 0, 0, NULL, "measure a pressed KV cache instead: prefill, pressing, decode" },
+    { NULL, "policies", STR, AT(policies), B | V, "", 0, 0, NULL, "kv: policies, comma separated, each as NAME or NAME:option=value,...; empty: every one that presses" },
+    { NULL, "budgets", STR, AT(budgets), B | V, "", 0, 0, NULL, "kv: slots per KV head, comma separated; empty: 64,128,256,512 (bench: 256)" },
+    { NULL, "length", INT, AT(length), B | V, "0", 0, 1 << 20, NULL, "kv: tokens of a prompt; 0: 2048 (bench: 8192)" },
+    { NULL, "tasks", STR, AT(tasks), V, "", 0, 0, NULL, "kv: tasks, comma separated; empty: all" },
+    { NULL, "samples", INT, AT(samples), V, "200", 1, 1000000, NULL, "kv: samples of each task" },
+    { NULL, "seed", INT, AT(seed), V, "1", 0, 1e15, NULL, "kv: of the samples" },
+    { NULL, "text", STR, AT(text), V, "gutenberg", 0, 0, NULL, "kv: texts, comma separated: files, folders of .txt files, or recipes" },
+    { NULL, "base", STR, AT(base), V, "", 0, 0, NULL, "kv: of --policies, those that the others are compared with" },
+    { NULL, "out", STR, AT(out), V, "eval-kv", 0, 0, NULL, "kv: folder of the results; what is there already is not measured again" },
     { "Chat", "system", STR, AT(system), C, "", 0, 0, NULL, "system prompt" },
     { NULL, "temperature", NUM, AT(temperature), C, "0.7", 0, 2, NULL, "0: always the most likely token" },
     { NULL, "top-p", NUM, AT(top_p), C, "0.95", 0.01, 1, NULL, "sample from the smallest set with this mass" },
@@ -115,9 +130,9 @@ static int set(struct config *c, const struct option *o, const char *text, struc
 {
     char *field = (char *)c + o->at;
     double v = 0;
+    if (o->words != NULL && !has_word(o->words, text))
+        return err_set(e, ERR_INVALID, "%s: \"%s\" is not one of: %s", o->name, text, o->words);
     if (o->kind == STR) {
-        if (o->words != NULL && !has_word(o->words, text))
-            return err_set(e, ERR_INVALID, "%s: \"%s\" is not one of: %s", o->name, text, o->words);
         char *copy = mem_strdup(text);
         if (copy == NULL)
             return err_set(e, ERR_NOMEM, "no memory for options");

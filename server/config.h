@@ -37,8 +37,10 @@ struct config {
     bool cublas;
     /* the engine */
     char *kv_type;
-    int64_t ctx, kv_size, max_seqs, max_batch, max_queue;
+    int64_t ctx, kv_size, max_seqs, max_batch, max_queue, kv_samples;
     bool prefix_cache;
+    char *kv_policy, *kv_budget, *kv_budget_max;
+    double kv_mass_floor;
     /* the front */
     char *host, *api_key, *alias;
     int64_t port, max_body, max_connections, http_threads, drain_timeout;
@@ -49,6 +51,9 @@ struct config {
     bool json;
     int64_t chunks, repeat;
     char *tests, *batches, *depths;
+    bool kv;
+    int64_t length, samples, seed;
+    char *policies, *budgets, *tasks, *text, *base, *out;
     /* chat */
     char *system;
     double temperature, top_p;

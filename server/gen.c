@@ -10,6 +10,7 @@
 #include "server/base/mem.h"
 
 enum {
+    DETAIL_BYTES = 8,         /* of one prompt token, or head, in a detail */
     BACKLOG_MAX = 256 << 10,  /* bytes a stream may be ahead of its reader */
     LOGPROBS_MAX = 256 << 20, /* bytes of JSON */
     PROMPT_LOGPROB_BYTES =
@@ -29,6 +30,7 @@ static void gen_free(struct gen *g)
     atomic_fetch_sub(&g->h->n_gens, 1);
     api_stream_free(&g->stream);
     buf_free(&g->out);
+    buf_free(&g->detail);
     api_request_free(&g->req);
     pthread_mutex_destroy(&g->lock);
     mem_free(g->bias);
@@ -66,9 +68,29 @@ static void cancel_jobs(struct gen *g)
     }
 }
 
+static void add_kv_usage(struct api_kv_usage *kv, const struct job_usage *u)
+{
+    const struct kv_report *r = &u->kv;
+
+    kv->bytes += (int64_t)u->kv_bytes;
+    kv->full_bytes += (int64_t)u->kv_full_bytes;
+    kv->budget = u->kv_budget > kv->budget ? u->kv_budget : kv->budget;
+    if (r->n_compactions == 0)
+        return;
+    if (r->raised && r->budget > kv->raised)
+        kv->raised = r->budget;
+    kv->kept += r->kept;
+    kv->merged += r->merged;
+    if (kv->n_pressed == 0 || r->mass_min < kv->mass_min)
+        kv->mass_min = r->mass_min;
+    kv->n_pressed++;
+    kv->mass_mean += (r->mass_mean - kv->mass_mean) / kv->n_pressed;
+}
+
 void gen_usage(const struct gen *g, struct api_usage *u)
 {
-    *u = (struct api_usage){ .kv_policy = g->choice[0].job.policy->name };
+    *u = (struct api_usage){ .kv.policy = g->kv.policy->name,
+                             .kv.detail = { buf_str(&g->detail), g->detail.len } };
     for (int i = 0; i < g->n; i++) {
         const struct choice *c = &g->choice[i];
         /* n choices of one prompt count the prompt once, as OpenAI does. */
@@ -77,8 +99,7 @@ void gen_usage(const struct gen *g, struct api_usage *u)
             u->n_cached += c->usage.cached_tokens;
         }
         u->n_completion += c->usage.completion_tokens;
-        u->kv_bytes += (int64_t)c->usage.kv_bytes;
-        u->kv_full_bytes += (int64_t)c->usage.kv_full_bytes;
+        add_kv_usage(&u->kv, &c->usage);
     }
 }
 
@@ -105,6 +126,25 @@ static int check_length(const struct gen *g, struct choice *c, struct api_error 
     return 0;
 }
 
+/* The prompt's tokens, and how its cache is to be pressed. */
+static int make_prompt(struct gen *g, struct choice *c, struct api_error *e)
+{
+    struct prompt_marks marks = { 0 };
+    bool pressed = !g->kv.policy->keeps_all;
+    struct kv_shape shape;
+
+    TRY(prompt_tokens(g->h, &g->req, c->i_prompt, &c->ids, &c->job.n_prompt,
+                      pressed ? &marks : NULL, e));
+    c->owns_ids = true;
+    c->job.kv = g->kv;
+    c->job.kv.question0 = marks.question0;
+    c->job.kv.question1 = marks.question1;
+    c->job.kv.protect = g->req.compression.protect_system ? marks.system : 0;
+    model_kv_shape(g->h->model, engine_settings(g->h->en)->kv_type, 0, &shape);
+    return press_fit(&c->job.kv, &g->h->c.press, &g->req.compression, c->job.n_prompt,
+                     kv_slot_bytes(&shape), e);
+}
+
 static int make_choice(struct gen *g, int i, uint64_t seed, struct api_error *e)
 {
     const struct api_sampling *s = &g->req.sampling;
@@ -117,11 +157,11 @@ static int make_choice(struct gen *g, int i, uint64_t seed, struct api_error *e)
     buf_init(&c->text, TEXT_MAX);
     api_logprobs_init(&c->lp, g->req.kind, LOGPROBS_MAX);
     if (i == first) {
-        TRY(prompt_tokens(g->h, &g->req, c->i_prompt, &c->ids, &c->job.n_prompt, e));
-        c->owns_ids = true;
+        TRY(make_prompt(g, c, e));
     } else {
         c->ids = g->choice[first].ids;
         c->job.n_prompt = g->choice[first].job.n_prompt;
+        c->job.kv = g->choice[first].job.kv;
     }
     c->job.prompt = c->ids;
     c->job.max_tokens = s->max_tokens;
@@ -144,12 +184,8 @@ static int make_choice(struct gen *g, int i, uint64_t seed, struct api_error *e)
     c->job.n_stop_id = s->n_stop_ids;
     c->job.ignore_eos = s->ignore_eos;
     c->job.prompt_logprobs = g->req.echo && s->logprobs >= 0;
-    const char *policy = g->req.compression.kv_policy;
-    c->job.policy = policy ? kv_policy_find(policy) : kv_policy_list[0];
-    if (g->req.compression.kv_budget > 0 && c->job.policy->compact == NULL)
-        return api_error_bad(e, "compression.kv.budget",
-                             "Invalid 'compression.kv.budget': the policy '%s' keeps everything.",
-                             c->job.policy->name);
+    c->job.kv_detail = g->req.compression.detail && i == 0;
+    c->job.no_prefix_cache = g->req.compression.recompute;
     c->job.on_event = stream_on_event;
     c->job.user = c;
     return check_length(g, c, e);
@@ -178,13 +214,16 @@ static int copy_lists(struct gen *g, struct api_error *e)
 
 static size_t backlog_max(const struct gen *g)
 {
-    size_t max = BACKLOG_MAX;
+    const struct model_config *m = &g->h->model->config;
+    size_t max = BACKLOG_MAX, n_heads = (size_t)m->n_layers * (size_t)m->n_kv_heads;
     for (int i = 0; i < g->n; i++) {
         if (g->req.echo)
             max += 6 * g->req.prompts[g->choice[i].i_prompt].text.n +
                    64 * (size_t)g->choice[i].job.n_prompt;
         if (g->choice[i].job.prompt_logprobs)
             max += PROMPT_LOGPROB_BYTES * (size_t)g->choice[i].job.n_prompt;
+        if (g->choice[i].job.kv_detail)
+            max += DETAIL_BYTES * ((size_t)g->choice[i].job.n_prompt + n_heads);
     }
     return max;
 }
@@ -196,12 +235,14 @@ static int fill(struct gen *g, struct api_error *e)
     g->choice = mem_zalloc((size_t)g->n, sizeof(*g->choice));
     if (!g->choice)
         return no_memory(e);
+    TRY(press_options(&g->kv, &g->h->c.press, &g->req.compression, e));
     TRY(copy_lists(g, e));
     if (!g->req.sampling.has_seed && getrandom(&seed, sizeof(seed), 0) != sizeof(seed))
         seed = clock_wall_ns();
     for (int i = 0; i < g->n; i++)
         TRY(make_choice(g, i, seed, e));
     buf_init(&g->out, backlog_max(g));
+    buf_init(&g->detail, TEXT_MAX);
     char hex[25];
     http_random_hex(hex, 12);
     snprintf(g->id, sizeof(g->id), "%s-%s", g->req.kind == API_CHAT ? "chatcmpl" : "cmpl", hex);
@@ -271,7 +312,7 @@ int gen_submit(struct gen *g, struct api_error *e)
                        g->req.kind == API_CHAT ? "messages" : "prompt", "%s", why.text);
         return ERR_INVALID;
     }
-    return api_error_from(e, &why, NULL);
+    return api_error_from(e, &why, rc == ERR_UNSUPPORTED ? "compression.kv.policy" : NULL);
 }
 
 /* ---- the connection's side --------------------------------------------------------------------------------------- */
@@ -302,7 +343,7 @@ int gen_reply(struct gen *g, struct buf *out, struct api_error *e)
     struct api_choice *c = mem_zalloc((size_t)g->n, sizeof(*c));
     if (!c)
         return no_memory(e);
-    int bad = 0;
+    int bad = g->detail.bad;
     for (int i = 0; i < g->n; i++) {
         const struct choice *from = &g->choice[i];
         bad = bad ? bad : from->text.bad;

@@ -34,6 +34,7 @@ struct gen {
     int n;
     const char **stop; /* the request's stop strings as the engine wants them */
     struct logit_bias *bias;
+    struct kv_options kv; /* of every choice, before its prompt is known */
     uint64_t start_ns;
 
     pthread_mutex_t lock; /* everything below, and the choices once submitted */
@@ -47,7 +48,8 @@ struct gen {
     bool decoding;  /* a first token has come */
     struct api_stream stream;
     struct buf out;
-    uint64_t last_ns; /* when out was last written to */
+    struct buf detail; /* not a stream: what became of the first choice's cache, as JSON */
+    uint64_t last_ns;  /* when out was last written to */
     struct api_error err;
 };
 

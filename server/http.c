@@ -350,11 +350,6 @@ static void raise_fd_limit(int n)
         LOG(W, "few_descriptors", "limit=%llu connections=%d", (unsigned long long)lim.rlim_cur, n);
 }
 
-static bool is_kv_policy(const char *name)
-{
-    return kv_policy_find(name) != NULL;
-}
-
 static int start(struct http *h, struct err *e)
 {
     TRY(watch_open(&h->watch, h->c.max_connections + SPARE_SLOTS, e));
@@ -386,9 +381,7 @@ int http_open(struct http **out, const struct http_config *c, const struct model
     h->listen_fd = -1;
     h->watch.ep = h->watch.wake = -1;
     h->created = h->metrics.start_s = clock_wall_s();
-    h->limits = (struct api_limits){ .n_vocab = m->config.vocab,
-                                     .is_kv_policy = is_kv_policy,
-                                     .kv_policy_names = kv_policy_names() };
+    h->limits = (struct api_limits){ .n_vocab = m->config.vocab };
     snprintf(h->fingerprint, sizeof(h->fingerprint), "wring-%s", WRING_VERSION);
     int rc = start(h, e);
     if (rc < 0) {

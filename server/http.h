@@ -19,6 +19,7 @@
 #include "server/base/err.h"
 #include "server/engine/engine.h"
 #include "server/model/model.h"
+#include "server/press_options.h"
 
 struct http_config {
     const char
@@ -28,7 +29,8 @@ struct http_config {
     const char *model_id; /* the name clients use */
     size_t max_body;      /* bytes a request body may have */
     int max_connections;
-    int threads; /* I/O threads, at least 1 */
+    int threads;              /* I/O threads, at least 1 */
+    struct press_rules press; /* how caches are pressed, and how far */
 };
 
 struct http;

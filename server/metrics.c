@@ -105,6 +105,51 @@ static void histogram(const struct writer *w, const char *name, const char *vllm
         histogram_as(w, "vllm:", vllm, help, h);
 }
 
+/* Pages of the pool by what they are used for; they add up to kv_pages. */
+static void pages_by_kind(const struct writer *w, const struct engine_stats *s)
+{
+    int64_t pages = atomic_load(&s->kv_pages), used = atomic_load(&s->kv_used);
+    int64_t cached = atomic_load(&s->kv_cached), narrow = atomic_load(&s->kv_split);
+    const struct {
+        const char *kind;
+        int64_t n;
+    } row[] = { { "wide", used - narrow },
+                { "narrow", narrow },
+                { "cached", cached },
+                { "free", pages - used - cached } };
+
+    head(w, "wring_", "kv_pool_pages", "gauge",
+         "KV pages by use: whole, split into narrow ones, kept for their prefix, free.");
+    for (size_t i = 0; i < sizeof(row) / sizeof(row[0]); i++) {
+        series(w, "wring_", "kv_pool_pages", "");
+        (void)buf_addf(w->out, ",kind=\"%s\"} %lld\n", row[i].kind, (long long)row[i].n);
+    }
+}
+
+static void write_pressing(const struct writer *w, const struct engine_stats *s)
+{
+    pages_by_kind(w, s);
+    value(w, "kv_narrow_pages", NULL, "gauge", "Narrow pages that pressed sequences hold.",
+          (double)atomic_load(&s->kv_narrow));
+    value(w, "kv_compactions_total", NULL, "counter", "Times that a sequence's cache was pressed.",
+          (double)atomic_load(&s->compactions));
+    value(w, "kv_slots_evicted_total", NULL, "counter", "Slots of KV heads that were not kept.",
+          (double)atomic_load(&s->kv_evicted));
+    value(w, "kv_slots_merged_total", NULL, "counter",
+          "Slots of KV heads, not kept, that a merge took in.", (double)atomic_load(&s->kv_merged));
+    value(w, "kv_budgets_raised_total", NULL, "counter",
+          "Compactions whose guard gave more than the budget.",
+          (double)atomic_load(&s->kv_guarded));
+    value(w, "kv_swaps_total", NULL, "counter",
+          "Pressed sequences that were copied out of the pool to make room.",
+          (double)atomic_load(&s->swaps));
+    histogram(w, "kv_compaction_seconds", NULL, "Of pressing one sequence.", &s->compaction_time);
+    histogram(w, "kv_compression_ratio", NULL,
+              "Bytes of a pressed prompt, as a part of a full cache's.", &s->kv_ratio);
+    histogram(w, "kv_retained_mass", NULL,
+              "Attention that the kept slots of a pressed prompt hold, 0 to 1.", &s->kv_mass);
+}
+
 static void finished_as(const struct writer *w, const char *prefix, const char *name,
                         const char *label_name, const struct engine_stats *s)
 {
@@ -223,6 +268,7 @@ void metrics_write(const struct metrics *m, const struct engine *en, const char 
 
     write_engine(&w, s);
     write_times(&w, s);
+    write_pressing(&w, s);
     write_front(&w, m);
     write_info(&w, en);
 }

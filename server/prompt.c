@@ -41,8 +41,86 @@ static const char *token_text(const struct tokenizer *t, int32_t id)
     return id >= 0 ? tok_text(t, id) : NULL;
 }
 
+/* ---- marks ------------------------------------------------------------------------------------------------------- */
+
+/* The message's text where it stands in the rendered prompt, at or after *from and in what users wrote; most templates trim
+ * it, so it is looked for without the blanks around it. *from moves behind it. */
+static bool find_content(const struct tmpl_output *out, const json_t *message, size_t *from,
+                         size_t *start)
+{
+    static const char blank[] = " \t\r\n";
+    const char *text = json_string_value(json_object_get(message, "content"));
+    size_t n = text ? strlen(text) : 0;
+
+    for (; n > 0 && strchr(blank, text[n - 1]); n--) {
+    }
+    for (; n > 0 && strchr(blank, text[0]); n--)
+        text++;
+    for (int i = 0; n > 0 && i < out->n_seg; i++) {
+        const struct text_segment *s = &out->seg[i];
+        size_t at = s->start > *from ? s->start : *from, end = s->start + s->len;
+        const char *p =
+            !s->user || at >= end ? NULL : memmem(out->text.data + at, end - at, text, n);
+        if (!p)
+            continue;
+        *start = (size_t)(p - out->text.data);
+        *from = *start + n;
+        return true;
+    }
+    return false;
+}
+
+/* Tokens of the first n bytes. A token across that border counts as one of them, which may be one too many. */
+static int count_tokens(const struct tokenizer *tok, struct tmpl_output *out, size_t n, int *count)
+{
+    struct tok_ids t = { 0 };
+    int k = 0;
+
+    while (k < out->n_seg - 1 && out->seg[k].start + out->seg[k].len < n)
+        k++;
+    struct text_segment *last = &out->seg[k];
+    size_t whole = last->len;
+    last->len = n - last->start;
+    int rc = tok_encode_segments(tok, buf_str(&out->text), out->seg, k + 1, &t);
+    last->len = whole;
+    *count = t.n;
+    tok_ids_free(&t);
+    return rc;
+}
+
+/* Messages come in order, so each is looked for behind the one before. */
+static int find_marks(const struct tokenizer *tok, const json_t *messages, struct tmpl_output *out,
+                      struct prompt_marks *m)
+{
+    size_t n = json_array_size(messages), from = 0, start = 0;
+    size_t system = 0, question0 = 0, question1 = 0;
+
+    for (size_t i = 0; i < n; i++) {
+        const json_t *message = json_array_get(messages, i);
+        const char *role = json_string_value(json_object_get(message, "role"));
+        bool found = find_content(out, message, &from, &start);
+        if (found && i == 0 && strcmp(role, "system") == 0)
+            system = from;
+        if (strcmp(role, "user") == 0) {
+            question0 = found ? start : 0;
+            question1 = found ? from : 0;
+        }
+    }
+    if (system > 0)
+        TRY(count_tokens(tok, out, system, &m->system));
+    if (question1 == 0)
+        return 0;
+    TRY(count_tokens(tok, out, question0, &m->question0));
+    TRY(count_tokens(tok, out, question1, &m->question1));
+    if (m->question0 < m->question1 - KV_WINDOW_QUERIES)
+        m->question0 = m->question1 - KV_WINDOW_QUERIES;
+    return 0;
+}
+
+/* ---- prompts ----------------------------------------------------------------------------------------------------- */
+
 static int chat_tokens(const struct http *h, const struct api_request *req, int32_t **ids,
-                       int *n_ids, struct api_error *e)
+                       int *n_ids, struct prompt_marks *marks, struct api_error *e)
 {
     const struct tokenizer *tok = h->model->tok;
     struct tmpl_output out = { 0 };
@@ -66,6 +144,8 @@ static int chat_tokens(const struct http *h, const struct api_request *req, int3
         return api_error_bad(e, "messages", "The model's chat template refused the messages: %s",
                              why.text);
     rc = tok_encode_segments(tok, buf_str(&out.text), out.seg, out.n_seg, &t);
+    if (rc == 0 && marks)
+        rc = find_marks(tok, req->messages, &out, marks);
     tmpl_output_free(&out);
     return take_ids(&t, rc, "messages", ids, n_ids, e);
 }
@@ -79,10 +159,10 @@ static int text_tokens(const struct http *h, const struct api_str *s, unsigned f
 }
 
 int prompt_tokens(const struct http *h, const struct api_request *req, int i, int32_t **ids,
-                  int *n_ids, struct api_error *e)
+                  int *n_ids, struct prompt_marks *marks, struct api_error *e)
 {
     if (req->kind == API_CHAT)
-        return chat_tokens(h, req, ids, n_ids, e);
+        return chat_tokens(h, req, ids, n_ids, marks, e);
     const struct api_prompt *p = &req->prompts[i];
     if (!p->ids)
         return text_tokens(h, &p->text, TOK_ADD_BOS | TOK_PARSE_SPECIAL, "prompt", ids, n_ids, e);
@@ -98,7 +178,7 @@ int prompt_tokenize(const struct http *h, const struct api_tokenize *t, int32_t 
                     struct api_error *e)
 {
     if (t->is_chat)
-        return chat_tokens(h, &t->chat, ids, n_ids, e);
+        return chat_tokens(h, &t->chat, ids, n_ids, NULL, e);
     unsigned flags =
         (t->add_special ? TOK_ADD_BOS : 0u) | (t->parse_special ? TOK_PARSE_SPECIAL : 0u);
     if (t->text.n == 0 && !t->add_special) {

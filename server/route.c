@@ -201,7 +201,8 @@ static struct api_model describe(const struct http *h)
                                .n_vocab = m->config.vocab,
                                .n_embd = m->config.dim,
                                .n_params = parameters(m),
-                               .bytes = (int64_t)m->weight_bytes };
+                               .bytes = (int64_t)m->weight_bytes,
+                               .kv_policies = kv_policy_names() };
 }
 
 static enum MHD_Result answer_models(struct request *r, const char *id)

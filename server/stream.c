@@ -125,10 +125,26 @@ static void job_done(struct choice *c, const struct job_event *ev)
     api_stream_done(&g->out);
 }
 
+/* How the first choice's prompt was pressed. */
+static void tell_detail(struct gen *g, const struct job *j, const struct job_kv *kv)
+{
+    const struct api_detail d = { .n_layers = kv->n_layers,
+                                  .n_heads = kv->n_kv_heads,
+                                  .n_prompt = j->n_prompt,
+                                  .slots = kv->slots,
+                                  .survival = kv->survival };
+    if (g->req.stream)
+        api_stream_detail(&g->stream, &g->head, &d, &g->out);
+    else
+        api_detail_write(&d, &g->detail);
+}
+
 static void write_event(struct choice *c, const struct job_event *ev)
 {
     struct gen *g = c->g;
 
+    if (ev->kind == JOB_PROMPT && ev->kv)
+        tell_detail(g, &c->job, ev->kv);
     score_prompt(c, ev);
     if (ev->kind != JOB_PROMPT)
         begin(c);

@@ -2,7 +2,7 @@
 #ifndef WRING_KVCACHE_FULL_FULL_H
 #define WRING_KVCACHE_FULL_FULL_H
 
-#include "kvcache/kv.h"
+#include "kvcache/policy.h"
 
 extern const struct kv_policy kv_full;
 

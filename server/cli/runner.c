@@ -2,32 +2,45 @@
 
 #include "server/base/mem.h"
 
-int runner_open(struct runner *r, const struct model *m, enum kv_type type, int n_seqs, int ctx,
-                int max_rows, int max_out, struct err *e)
+static int open_all(struct runner *r, enum kv_type type, int samples, struct err *e)
 {
+    static const struct kv_options whole = { 0 };
+    const struct model *m = r->model;
     struct kv_shape shape;
+    model_kv_shape(m, type, samples, &shape);
+    TRY(workspace_open(&r->ws, m, r->max_rows, r->n_seqs, r->max_out, e));
+    int64_t tokens = (int64_t)r->n_seqs * ((r->ctx + KV_PAGE - 1) / KV_PAGE * KV_PAGE);
+    TRY(kv_pool_open(&r->pool, m->be, &shape, tokens, e));
+    if (samples > 0)
+        TRY(kv_compactor_open(&r->press, r->pool, &m->rope,
+                              m->config.n_heads / m->config.n_kv_heads, m->attn_scale, e));
+    r->seq = mem_zalloc((size_t)r->n_seqs, sizeof *r->seq);
+    r->pos = mem_zalloc((size_t)r->max_rows, sizeof *r->pos);
+    r->out_row = mem_zalloc((size_t)r->max_out, sizeof *r->out_row);
+    r->batch_seq = mem_zalloc((size_t)r->n_seqs, sizeof *r->batch_seq);
+    if (r->seq == NULL || r->pos == NULL || r->out_row == NULL || r->batch_seq == NULL)
+        return err_set(e, ERR_NOMEM, "no memory for %d sequences of %d tokens", r->n_seqs, r->ctx);
+    for (int i = 0; i < r->n_seqs; i++)
+        TRY(runner_begin(r, i, &whole, r->ctx, e));
+    return 0;
+}
+
+int runner_open_kv(struct runner *r, const struct model *m, enum kv_type type, int n_seqs, int ctx,
+                   int max_rows, int max_out, int samples, struct err *e)
+{
     *r = (struct runner){
         .model = m, .n_seqs = n_seqs, .ctx = ctx, .max_rows = max_rows, .max_out = max_out
     };
-    model_kv_shape(m, type, &shape);
-    int rc = workspace_open(&r->ws, m, max_rows, n_seqs, max_out, e);
-    int64_t tokens = (int64_t)n_seqs * ((ctx + KV_PAGE - 1) / KV_PAGE * KV_PAGE);
-    if (rc == 0)
-        rc = kv_pool_open(&r->pool, m->be, &shape, tokens, e);
-    if (rc == 0) {
-        r->seq = mem_zalloc((size_t)n_seqs, sizeof *r->seq);
-        r->pos = mem_zalloc((size_t)max_rows, sizeof *r->pos);
-        r->out_row = mem_zalloc((size_t)max_out, sizeof *r->out_row);
-        r->batch_seq = mem_zalloc((size_t)n_seqs, sizeof *r->batch_seq);
-        bool ok = r->seq != NULL && r->pos != NULL && r->out_row != NULL && r->batch_seq != NULL;
-        for (int i = 0; ok && i < n_seqs; i++)
-            ok = kv_seq_open(&r->seq[i], r->pool, kv_policy_list[0], ctx) == 0;
-        if (!ok)
-            rc = err_set(e, ERR_NOMEM, "no memory for %d sequences of %d tokens", n_seqs, ctx);
-    }
+    int rc = open_all(r, type, samples, e);
     if (rc < 0)
         runner_close(r);
     return rc;
+}
+
+int runner_open(struct runner *r, const struct model *m, enum kv_type type, int n_seqs, int ctx,
+                int max_rows, int max_out, struct err *e)
+{
+    return runner_open_kv(r, m, type, n_seqs, ctx, max_rows, max_out, 0, e);
 }
 
 void runner_close(struct runner *r)
@@ -38,6 +51,7 @@ void runner_close(struct runner *r)
     mem_free(r->out_row);
     mem_free(r->pos);
     mem_free(r->seq);
+    kv_compactor_close(r->press);
     kv_pool_close(r->pool);
     workspace_close(r->ws);
     *r = (struct runner){ 0 };
@@ -45,11 +59,31 @@ void runner_close(struct runner *r)
 
 void runner_reset(struct runner *r)
 {
+    static const struct kv_options whole = { 0 };
     for (int i = 0; i < r->n_seqs; i++) {
-        kv_seq_close(&r->seq[i], r->pool);
-        int rc = kv_seq_open(&r->seq[i], r->pool, kv_policy_list[0], r->ctx);
+        int rc = runner_begin(r, i, &whole, r->ctx, NULL);
         ASSERT(rc == 0);
     }
+}
+
+int runner_begin(struct runner *r, int i_seq, const struct kv_options *opt, int n_prompt,
+                 struct err *e)
+{
+    kv_seq_close(&r->seq[i_seq], r->pool);
+    return kv_seq_open(&r->seq[i_seq], r->pool, opt, n_prompt, r->ctx, e);
+}
+
+int runner_fork(struct runner *r, int to, int from, const struct kv_options *opt, struct err *e)
+{
+    kv_seq_close(&r->seq[to], r->pool);
+    return kv_seq_fork(&r->seq[to], &r->seq[from], r->pool, opt, r->ctx, e);
+}
+
+int runner_press(struct runner *r, int i_seq, struct kv_report *report, struct err *e)
+{
+    if (!kv_compact_due(&r->seq[i_seq]))
+        return 0;
+    return kv_compact(r->press, &r->seq[i_seq], report, e);
 }
 
 static int reserve(struct runner *r, int i_seq, int n, struct err *e)

@@ -59,6 +59,8 @@ static void print_plan(struct serve *s)
 static int open_all(struct serve *s, struct err *e)
 {
     const struct config *c = s->config;
+    struct press_rules press;
+    TRY(press_rules_read(&press, c, e));
     TRY(session_engine(&s->session, &s->engine, c, 0, isatty(STDERR_FILENO), e));
     if (strcmp(c->log_format, "json") != 0)
         print_plan(s);
@@ -69,7 +71,8 @@ static int open_all(struct serve *s, struct err *e)
                               .model_id = s->model_id,
                               .max_body = (size_t)c->max_body,
                               .max_connections = (int)c->max_connections,
-                              .threads = (int)c->http_threads };
+                              .threads = (int)c->http_threads,
+                              .press = press };
     return http_open(&s->http, &hc, s->session.model, s->engine, e);
 }
 

@@ -73,6 +73,7 @@ static int open_both(struct session *s, struct engine **en, const struct config 
         .max_queue = (int)c->max_queue,
         .kv_bytes = (size_t)c->kv_size,
         .kv_type = cli_kv_type(c, s->be),
+        .kv_samples = (int)c->kv_samples,
         .prefix_cache = c->prefix_cache,
     };
     int rc = engine_open(en, s->model, &ec, e);

@@ -1,4 +1,4 @@
-/* The engine's doors, and its opening and closing. The work is in step.c. */
+/* The engine's doors, and its opening and closing. The work is in step.c and press.c. */
 #include <signal.h>
 #include <unistd.h>
 
@@ -32,14 +32,22 @@ static int64_t default_bytes(struct be *be)
     return (int64_t)(room / 10 * 9 > 2 * own ? room / 10 * 9 - own : room / 2);
 }
 
+/* What KV_PAGE tokens take in the pool: keys, values, and the records of sampled queries. */
+static size_t span_bytes(const struct kv_shape *s)
+{
+    size_t records = (size_t)s->n_layers * (size_t)s->samples *
+                     kv_record_bytes(s->type, s->n_heads, s->head_dim);
+    return KV_PAGE * kv_token_bytes(s) + records;
+}
+
 /* Sequences of full length, four on a machine, all that may run at once on a device, as far as memory goes: cached
  * prefixes fill the pool sooner or later. A context that was asked for fits once in any case. */
 static int64_t default_tokens(const struct engine_config *c, struct be *be, int64_t ctx,
-                              size_t token_bytes)
+                              size_t span)
 {
     int seqs = be->host && c->max_seqs > 4 ? 4 : c->max_seqs;
     int64_t n = page_round(ctx) * seqs;
-    int64_t most = default_bytes(be) / (int64_t)token_bytes / KV_PAGE * KV_PAGE;
+    int64_t most = default_bytes(be) / (int64_t)span * KV_PAGE;
     if (n > most)
         n = most;
     if (n < page_round(c->ctx))
@@ -66,21 +74,21 @@ static int fill_counts(struct engine_config *c, struct err *e)
 static int fill_pool(struct engine_config *c, const struct model *m, const struct kv_shape *shape,
                      struct err *e)
 {
-    size_t token_bytes = kv_token_bytes(shape);
+    size_t span = span_bytes(shape);
     int64_t ctx = c->ctx > 0 ? c->ctx : m->config.ctx_train;
     if (c->kv_tokens > 0)
         c->kv_tokens = page_round(c->kv_tokens);
     else if (c->kv_bytes > 0)
-        c->kv_tokens = (int64_t)(c->kv_bytes / token_bytes) / KV_PAGE * KV_PAGE;
+        c->kv_tokens = (int64_t)(c->kv_bytes / span) * KV_PAGE;
     else
-        c->kv_tokens = default_tokens(c, m->be, ctx, token_bytes);
+        c->kv_tokens = default_tokens(c, m->be, ctx, span);
     if (c->kv_tokens < KV_PAGE || c->kv_tokens < c->ctx)
         return err_set(
             e, ERR_INVALID,
             "a KV pool of %zu bytes holds %lld tokens; a context of %lld takes %zu bytes",
             c->kv_bytes, (long long)c->kv_tokens, (long long)ctx,
-            (size_t)page_round(ctx) * token_bytes);
-    c->kv_bytes = (size_t)c->kv_tokens * token_bytes;
+            (size_t)(page_round(ctx) / KV_PAGE) * span);
+    c->kv_bytes = (size_t)(c->kv_tokens / KV_PAGE) * span;
     c->ctx = (int)(ctx < c->kv_tokens ? ctx : c->kv_tokens);
     return 0;
 }
@@ -113,6 +121,7 @@ static void free_engine(struct engine *en)
     mem_free(en->held);
     mem_free(en->running);
     workspace_close(en->ws);
+    kv_compactor_close(en->compactor);
     kv_pool_close(en->pool);
     pthread_cond_destroy(&en->wake);
     pthread_mutex_destroy(&en->lock);
@@ -134,7 +143,7 @@ static int open_parts(struct engine *en, struct err *e)
 {
     struct kv_shape shape;
     struct engine_config *c = &en->config;
-    model_kv_shape(en->model, c->kv_type, &shape);
+    model_kv_shape(en->model, c->kv_type, c->kv_samples, &shape);
     TRY(fill_counts(c, e));
     en->max_out = c->max_seqs > 64 ? c->max_seqs : 64;
     if (en->max_out > c->max_batch)
@@ -142,6 +151,7 @@ static int open_parts(struct engine *en, struct err *e)
     TRY(workspace_open(&en->ws, en->model, c->max_batch, c->max_seqs, en->max_out, e));
     TRY(fill_pool(c, en->model, &shape, e));
     TRY(kv_pool_open(&en->pool, en->model->be, &shape, c->kv_tokens, e));
+    TRY(press_open(en, e));
     if (!open_arrays(en))
         return err_set(e, ERR_NOMEM, "no memory for a batch of %d rows", c->max_batch);
     TRY(choose_open(en, e));
@@ -208,6 +218,7 @@ static int check_job(const struct engine *en, const struct job *j, struct err *e
 int engine_submit(struct engine *en, struct job *j, struct err *e)
 {
     TRY(check_job(en, j, e));
+    TRY(press_check(en, j, e));
     int rc = 0;
     pthread_mutex_lock(&en->lock);
     if (en->dead.code != 0)

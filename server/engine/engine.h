@@ -6,8 +6,9 @@
  * called with a JOB_DONE event, and to the caller again from then on. Every submitted job gets exactly one JOB_DONE.
  *
  * Scheduling: continuous batching; rows of decoding sequences first, then prompt chunks up to max_batch rows; a sequence is
- * admitted when its prompt's pages are there; when a decoding sequence finds no page, the youngest one is preempted and
- * later recomputed. A job's tokens do not depend on any of this, bit for bit.
+ * admitted when the pages of its prompt, and those that pressing it will need, are there; when a decoding sequence finds no
+ * page, the youngest one is preempted and later recomputed, or, when its cache was pressed, swapped to ordinary memory. A
+ * job's tokens do not depend on any of this, bit for bit.
  */
 #ifndef WRING_SERVER_ENGINE_ENGINE_H
 #define WRING_SERVER_ENGINE_ENGINE_H
@@ -16,6 +17,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "kvcache/compact.h"
 #include "kvcache/kv.h"
 #include "server/engine/sample.h"
 #include "server/model/model.h"
@@ -30,10 +32,22 @@ struct job_usage {
     size_t kv_bytes,
         kv_full_bytes; /* physical bytes held at the end, and what a full cache takes */
     int preemptions;
+    const char *kv_policy;
+    int kv_budget;       /* slots per KV head; 0: the policy keeps all */
+    struct kv_report kv; /* zeroed when nothing was pressed */
+};
+
+/* What pressing the prompt left, for those who asked for it (job.kv_detail). Valid during the event. */
+struct job_kv {
+    int n_layers, n_kv_heads;
+    const int32_t *slots;  /* [n_layers * n_kv_heads] kept by each head, the wide tail included */
+    const float *survival; /* [n_prompt] share of all heads that kept the token's own key */
+    const struct kv_report *report;
 };
 
 enum event_kind {
-    JOB_PROMPT, /* the prompt is in the cache; with echo and logprobs: once a prompt token, with its logprob */
+    JOB_PROMPT, /* the prompt is in the cache, pressed if it was to be. With prompt_logprobs: once a prompt
+                 * token instead, with its logprob, and once more for kv */
     JOB_TOKEN, /* a token was chosen */
     JOB_DONE   /* the end; text holds what was held back */
 };
@@ -50,6 +64,8 @@ struct job_event {
     enum finish_reason finish;     /* JOB_DONE */
     const struct err *err;         /* JOB_DONE with FINISH_ERROR */
     const struct job_usage *usage; /* JOB_DONE */
+    const struct job_kv
+        *kv; /* JOB_PROMPT, when kv_detail was asked for and the prompt was pressed */
 };
 
 /* One generation. All pointers are the caller's and live until JOB_DONE. */
@@ -65,7 +81,8 @@ struct job {
     bool ignore_eos;
     bool
         prompt_logprobs; /* JOB_PROMPT events carry the log-probability of each prompt token but the first */
-    const struct kv_policy *policy; /* NULL: the default */
+    struct kv_options kv; /* zeroed: the cache stays whole */
+    bool kv_detail;
     bool no_prefix_cache;
     void (*on_event)(struct job *j, const struct job_event *ev);
     void *user;
@@ -85,6 +102,7 @@ struct engine_config {
         kv_bytes; /* bytes of the KV pool; 0 with kv_tokens 0: on the CPU ctx * min(max_seqs, 4) tokens, at most
                    * a quarter of the machine's memory; on a device ctx * max_seqs, as far as they fit */
     enum kv_type kv_type;
+    int kv_samples; /* queries kept with every page, see struct kv_shape; 0: no policy can score */
     bool prefix_cache;
 };
 
@@ -97,12 +115,18 @@ struct histogram {
 };
 struct engine_stats {
     _Atomic int64_t running, waiting;
-    _Atomic int64_t kv_pages, kv_used, kv_cached;
+    _Atomic int64_t kv_pages, kv_used, kv_cached; /* wide pages */
+    _Atomic int64_t kv_split, kv_narrow;          /* wide pages split, narrow pages in use */
     _Atomic uint64_t prompt_tokens, generation_tokens, steps, preemptions;
     _Atomic uint64_t prefix_queries, prefix_hits;
+    _Atomic uint64_t compactions, swaps, kv_evicted, kv_merged,
+        kv_guarded; /* guarded: budgets raised */
     _Atomic uint64_t finished[FINISH_ERROR + 1];
     struct histogram ttft, inter_token, e2e, queue_time, prefill_time, decode_time, batch_rows,
         prompt_len, output_len;
+    struct histogram compaction_time; /* s, of every pressing */
+    struct histogram kv_ratio,
+        kv_mass; /* of a sequence's first: bytes of a full cache's, mass_mean */
 };
 
 struct engine;

@@ -1,4 +1,4 @@
-/* The engine's inside, shared by engine.c (the doors, any thread), step.c and choose.c (the engine thread). */
+/* The engine's inside, shared by engine.c (the doors, any thread), step.c, press.c and choose.c (the engine thread). */
 #ifndef WRING_SERVER_ENGINE_ENGINE_INTERNAL_H
 #define WRING_SERVER_ENGINE_ENGINE_INTERNAL_H
 
@@ -22,6 +22,7 @@ struct engine {
     struct engine_config config;
     struct engine_stats stats;
     struct kv_pool *pool;
+    struct kv_compactor *compactor;
     struct workspace *ws;
 
     /* any thread, under lock */
@@ -69,5 +70,17 @@ void choose_close(struct engine *en);
 bool out_is_next(const struct out_row *o);
 /* Fills the results of out[n_out] from logits. ERR_DEVICE only. Allocates nothing. */
 int choose(struct engine *en, int n_out, struct err *e) WARN_UNUSED;
+
+/* ---- press.c --------------------------------------------------------------------------------------------------- */
+int press_open(struct engine *en, struct err *e) WARN_UNUSED;
+/* What j asks of its cache: ERR_INVALID, ERR_UNSUPPORTED. Any thread. */
+int press_check(const struct engine *en, const struct job *j, struct err *e) WARN_UNUSED;
+/* Presses s when that is due. ERR_DEVICE only: what else goes wrong is the end of s. */
+int press_seq(struct engine *en, struct seq *s, struct err *e) WARN_UNUSED;
+/* What pressing the prompt of s left, in memory of s; false: nobody asked, or it was not pressed. */
+bool press_detail(const struct engine *en, const struct seq *s, struct job_kv *out);
+/* A sequence makes room: its pages are given back, those of a pressed one after a copy was made. ERR_DEVICE only: without
+ * memory for the copy it is the end of s. */
+int press_out(struct engine *en, struct seq *s, struct err *e) WARN_UNUSED;
 
 #endif

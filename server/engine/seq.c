@@ -23,30 +23,37 @@ static int open_text(struct seq *s)
     return stop_open(&s->stop, s->job->stop, s->job->n_stop);
 }
 
+static int open_buffers(struct seq *s, const struct kv_shape *shape)
+{
+    if ((s->token = mem_alloc((size_t)s->limit * sizeof *s->token)) == NULL)
+        return ERR_NOMEM;
+    size_t heads = (size_t)shape->n_layers * (size_t)shape->n_kv_heads;
+    if (s->job->kv_detail && !s->kv.opt.policy->keeps_all &&
+        ((s->kept_slots = mem_zalloc(heads, sizeof *s->kept_slots)) == NULL ||
+         (s->survival = mem_zalloc((size_t)s->job->n_prompt, sizeof *s->survival)) == NULL))
+        return ERR_NOMEM;
+    return open_text(s);
+}
+
 int seq_open(struct seq **out, struct job *j, const struct model *m, struct kv_pool *pool,
              const struct engine_config *c, struct err *e)
 {
     struct seq *s = mem_zalloc(1, sizeof *s);
     if (s == NULL)
         return err_set(e, ERR_NOMEM, "no memory for a sequence");
-    const struct kv_policy *policy = j->policy != NULL ? j->policy : kv_policy_list[0];
     int room = c->ctx - j->n_prompt;
     s->job = j;
     s->limit = j->n_prompt + (j->max_tokens < 0 || j->max_tokens > room ? room : j->max_tokens);
-    s->shares = c->prefix_cache && !j->no_prefix_cache && policy->shares_prefix;
     int rc = sampler_open(&s->sampler, &j->sample, m->config.vocab, e);
-    if (rc == 0) {
-        s->token = mem_alloc((size_t)s->limit * sizeof *s->token);
-        rc = s->token == NULL ? ERR_NOMEM : kv_seq_open(&s->kv, pool, policy, s->limit);
-        if (rc == 0)
-            rc = open_text(s);
-        if (rc < 0)
-            (void)err_set(e, rc, "no memory for a sequence of %d tokens", s->limit);
-    }
+    if (rc == 0)
+        rc = kv_seq_open(&s->kv, pool, &j->kv, j->n_prompt, s->limit, e);
+    if (rc == 0 && (rc = open_buffers(s, kv_pool_shape(pool))) < 0)
+        (void)err_set(e, rc, "no memory for a sequence of %d tokens", s->limit);
     if (rc < 0) {
         seq_close(s, pool);
         return rc;
     }
+    s->shares = c->prefix_cache && !j->no_prefix_cache && s->kv.opt.policy->shares_prefix;
     memcpy(s->token, j->prompt, (size_t)j->n_prompt * sizeof *s->token);
     s->n_tokens = j->n_prompt;
     sampler_accept_prompt(s->sampler, j->prompt, j->n_prompt);
@@ -62,6 +69,8 @@ void seq_close(struct seq *s, struct kv_pool *pool)
     stop_close(&s->stop);
     buf_free(&s->text);
     sampler_close(s->sampler);
+    mem_free(s->survival);
+    mem_free(s->kept_slots);
     mem_free(s->token);
     mem_free(s);
 }

@@ -19,11 +19,13 @@ struct seq {
     struct sampler *sampler;
     struct detok detok;
     struct stop stop;
-    struct buf text;                      /* generated and not yet handed out */
-    bool running;                         /* in the batch, not waiting */
-    bool prompt_done;                     /* and reported */
-    bool compacted;                       /* the cache as it is now */
-    bool shares;                          /* may read and write the prefix index */
+    struct buf text;         /* generated and not yet handed out */
+    bool running;            /* in the batch, not waiting */
+    bool prompt_done;        /* and reported */
+    bool shares;             /* may read and write the prefix index */
+    struct kv_report report; /* what pressing the cache did */
+    int32_t *kept_slots;     /* of struct job_kv; NULL unless the job wants to know */
+    float *survival;
     enum finish_reason finish;            /* set during a step, acted on at its end */
     struct err err;                       /* with FINISH_ERROR */
     uint64_t admit_ns, first_ns, last_ns; /* 0: not yet */
@@ -35,16 +37,21 @@ int seq_open(struct seq **out, struct job *j, const struct model *m, struct kv_p
              const struct engine_config *c, struct err *e) WARN_UNUSED;
 void seq_close(struct seq *s, struct kv_pool *pool); /* NULL is accepted */
 
-/* Tokens to put into the cache next. Where the prompt is compacted, it is first taken alone, also when answer tokens are
- * there already after a preemption: compaction then sees what it saw the first time. */
+/* Tokens to put into the cache next. A prompt that will be pressed comes alone, with no token of the answer behind it: it is
+ * pressed in the step that completes it, and from then on it is swapped, not computed again. */
 static inline int seq_todo(const struct seq *s)
 {
-    bool alone = s->kv.policy->compact != NULL && s->kv.n_tokens < s->job->n_prompt;
-    return (alone ? s->job->n_prompt : s->n_tokens) - s->kv.n_tokens;
+    return s->n_tokens - s->kv.n_tokens;
 }
 static inline int seq_room(const struct seq *s)
 {
     return s->kv.wide_pos0 + s->kv.n_blocks * KV_PAGE - s->kv.n_tokens;
+}
+/* Ends with the step, for the reason in why. */
+static inline void seq_fail(struct seq *s, const struct err *why)
+{
+    s->finish = FINISH_ERROR;
+    s->err = *why;
 }
 /* Prompt tokens are still to be reported with their logprobs. */
 static inline bool seq_scores(const struct seq *s)

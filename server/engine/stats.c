@@ -10,6 +10,10 @@ static const double request[] = { .01, .05, .1, .3, .5, .8, 1,   1.5, 2,   2.5, 
 static const double rows[] = { 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192 };
 static const double length[] = { 1,    2,    5,    10,    20,    50,    100,    200,    500,
                                  1000, 2000, 5000, 10000, 20000, 50000, 100000, 200000, 500000 };
+static const double pressing[] = { .0001, .00025, .0005, .001, .0025, .005, .01, .025, .05,
+                                   .1,    .25,    .5,    1,    2.5,   5,    10,  30 };
+static const double share[] = { .01, .02, .03, .05, .075, .1, .15, .2,  .25, .3,  .4,
+                                .5,  .6,  .7,  .8,  .85,  .9, .95, .97, .98, .99, 1 };
 
 #define COUNT(a) (sizeof(a) / sizeof *(a))
 #define BOUNDS(h, a)                                                                               \
@@ -30,6 +34,9 @@ void stats_init(struct engine_stats *s)
     BOUNDS(s->batch_rows, rows);
     BOUNDS(s->prompt_len, length);
     BOUNDS(s->output_len, length);
+    BOUNDS(s->compaction_time, pressing);
+    BOUNDS(s->kv_ratio, share);
+    BOUNDS(s->kv_mass, share);
 }
 
 void histogram_observe(struct histogram *h, double v)

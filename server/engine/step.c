@@ -17,6 +17,8 @@ static void show_pages(struct engine *en)
     kv_pool_stats(en->pool, &st);
     atomic_store_explicit(&en->stats.kv_used, st.used, memory_order_relaxed);
     atomic_store_explicit(&en->stats.kv_cached, st.cached, memory_order_relaxed);
+    atomic_store_explicit(&en->stats.kv_split, st.split, memory_order_relaxed);
+    atomic_store_explicit(&en->stats.kv_narrow, st.narrow, memory_order_relaxed);
     atomic_store_explicit(&en->stats.running, en->n_running, memory_order_relaxed);
 }
 
@@ -64,6 +66,9 @@ static void finish(struct engine *en, struct seq *s)
         .kv_bytes = kv_seq_bytes(&s->kv, en->pool),
         .kv_full_bytes = (size_t)s->kv.n_tokens * kv_token_bytes(kv_pool_shape(en->pool)),
         .preemptions = s->preemptions,
+        .kv_policy = s->kv.opt.policy->name,
+        .kv_budget = s->kv.opt.policy->keeps_all ? 0 : s->kv.opt.budget,
+        .kv = s->report,
     };
     kv_seq_clear(&s->kv, en->pool);
     en->blocked = false;
@@ -156,19 +161,23 @@ static void insert(struct seq **list, int *n, struct seq *s)
     list[i] = s;
 }
 
-static void preempt(struct engine *en, int i)
+/* The youngest makes room for the others, and waits. */
+static int preempt(struct engine *en, struct err *e)
 {
-    struct seq *s = en->running[i];
-    memmove(&en->running[i], &en->running[i + 1],
-            (size_t)(en->n_running - i - 1) * sizeof(struct seq *));
+    struct seq *s = en->running[en->n_running - 1];
+    TRY(press_out(en, s, e));
+    en->blocked = false;
+    if (s->finish != FINISH_NONE) {
+        sweep(en, en->running, &en->n_running);
+        return 0;
+    }
     en->n_running--;
-    kv_seq_clear(&s->kv, en->pool);
     s->preemptions++;
     atomic_fetch_add_explicit(&en->stats.preemptions, 1, memory_order_relaxed);
-    s->running = s->compacted = false;
+    s->running = false;
     insert(en->held, &en->n_held, s);
-    en->blocked = false;
     show_waiting(en, 0, 1);
+    return 0;
 }
 
 /* Makes sure that something waits in held[0], from the queue if need be. */
@@ -213,51 +222,114 @@ static struct sched_limits limits(const struct engine *en)
         .max_rows = en->config.max_batch,
         .max_out = en->max_out,
         .prompt_rows = en->config.max_batch / 4 > KV_PAGE ? en->config.max_batch / 4 : KV_PAGE,
-        .available = kv_pool_available(en->pool),
-        .block_pages = kv_pool_shape(en->pool)->n_layers,
     };
 }
 
-/* Starts waiting sequences, oldest first, until one does not fit. */
-static void admit(struct engine *en)
+/* Wide pages that those who run may ask for with their next KV_PAGE tokens, and `next` with its own when it was swapped: they
+ * stay free, so that nobody is preempted at once. */
+static int64_t growth(const struct engine *en, const struct seq *next)
+{
+    int64_t pages = 0;
+    if (en->n_running > 0 && next->kv.swap != NULL)
+        pages += kv_pool_shape(en->pool)->n_layers;
+    for (int i = 0; i < en->n_running; i++) {
+        const struct seq *s = en->running[i];
+        int n = s->limit - s->n_tokens < KV_PAGE ? s->limit : s->n_tokens + KV_PAGE - 1;
+        pages += kv_seq_need(&s->kv, en->pool, n);
+    }
+    return pages;
+}
+
+/* Says why pages for n_tokens tokens of one sequence were not had; rc is passed on. */
+static int no_pages(const struct engine *en, int rc, int n_tokens, struct err *e)
+{
+    if (rc == ERR_LIMIT)
+        return err_set(e, rc,
+                       "the KV pool of %lld tokens cannot hold %d tokens beside the narrow pages "
+                       "that pressing them takes",
+                       (long long)en->config.kv_tokens, n_tokens);
+    return rc < 0 ? err_set(e, rc, "no memory for narrow pages") : rc;
+}
+
+/* Takes the pages of s: those of its tokens and for pressing them, or those it had when it was swapped. ERR_LIMIT: not now. */
+static int take_pages(struct engine *en, struct seq *s, struct err *e)
+{
+    bool swapped = s->kv.swap != NULL;
+    /* rows whose logits are wanted have to be computed */
+    if (s->shares && !swapped && !seq_scores(s))
+        kv_prefix_match(&s->kv, en->pool, s->token, s->n_tokens, 0);
+    int64_t need = kv_seq_need(&s->kv, en->pool, s->n_tokens);
+    if (need + growth(en, s) <= kv_pool_available(en->pool)) {
+        if (swapped)
+            return kv_seq_swap_in(&s->kv, en->pool, e);
+        return no_pages(en, kv_seq_reserve(&s->kv, en->pool, s->n_tokens), s->n_tokens, e);
+    }
+    if (!swapped)
+        kv_seq_clear(&s->kv, en->pool);
+    return no_pages(en, ERR_LIMIT, s->n_tokens, e);
+}
+
+/* Starts waiting sequences, oldest first, until one does not fit. One that does not fit when nothing runs never will. */
+static int admit(struct engine *en, struct err *e)
 {
     while (!en->blocked && en->n_running < en->config.max_seqs && next_held(en)) {
         struct seq *s = en->held[0];
-        /* rows whose logits are wanted have to be computed */
-        if (s->shares && !seq_scores(s))
-            kv_prefix_match(&s->kv, en->pool, s->token, s->n_tokens, 0);
-        struct sched_limits l = limits(en);
-        int64_t need = kv_seq_need(&s->kv, en->pool, s->n_tokens);
-        if (!sched_admits(en->n_running, en->config.max_seqs, need, &l)) {
-            kv_seq_clear(&s->kv, en->pool);
+        int rc = take_pages(en, s, e);
+        if (rc == ERR_DEVICE)
+            return rc;
+        if (rc == ERR_LIMIT && en->n_running > 0) {
             en->blocked = true;
-            return;
+            return 0;
         }
-        int rc = kv_seq_reserve(&s->kv, en->pool, s->n_tokens);
-        ASSERT(rc == 0);
+        if (rc < 0) {
+            seq_fail(s, e);
+            sweep(en, en->held, &en->n_held);
+            continue;
+        }
         en->n_held--;
         memmove(&en->held[0], &en->held[1], (size_t)en->n_held * sizeof(struct seq *));
         insert(en->running, &en->n_running, s);
         started(en, s);
     }
+    return 0;
 }
 
 /* ---- a step -------------------------------------------------------------------------------------------------- */
 
-/* Decides the rows of every running sequence, preempting as long as decoding ones lack pages. */
-static void plan(struct engine *en)
+static struct sched_seq sched_view(const struct seq *s)
 {
-    for (;;) {
-        struct sched_limits l = limits(en);
-        for (int i = 0; i < en->n_running; i++)
-            en->plan[i] = (struct sched_seq){ .todo = seq_todo(en->running[i]),
-                                              .room = seq_room(en->running[i]),
-                                              .all_out = seq_scores(en->running[i]) };
-        int victim = sched_plan(en->plan, en->n_running, &l, en->rows);
-        if (victim < 0)
-            return;
-        preempt(en, victim);
+    return (struct sched_seq){ .todo = seq_todo(s), .room = seq_room(s), .all_out = seq_scores(s) };
+}
+
+/* Pages for the next token of every decoding sequence, oldest first, preempting as long as there are none. */
+static int make_room(struct engine *en, struct err *e)
+{
+    for (int i = 0; i < en->n_running;) {
+        struct seq *s = en->running[i];
+        struct sched_seq view = sched_view(s);
+        int rc = sched_decodes(&view) ? kv_seq_reserve(&s->kv, en->pool, s->kv.n_tokens + 1) : 0;
+        if (rc == 0) {
+            i++;
+        } else if (rc == ERR_LIMIT && en->n_running > 1) {
+            TRY(preempt(en, e));
+        } else {
+            (void)no_pages(en, rc, s->n_tokens, e);
+            seq_fail(s, e);
+            sweep(en, en->running, &en->n_running);
+        }
     }
+    return 0;
+}
+
+/* Decides the rows of every running sequence. */
+static int plan(struct engine *en, struct err *e)
+{
+    TRY(make_room(en, e));
+    struct sched_limits l = limits(en);
+    for (int i = 0; i < en->n_running; i++)
+        en->plan[i] = sched_view(en->running[i]);
+    sched_plan(en->plan, en->n_running, &l, en->rows);
+    return 0;
 }
 
 static void build_batch(struct engine *en, struct batch *b)
@@ -292,18 +364,13 @@ static void prompt_done(struct engine *en, struct seq *s)
     s->prompt_done = true;
     atomic_fetch_add_explicit(&en->stats.prompt_tokens, (uint64_t)s->job->n_prompt,
                               memory_order_relaxed);
-    if (!s->job->prompt_logprobs)
-        s->job->on_event(s->job, &(struct job_event){ .kind = JOB_PROMPT, .text = "" });
+    struct job_kv kv;
+    bool detail = press_detail(en, s, &kv);
+    if (!s->job->prompt_logprobs || detail)
+        s->job->on_event(s->job, &(struct job_event){
+                                     .kind = JOB_PROMPT, .text = "", .kv = detail ? &kv : NULL });
     if (s->job->max_tokens == 0 && s->finish == FINISH_NONE)
         s->finish = FINISH_LENGTH;
-}
-
-static void compact(struct engine *en, struct seq *s)
-{
-    s->compacted = true;
-    for (int l = 0; l < en->model->config.n_layers && s->finish == FINISH_NONE; l++)
-        if (s->kv.policy->compact(&s->kv, en->pool, en->model->be, l, &s->err) < 0)
-            s->finish = FINISH_ERROR;
 }
 
 static void count_token(struct engine *en, const struct seq *s, uint64_t before, uint64_t now)
@@ -316,8 +383,8 @@ static void count_token(struct engine *en, const struct seq *s, uint64_t before,
         histogram_observe(&t->inter_token, seconds(before, now));
 }
 
-/* Pages that are full go to the index; prompts that are through are told so. */
-static void take_prompts(struct engine *en, const struct batch *b)
+/* Pages that are full go to the index before anything is pressed; prompts that are through are told so. */
+static int take_prompts(struct engine *en, const struct batch *b, struct err *e)
 {
     for (int i = 0; i < en->n_running; i++) {
         struct seq *s = en->running[i];
@@ -335,11 +402,11 @@ static void take_prompts(struct engine *en, const struct batch *b)
         struct seq *s = en->running[i];
         if (s->kv.n_tokens < s->job->n_prompt)
             continue;
-        if (!s->compacted && s->kv.policy->compact != NULL)
-            compact(en, s);
-        if (!s->prompt_done)
+        TRY(press_seq(en, s, e));
+        if (!s->prompt_done && s->finish == FINISH_NONE)
             prompt_done(en, s);
     }
+    return 0;
 }
 
 static void take_tokens(struct engine *en, const struct batch *b)
@@ -379,32 +446,31 @@ static void die(struct engine *en, const struct err *why)
     fail_all(en, FINISH_ERROR, why);
 }
 
-static void step(struct engine *en)
+/* ERR_DEVICE only. */
+static int step(struct engine *en, struct err *e)
 {
     struct batch b;
-    struct err why;
     cancel(en);
-    admit(en);
+    TRY(admit(en, e));
+    TRY(plan(en, e));
     if (en->n_running == 0)
-        return;
-    plan(en);
+        return 0;
     build_batch(en, &b);
-    if (model_forward(en->model, en->ws, en->pool, &b, &en->logits, &why) < 0 ||
-        choose(en, b.n_out, &why) < 0) {
-        die(en, &why);
-        return;
-    }
+    TRY(model_forward(en->model, en->ws, en->pool, &b, &en->logits, e));
+    TRY(choose(en, b.n_out, e));
     atomic_fetch_add_explicit(&en->stats.steps, 1, memory_order_relaxed);
     histogram_observe(&en->stats.batch_rows, b.n_rows);
-    take_prompts(en, &b);
+    TRY(take_prompts(en, &b, e));
     take_tokens(en, &b);
     sweep(en, en->running, &en->n_running);
     show_pages(en);
+    return 0;
 }
 
 void *engine_main(void *arg)
 {
     struct engine *en = arg;
+    struct err why;
     for (;;) {
         pthread_mutex_lock(&en->lock);
         while (!en->stop && en->queue == NULL && en->n_running + en->n_held == 0)
@@ -413,7 +479,8 @@ void *engine_main(void *arg)
         pthread_mutex_unlock(&en->lock);
         if (stop)
             break;
-        step(en);
+        if (step(en, &why) < 0)
+            die(en, &why);
     }
     fail_all(en, FINISH_CANCELLED, NULL);
     return NULL;

@@ -21,7 +21,7 @@ struct arch {
      * count). layer[] is allocated; name[] is room for max names, which out[] points into. */
     int (*slots)(struct model *m, struct slot *out, char (*name)[SLOT_NAME], int max);
     /* Calls the ops of one pass between step_begin and step_end; s is as step_begin left it. Which ops, with which
-     * pointers, depends on the counts of s alone. */
+     * pointers, depends on the counts of s, and on whether it has `keep`, alone. */
     void (*forward)(const struct model *m, struct workspace *ws, struct kv_pool *pool,
                     const struct be_step *s);
 };

@@ -144,18 +144,23 @@ static void project_qkv(const struct model *m, struct workspace *ws, const struc
     ops->kv_append(m->be, kv, ws->k, ws->v);
 }
 
-static void attention(const struct model *m, struct workspace *ws, const struct be_kv *kv)
+/* keep: of the rows in this layer, or NULL. */
+static void attention(const struct model *m, struct workspace *ws, const struct be_kv *kv,
+                      const struct be_keep *keep, int n)
 {
     const struct model_config *c = &m->config;
     struct be_attend a = {
         .kv = *kv,
         .q = ws->q,
         .out = ws->att,
+        .lse = keep != NULL ? ws->lse : NULL,
         .n_heads = c->n_heads,
         .scale = m->attn_scale,
         .window = c->window,
     };
     m->be->ops->attend(m->be, &a);
+    if (keep != NULL)
+        m->be->ops->query_keep(m->be, keep, ws->q, ws->lse, kv->type, n, c->n_heads, c->head_dim);
 }
 
 /* delta = W_down (silu(W_gate xn) * (W_up xn)) */
@@ -223,10 +228,12 @@ static void forward_llama(const struct model *m, struct workspace *ws, struct kv
         ops->rmsnorm(be, ws->xn, ws->x, l > 0 ? ws->delta : NULL, y->attn_norm, n, c->dim,
                      c->norm_eps);
         project_qkv(m, ws, y, &kv, n);
-        bool last = l == c->n_layers - 1;
-        if (last && s->n_out == 0)
+        bool last = l == c->n_layers - 1, done = last && s->n_out == 0;
+        if (done && s->keep == NULL)
             return;
-        attention(m, ws, &kv);
+        attention(m, ws, &kv, s->keep != NULL ? s->keep + (size_t)l * (size_t)n : NULL, n);
+        if (done)
+            return;
         if (last)
             n = keep_rows(m, ws, s);
         struct input in;

@@ -47,11 +47,10 @@ static int open_rope(struct model *m, struct err *e)
 {
     int half = m->config.rope_dim / 2;
     float *freq = mem_zalloc((size_t)half, 2 * sizeof *freq);
+    m->rope = (struct kv_rope){ freq, half, m->config.rope_half_split };
     m->inv_freq = m->be->ops->alloc(m->be, (size_t)half * sizeof *freq);
-    if (freq == NULL || m->inv_freq == NULL) {
-        mem_free(freq);
+    if (freq == NULL || m->inv_freq == NULL)
         return err_set(e, ERR_NOMEM, "no memory for the rope frequencies");
-    }
     float *factor = freq + half;
     if (m->rope_factor != NULL)
         m->be->ops->download(m->be, factor, m->rope_factor, (size_t)half * sizeof *freq);
@@ -61,7 +60,6 @@ static int open_rope(struct model *m, struct err *e)
             freq[i] /= factor[i];
     }
     m->be->ops->upload(m->be, m->inv_freq, freq, (size_t)half * sizeof *freq);
-    mem_free(freq);
     return 0;
 }
 
@@ -161,18 +159,47 @@ void model_close(struct model *m)
     close_slots(m);
     if (m->inv_freq != NULL)
         m->be->ops->free(m->be, m->inv_freq, (size_t)(m->config.rope_dim / 2) * sizeof(float));
+    mem_free((float *)m->rope.inv_freq);
     tmpl_close(m->tmpl);
     tok_close(m->tok);
     mem_free(m->layer);
     mem_free(m);
 }
 
-void model_kv_shape(const struct model *m, enum kv_type type, struct kv_shape *out)
+void model_kv_shape(const struct model *m, enum kv_type type, int samples, struct kv_shape *out)
 {
     *out = (struct kv_shape){ .n_layers = m->config.n_layers,
                               .n_kv_heads = m->config.n_kv_heads,
                               .head_dim = m->config.head_dim,
-                              .type = type };
+                              .type = type,
+                              .n_heads = m->config.n_heads,
+                              .samples = samples };
+}
+
+/* Where the queries of the batch are to be kept in layer l. False: none is. */
+static bool keep_layer(struct workspace *ws, const struct kv_pool *pool, const struct batch *b,
+                       int l)
+{
+    bool any = false;
+    for (int i = 0; i < b->n_seqs; i++) {
+        const struct batch_seq *s = &b->seq[i];
+        for (int r = 0; r < s->n_rows; r++) {
+            struct be_keep *k = &ws->keep[l * b->n_rows + s->row0 + r];
+            *k = (struct be_keep){ 0 };
+            any |= kv_seq_keep(s->kv, pool, l, s->pos0 + r, k);
+        }
+    }
+    return any;
+}
+
+/* NULL, as in most decode steps, when the first layer keeps none: then no layer does. */
+static const struct be_keep *find_keep(const struct model *m, struct workspace *ws,
+                                       const struct kv_pool *pool, const struct batch *b)
+{
+    for (int l = 0; l < m->config.n_layers; l++)
+        if (!keep_layer(ws, pool, b, l))
+            return NULL;
+    return ws->keep;
 }
 
 int model_forward(const struct model *m, struct workspace *ws, struct kv_pool *pool,
@@ -198,7 +225,8 @@ int model_forward(const struct model *m, struct workspace *ws, struct kv_pool *p
                             .token = b->token,
                             .pos = b->pos,
                             .out_row = b->out_row,
-                            .seqs = ws->seq };
+                            .seqs = ws->seq,
+                            .keep = find_keep(m, ws, pool, b) };
     if (!ops->step_begin(m->be, &step, ws))
         m->arch->forward(m, ws, pool, &step);
     ops->step_end(m->be);
@@ -236,7 +264,7 @@ int model_plan(const struct model *m, const struct workspace *ws, const struct k
         size_t bytes;
         char detail[96];
     } row[3] = { { "weights", m->weight_bytes, "" },
-                 { "kv pool", (size_t)st.pages * st.page_bytes, "" },
+                 { "kv pool", (size_t)st.pages * (st.page_bytes + st.sample_bytes), "" },
                  { "activations", workspace_bytes(ws), "" } };
     snprintf(row[0].detail, sizeof row[0].detail, "%s, %d layers", weight_form(&m->layer[0].q),
              m->config.n_layers);

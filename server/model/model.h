@@ -42,6 +42,7 @@ struct model {
     float *
         rope_factor; /* [rope_dim / 2] divisors of the frequencies that come with the file, or NULL */
     float *inv_freq;     /* [rope_dim / 2], scaling applied */
+    struct kv_rope rope; /* the same frequencies in host memory, for policies */
     float attn_scale;    /* 1 / sqrt(head_dim) */
     struct layer *layer; /* [n_layers] */
     struct slot *slot;   /* what was loaded where: model_close() walks it */
@@ -64,7 +65,8 @@ struct model_options {
 int model_open(struct model **out, const char *path, const struct model_options *o, struct be *be,
                struct err *e) WARN_UNUSED;
 void model_close(struct model *m);
-void model_kv_shape(const struct model *m, enum kv_type type, struct kv_shape *out);
+/* samples: queries kept with every page (struct kv_shape). */
+void model_kv_shape(const struct model *m, enum kv_type type, int samples, struct kv_shape *out);
 
 /* ---- one step ------------------------------------------------------------------------------------------------- */
 /* n_rows tokens of n_seqs sequences; the rows of a sequence are consecutive and its pages are reserved. Logits are

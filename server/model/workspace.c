@@ -45,6 +45,7 @@ static void layout(struct workspace *ws, const struct model *m)
     carve(ws, &ws->k, n * kvdim * f);
     carve(ws, &ws->v, n * kvdim * f);
     carve(ws, &ws->att, n * qdim * f);
+    carve(ws, &ws->lse, n * (size_t)c->n_heads * f);
     carve(ws, &ws->delta, n * (size_t)c->dim * f);
     carve(ws, &ws->gate, n * (size_t)c->ffn * f);
     carve(ws, &ws->up, n * (size_t)c->ffn * f);
@@ -68,7 +69,8 @@ int workspace_open(struct workspace **out, const struct model *m, int max_rows, 
     ws->bytes = ws->used;
     ws->block = ws->be->ops->alloc(ws->be, ws->bytes);
     ws->seq = mem_zalloc((size_t)max_seqs * (size_t)m->config.n_layers, sizeof *ws->seq);
-    bool ok = ws->block != NULL && ws->seq != NULL;
+    ws->keep = mem_zalloc((size_t)max_rows * (size_t)m->config.n_layers, sizeof *ws->keep);
+    bool ok = ws->block != NULL && ws->seq != NULL && ws->keep != NULL;
     if (ok && !ws->be->host) {
         ws->fetched = mem_zalloc((size_t)max_out * (size_t)m->config.vocab, sizeof(float));
         ok = ws->fetched != NULL;
@@ -91,6 +93,7 @@ void workspace_close(struct workspace *ws)
     if (ws->block != NULL)
         ws->be->ops->free(ws->be, ws->block, ws->bytes);
     mem_free(ws->fetched);
+    mem_free(ws->keep);
     mem_free(ws->seq);
     mem_free(ws);
 }

@@ -10,11 +10,6 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-static bool is_policy(const char *name)
-{
-    return strcmp(name, "full") == 0;
-}
-
 static void must_be_json(struct buf *b)
 {
     json_t *v = json_loadb(buf_str(b), b->len, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, NULL);
@@ -31,7 +26,12 @@ static void write_reply(enum api_kind kind, const char *text, size_t n, struct b
     struct api_token t = { .text = { text, n }, .logprob = -1 };
     struct api_token top[2] = { { .text = half, .logprob = -1 }, { .text = half, .logprob = -2 } };
     struct api_logprobs lp;
-    struct api_usage u = { .n_prompt = 1 };
+    const int32_t slots[] = { (int32_t)n };
+    const float survival[] = { n > 0 ? (float)(signed char)text[0] / 100 : 0 };
+    struct api_detail d = {
+        .n_layers = 1, .n_heads = 1, .n_prompt = 1, .slots = slots, .survival = survival
+    };
+    struct api_usage u = { .n_prompt = 1, .kv = { .policy = "p", .budget = 1, .n_pressed = 1 } };
 
     api_logprobs_init(&lp, kind, (size_t)1 << 24);
     api_logprobs_add(&lp, &t, top, 2);
@@ -41,11 +41,13 @@ static void write_reply(enum api_kind kind, const char *text, size_t n, struct b
     api_logprobs_free(&lp);
     api_detokenize_write(text, n, out);
     must_be_json(out);
+    api_detail_write(&d, out);
+    must_be_json(out);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    const struct api_limits lim = { .n_vocab = 100, .is_kv_policy = is_policy };
+    const struct api_limits lim = { .n_vocab = 100 };
     struct api_error e = { .status = 0 };
     struct api_request r;
     struct api_tokenize t;

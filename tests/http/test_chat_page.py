@@ -34,6 +34,30 @@ def test_answer(page, server):
     assert all(u.startswith((server.url, "data:")) for u in page.requests())
 
 
+def test_pressed_cache_is_shown(page, server):
+    page.js("$('gear').click()")
+    page.wait("$('kv_policy').options.length > 5")
+    page.js("""for (const [id, value] of [['kv_policy', 'ems'], ['kv_budget', '32']]) {
+                 $(id).value = value; $(id).dispatchEvent(new Event('input'));
+               }
+               $('settings').close()""")
+    ask(page, "Here is a list. " + " ".join(f"Item {i} costs {7 * i} coins." for i in range(20)) + " What does item 3 cost?", 8)
+    page.wait("document.querySelector('.cache .words')?.childNodes.length > 3")
+    page.wait("document.querySelector('.msg.assistant .foot')")
+    assert page.js("document.querySelector('.cache summary').textContent").startswith("Cache pressed by ems to 32 tokens a head: ")
+    assert "costs 7 coins" in page.js("document.querySelector('.cache .words').textContent")
+    assert page.js("document.querySelectorAll('.cache .words .gone').length") > 0
+    layers, heads = page.js("[document.querySelector('.cache canvas').width, document.querySelector('.cache canvas').height]")
+    assert page.js("document.querySelector('.cache canvas').getAttribute('aria-label')").startswith(f"Slots kept, {layers} layers by {heads} heads")
+    page.js("document.querySelector('.cache').open = true")
+    assert page.js("""(() => { const c = document.querySelector('.cache canvas');
+                      return c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(v => v > 0); })()""")
+    assert page.js("document.documentElement.scrollWidth <= innerWidth")
+    assert page.problems() == []
+    page.js("$('reset').click()")
+    assert page.js("$('kv_policy').value === '' && $('kv_budget').value === ''")
+
+
 def test_stop_with_escape(page, server):
     ask(page, "Tell me a very long story.", 2000)
     page.wait(f"({TEXT}).length > 5")

@@ -95,6 +95,28 @@ void make_run(struct run *r, int kind, int n_prompt, int max_tokens)
                            .user = r };
 }
 
+int n_pressing(void)
+{
+    int n = 0;
+    for (int i = 0; kv_policy_list[i] != NULL; i++)
+        n += !kv_policy_list[i]->keeps_all;
+    assert_true(n > 0);
+    return n;
+}
+
+void make_pressed(struct run *r, int i, int kind, int n_prompt, int max_tokens)
+{
+    int at = 0;
+    for (int k = i % n_pressing(); kv_policy_list[at]->keeps_all || k-- > 0;)
+        at++;
+    make_run(r, kind, n_prompt, max_tokens);
+    r->job.kv = (struct kv_options){ .policy = kv_policy_list[at],
+                                     .budget = PRESS_BUDGET,
+                                     .tail = PRESS_TAIL,
+                                     .window = 8,
+                                     .seed = 7 };
+}
+
 struct engine *open_engine(const struct engine_config *c)
 {
     struct engine *en;
@@ -154,6 +176,14 @@ void assert_same(const struct run *a, const struct run *b)
     assert_string_equal(a->text, b->text);
     assert_same_results(a->result, b->result, a->n_tokens);
     assert_same_results(a->score, b->score, a->n_scored);
+}
+
+uint64_t histogram_count(const struct histogram *h)
+{
+    uint64_t n = 0;
+    for (int i = 0; i <= h->n; i++)
+        n += atomic_load(&h->count[i]);
+    return n;
 }
 
 void run_one(const struct engine_config *c, struct run *r)

@@ -9,7 +9,8 @@
 #include "server/engine/engine.h"
 #include "tests/tools/toy.h"
 
-enum { MAX_EVENTS = 700, MAX_TEXT = 8192, MAX_PROMPT = 600 };
+enum { MAX_EVENTS = 700, MAX_TEXT = 8192, MAX_PROMPT = 1200 };
+enum { PRESS_BUDGET = 48, PRESS_TAIL = 32 };
 
 extern struct toy toy; /* opened by open_toy, a group's setup */
 int open_toy(void **state);
@@ -36,6 +37,10 @@ struct run {
 void on_event(struct job *j, const struct job_event *ev); /* job->on_event of a run */
 /* Kinds of jobs: greedy, drawn, with penalties (kind % 3). A kind and a length give the same prompt always. */
 void make_run(struct run *r, int kind, int n_prompt, int max_tokens);
+/* Policies that press: every one of the list but those that keep all. */
+int n_pressing(void);
+/* A job whose cache policy i % n_pressing() presses to PRESS_BUDGET slots. */
+void make_pressed(struct run *r, int i, int kind, int n_prompt, int max_tokens);
 struct engine *open_engine(const struct engine_config *c);
 void submit(struct engine *en, struct run *r);
 void wait_done(struct run *r);
@@ -43,6 +48,7 @@ void wait_done(struct run *r);
 void check_clean(struct engine *en);
 /* The same tokens, text and log-probabilities, bit for bit. */
 void assert_same(const struct run *a, const struct run *b);
+uint64_t histogram_count(const struct histogram *h);
 /* One job in an engine of its own. */
 void run_one(const struct engine_config *c, struct run *r);
 

@@ -11,14 +11,7 @@
 #include "api/put.h"
 #include "api/request.h"
 
-static bool is_policy(const char *name)
-{
-    return strcmp(name, "full") == 0 || strcmp(name, "window") == 0;
-}
-
-static const struct api_limits limits = { .n_vocab = 1000,
-                                          .is_kv_policy = is_policy,
-                                          .kv_policy_names = "full, window" };
+static const struct api_limits limits = { .n_vocab = 1000 };
 
 #define MSG "\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]"
 
@@ -131,13 +124,53 @@ static void chat_refuses(void **state)
         { "{" MSG ",\"tools\":[{\"type\":\"function\"}]}", "tools[0].function", NULL },
         { "{" MSG ",\"tool_choice\":\"required\"}", "tool_choice", "unsupported_value" },
         { "{" MSG ",\"tool_choice\":\"maybe\"}", "tool_choice", NULL },
-        { "{" MSG ",\"compression\":{\"kv\":{\"policy\":\"magic\"}}}", "compression.kv.policy",
-          NULL },
-        { "{" MSG ",\"compression\":{\"kv\":{\"budget\":0}}}", "compression.kv.budget", NULL },
+        { "{" MSG ",\"compression\":[]}", "compression", NULL },
+        { "{" MSG ",\"compression\":{\"kv\":true}}", "compression.kv", NULL },
         { "{" MSG ",\"compression\":{\"experts\":{\"prune\":0.5}}}", "compression.experts.prune",
           "unsupported_value" },
     };
     expect_bad(API_CHAT, c, sizeof(c) / sizeof(c[0]));
+}
+
+/* Every field of "compression.kv" with values that it does not take. */
+static void compression_refuses(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *key, *values; /* JSON values, separated by ; */
+    } bad[] = {
+        { "policy", "1;[];true" },
+        { "preset", "0;{}" },
+        { "merge", "false;2" },
+        { "split", "0.5;[]" },
+        { "budget",
+          "0;15;-1;1.5;1.0;0.0;-0.5;1e300;true;[];\"\";\"x\";\"15\";\"1.5\";\"4TiB\";\"4Mi\";"
+          "\"4MiBs\";\" 64\";\"-64\";\"0x40\";\"1e3\";\"inf\";\"0K\";\"1..2\"" },
+        { "budget_max", "1;{};\"many\"" },
+        { "mass_floor", "-0.1;1.1;\"0.5\"" },
+        { "local", "-1;1.01;\"x\"" },
+        { "phi", "-0.5;2;[]" },
+        { "lambda", "0;-1;true" },
+        { "sinks", "-1;1.5;\"4\";100000" },
+        { "window", "0;-1;true" },
+        { "tail", "0;-5;0.5" },
+        { "pool", "-1;2000;[]" },
+        { "queries", "0;4097;\"x\"" },
+        { "seed", "0.5;\"x\"" },
+        { "protect_system", "0;\"yes\"" },
+        { "recompute", "1;[]" },
+        { "detail", "\"all\";{}" },
+    };
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        char values[512], body[512], param[64], *rest = NULL;
+        snprintf(values, sizeof(values), "%s", bad[i].values);
+        for (char *v = strtok_r(values, ";", &rest); v; v = strtok_r(NULL, ";", &rest)) {
+            snprintf(body, sizeof(body), "{" MSG ",\"compression\":{\"kv\":{\"%s\":%s}}}",
+                     bad[i].key, v);
+            snprintf(param, sizeof(param), "compression.kv.%s", bad[i].key);
+            expect_bad(API_CHAT, &(struct bad_case){ body, param, NULL }, 1);
+        }
+    }
 }
 
 static void completion_refuses(void **state)
@@ -227,8 +260,77 @@ static void chat_fields(void **state)
     assert_true(r.sampling.bias[0].bias == -100);
     assert_int_equal(r.sampling.logprobs, 2);
     assert_true(r.stream && r.include_usage && r.sampling.ignore_eos);
-    assert_string_equal(r.compression.kv_policy, "window");
-    assert_int_equal(r.compression.kv_budget, 256);
+    assert_string_equal(r.compression.policy, "window");
+    assert_int_equal(r.compression.budget.tokens, 256);
+    api_request_free(&r);
+}
+
+static struct api_budget budget_of(const char *value)
+{
+    char body[256];
+    struct api_request r;
+    snprintf(body, sizeof(body), "{" MSG ",\"compression\":{\"kv\":{\"budget\":%s}}}", value);
+    parse(&r, API_CHAT, body);
+    struct api_budget b = r.compression.budget;
+    api_request_free(&r);
+    return b;
+}
+
+static void budgets_have_three_forms(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *value;
+        struct api_budget want;
+    } c[] = {
+        { "null", { 0, 0, 0 } },
+        { "16", { 16, 0, 0 } },
+        { "512.0", { 512, 0, 0 } },
+        { "99999999999", { INT32_MAX, 0, 0 } },
+        { "0.25", { 0, 0.25, 0 } },
+        { "1e-3", { 0, 0.001, 0 } },
+        { "\"64\"", { 64, 0, 0 } },
+        { "\"0.5\"", { 0, 0.5, 0 } },
+        { "\"512KiB\"", { 0, 0, 512 << 10 } },
+        { "\"4MiB\"", { 0, 0, 4 << 20 } },
+        { "\"1.5M\"", { 0, 0, 3 << 19 } },
+        { "\"2GB\"", { 0, 0, 2LL << 30 } },
+    };
+    for (size_t i = 0; i < sizeof(c) / sizeof(c[0]); i++) {
+        struct api_budget got = budget_of(c[i].value);
+        if (got.tokens != c[i].want.tokens || got.fraction != c[i].want.fraction ||
+            got.bytes != c[i].want.bytes)
+            fail_msg("%s: %d tokens, %g of the prompt, %lld bytes", c[i].value, got.tokens,
+                     got.fraction, (long long)got.bytes);
+    }
+}
+
+static void compression_fields(void **state)
+{
+    (void)state;
+    struct api_request r;
+    parse(&r, API_CHAT, "{" MSG ",\"compression\":{\"kv\":null,\"experts\":{}}}");
+    const struct api_compression *c = &r.compression;
+    assert_true(!c->preset && !c->policy && !c->merge && !c->split);
+    assert_true(c->mass_floor == -1 && c->local == -1 && c->phi == -1 && c->lambda == -1);
+    assert_true(c->sinks == -1 && c->window == -1 && c->tail == -1 && c->pool == -1);
+    assert_true(c->queries == -1 && c->seed == 0 && c->protect_system);
+    assert_true(!c->recompute && !c->detail);
+    api_request_free(&r);
+    parse(&r, API_CHAT,
+          "{" MSG ",\"compression\":{\"kv\":{\"preset\":\"p\",\"policy\":\"q\",\"merge\":\"m\","
+          "\"split\":\"s\",\"budget_max\":\"1GiB\",\"mass_floor\":0.5,\"local\":0,\"phi\":1,"
+          "\"lambda\":0.25,\"sinks\":0,\"window\":8,\"tail\":64,\"pool\":0,\"queries\":32,"
+          "\"seed\":-7,\"protect_system\":false,\"recompute\":true,\"detail\":true}}}");
+    assert_string_equal(c->preset, "p");
+    assert_string_equal(c->policy, "q");
+    assert_string_equal(c->merge, "m");
+    assert_string_equal(c->split, "s");
+    assert_int_equal(c->budget_max.bytes, 1 << 30);
+    assert_true(c->mass_floor == 0.5 && c->local == 0 && c->phi == 1 && c->lambda == 0.25);
+    assert_true(c->sinks == 0 && c->window == 8 && c->tail == 64 && c->pool == 0);
+    assert_true(c->queries == 32 && c->seed == -7 && !c->protect_system);
+    assert_true(c->recompute && c->detail);
     api_request_free(&r);
 }
 
@@ -352,10 +454,13 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(chat_refuses),
+        cmocka_unit_test(compression_refuses),
         cmocka_unit_test(completion_refuses),
         cmocka_unit_test(depth_is_bounded),
         cmocka_unit_test(chat_defaults),
         cmocka_unit_test(chat_fields),
+        cmocka_unit_test(budgets_have_three_forms),
+        cmocka_unit_test(compression_fields),
         cmocka_unit_test(messages_are_normalised),
         cmocka_unit_test(prompts_have_four_forms),
         cmocka_unit_test(token_routes),

@@ -218,7 +218,9 @@ static void whole_reply(void **state)
     struct api_head h = head(API_CHAT, false);
     struct api_choice c[] = { { .text = STR("yes"), .finish_reason = "stop" } };
     struct api_usage u = {
-        .n_prompt = 1, .n_completion = 1, .kv_policy = "full", .kv_bytes = 10, .kv_full_bytes = 10
+        .n_prompt = 1,
+        .n_completion = 1,
+        .kv = { .policy = "full", .bytes = 10, .full_bytes = 10 },
     };
     struct buf b;
 
@@ -237,6 +239,83 @@ static void whole_reply(void **state)
     api_reply_write(&h, c, 1, &u, &b);
     assert_non_null(strstr(buf_str(&b), "\"object\":\"text_completion\""));
     assert_non_null(strstr(buf_str(&b), "{\"index\":0,\"text\":\"yes\",\"logprobs\":null,"));
+    buf_free(&b);
+}
+
+static void pressed_usage(void **state)
+{
+    (void)state;
+    struct api_head h = head(API_CHAT, true);
+    struct api_usage u = { .kv = { .policy = "p",
+                                   .budget = 64,
+                                   .bytes = 10,
+                                   .full_bytes = 40,
+                                   .n_pressed = 2,
+                                   .kept = 7,
+                                   .merged = 3,
+                                   .mass_min = 0.25,
+                                   .mass_mean = 0.96875 } };
+    struct api_stream s;
+    struct buf b;
+
+    buf_init(&b, 1 << 16);
+    assert_int_equal(api_stream_init(&s, &h), 0);
+    api_stream_usage(&s, &h, &u, &b);
+#define KV                                                                                         \
+    "\"compression\":{\"kv\":{\"policy\":\"p\",\"budget\":64,\"bytes\":10,\"full_bytes\":40,"      \
+    "\"kept\":7,"                                                                                  \
+    "\"merged\":3,\"mass_min\":0.25,\"mass_mean\":0.9688"
+    assert_non_null(strstr(buf_str(&b), KV "}}}}\n\n"));
+    buf_clear(&b);
+    u.kv.raised = 128;
+    u.kv.detail = STR("{\"slots\":[[1]]}");
+    api_stream_usage(&s, &h, &u, &b);
+    assert_non_null(strstr(buf_str(&b), KV ",\"raised\":128,\"detail\":{\"slots\":[[1]]}}}}}\n\n"));
+#undef KV
+    buf_free(&b);
+    api_stream_free(&s);
+}
+
+static void detail_of_a_cache(void **state)
+{
+    (void)state;
+    struct api_head h = head(API_CHAT, true);
+    const int32_t slots[] = { 5, 16, 7, 8, 9, 10 };
+    const float survival[] = { 0, 1, 0.5f, 0.0004f, 0.9996f, 1.0f / 3, 0.001f };
+    struct api_detail d = {
+        .n_layers = 3, .n_heads = 2, .n_prompt = 7, .slots = slots, .survival = survival
+    };
+    struct api_stream s;
+    struct buf b;
+
+    buf_init(&b, 1 << 16);
+    assert_int_equal(api_stream_init(&s, &h), 0);
+    api_stream_detail(&s, &h, &d, &b);
+#define D                                                                                          \
+    "\"choices\":[],\"compression\":{\"kv\":{\"detail\":{\"slots\":[[5,16],[7,8],[9,10]],"         \
+    "\"survival\":[0,1,0.500,0,1,0.333,0.001]}}}"
+    assert_non_null(strstr(buf_str(&b), D ",\"usage\":null}\n\n"));
+    s.include_usage = false;
+    buf_clear(&b);
+    api_stream_detail(&s, &h, &d, &b);
+    assert_non_null(strstr(buf_str(&b), D "}\n\n"));
+#undef D
+    buf_free(&b);
+    api_stream_free(&s);
+}
+
+static void model_names_its_policies(void **state)
+{
+    (void)state;
+    struct api_model m = { .id = "m", .kv_policies = "a, b-c, d" };
+    struct buf b;
+    buf_init(&b, 4096);
+    api_model_write(&m, &b);
+    assert_non_null(strstr(buf_str(&b), "\"kv_policies\":[\"a\",\"b-c\",\"d\"]}}"));
+    buf_clear(&b);
+    m.kv_policies = NULL;
+    api_model_write(&m, &b);
+    assert_non_null(strstr(buf_str(&b), "\"kv_policies\":[]}}"));
     buf_free(&b);
 }
 
@@ -268,6 +347,9 @@ int main(void)
         cmocka_unit_test(completion_stream),
         cmocka_unit_test(logprobs_both_forms),
         cmocka_unit_test(whole_reply),
+        cmocka_unit_test(pressed_usage),
+        cmocka_unit_test(detail_of_a_cache),
+        cmocka_unit_test(model_names_its_policies),
         cmocka_unit_test(ceilings_hold),
     };
     return cmocka_run_group_tests_name("api reply", tests, NULL, NULL);

@@ -30,6 +30,8 @@ static void takes_defaults_and_words(void **state)
     assert_int_equal(c.port, 9000);
     assert_int_equal(c.kv_size, 3LL << 29);
     assert_int_equal(c.max_seqs, 64);
+    assert_int_equal(c.kv_samples, 4);
+    assert_string_equal(c.kv_policy, "full");
     assert_true(c.prefix_cache);
     config_free(&c);
     assert_int_equal(parse(&c, &e, 1, "--no-prefix-cache"), 0);
@@ -49,6 +51,8 @@ static void says_what_is_wrong(void **state)
         { "--nothing=1", "no option --nothing" },
         { "--port", "--port needs a value" },
         { "--kv-size=2X", "a size" },
+        { "--kv-samples=3", "not one of: 0 1 2 4 8" },
+        { "--kv-mass-floor=1.5", "a number from 0 to 1" },
         { "--prefix-cache=maybe", "neither" },
         { "--no-port", "no option --no-port" },
         { "--chunks=3", "no option --chunks here" },

@@ -35,7 +35,13 @@ static const struct be_ops fake_ops = {
     .name = "fake", .alloc = fake_alloc, .free = fake_free, .memory = fake_memory
 };
 static struct be fake_be = { .ops = &fake_ops };
-static const struct kv_shape shape = { LAYERS, HEADS, 4, KV_F16 };
+static const struct kv_shape shape = {
+    .n_layers = LAYERS, .n_kv_heads = HEADS, .head_dim = 4, .type = KV_F16
+};
+/* The same with the queries of four heads, whose record takes 48 bytes of a page's 1024. */
+static const struct kv_shape scored = { LAYERS, HEADS, 4, KV_F16, 4, 2 };
+static const struct kv_options all = { 0 };
+static const struct kv_policy press = { .name = "press" };
 
 static struct kv_pool *open_pool(int pages_a_layer)
 {
@@ -43,6 +49,12 @@ static struct kv_pool *open_pool(int pages_a_layer)
     struct err e;
     assert_int_equal(kv_pool_open(&p, &fake_be, &shape, (int64_t)pages_a_layer * KV_PAGE, &e), 0);
     return p;
+}
+
+static void open_seq(struct kv_seq *s, struct kv_pool *p, int max_tokens)
+{
+    struct err e;
+    assert_int_equal(kv_seq_open(s, p, &all, max_tokens, max_tokens, &e), 0);
 }
 
 static struct kv_stats stats(const struct kv_pool *p)
@@ -92,6 +104,9 @@ static void test_sizes(void **state)
     struct err e;
     assert_int_equal(kv_pool_open(&p, &fake_be, &shape, 0, &e), ERR_INVALID);
     assert_int_equal(kv_pool_open(&p, &fake_be, &shape, INT64_MAX, &e), ERR_LIMIT);
+    struct kv_shape odd = scored;
+    odd.samples = 3;
+    assert_int_equal(kv_pool_open(&p, &fake_be, &odd, 100, &e), ERR_INVALID);
     kv_pool_close(NULL);
 }
 
@@ -100,8 +115,8 @@ static void test_reserve(void **state)
     (void)state;
     struct kv_pool *p = open_pool(4);
     struct kv_seq a, b;
-    assert_int_equal(kv_seq_open(&a, p, kv_policy_list[0], 4 * KV_PAGE), 0);
-    assert_int_equal(kv_seq_open(&b, p, kv_policy_list[0], 4 * KV_PAGE), 0);
+    open_seq(&a, p, 4 * KV_PAGE);
+    open_seq(&b, p, 4 * KV_PAGE);
     assert_int_equal(kv_seq_need(&a, p, 1), LAYERS);
     assert_int_equal(kv_seq_need(&a, p, KV_PAGE), LAYERS);
     assert_int_equal(kv_seq_need(&a, p, KV_PAGE + 1), 2 * LAYERS);
@@ -135,12 +150,12 @@ static void test_prefix(void **state)
     struct kv_seq a, b;
     make_tokens(t, TOKENS, 0);
     make_tokens(u, TOKENS, 2);
-    assert_int_equal(kv_seq_open(&a, p, kv_policy_list[0], TOKENS), 0);
+    open_seq(&a, p, TOKENS);
     assert_int_equal(kv_prefix_match(&a, p, t, 3 * KV_PAGE + 5, 0), 0);
     fill(&a, p, t, 3 * KV_PAGE + 5, 0);
     assert_int_equal(a.n_hashed, 3 * KV_PAGE);
     /* the same tokens: at most n - 1 of them */
-    assert_int_equal(kv_seq_open(&b, p, kv_policy_list[0], TOKENS), 0);
+    open_seq(&b, p, TOKENS);
     assert_int_equal(kv_prefix_match(&b, p, t, 3 * KV_PAGE, 0), 2 * KV_PAGE);
     assert_ptr_not_equal(a.wide, b.wide);
     assert_int_equal(a.wide[1], b.wide[1]);
@@ -179,8 +194,8 @@ static void test_adopt(void **state)
     struct kv_pool *p = open_pool(PAGES_A_LAYER);
     struct kv_seq a, b;
     make_tokens(t, TOKENS, 0);
-    assert_int_equal(kv_seq_open(&a, p, kv_policy_list[0], TOKENS), 0);
-    assert_int_equal(kv_seq_open(&b, p, kv_policy_list[0], TOKENS), 0);
+    open_seq(&a, p, TOKENS);
+    open_seq(&b, p, TOKENS);
     assert_int_equal(kv_seq_reserve(&a, p, 3 * KV_PAGE), 0);
     assert_int_equal(kv_seq_reserve(&b, p, 3 * KV_PAGE), 0);
     assert_int_equal(stats(p).used, 6 * LAYERS);
@@ -207,20 +222,20 @@ static void test_lru(void **state)
     struct kv_seq s;
     for (int i = 0; i < 2; i++) {
         make_tokens(t[i], TOKENS, (uint32_t)i);
-        assert_int_equal(kv_seq_open(&s, p, kv_policy_list[0], TOKENS), 0);
+        open_seq(&s, p, TOKENS);
         fill(&s, p, t[i], 3 * KV_PAGE, 0);
         kv_seq_close(&s, p);
     }
     assert_int_equal(stats(p).cached, 6 * LAYERS);
     /* touching the first list makes the second the older one */
-    assert_int_equal(kv_seq_open(&s, p, kv_policy_list[0], TOKENS), 0);
+    open_seq(&s, p, TOKENS);
     assert_int_equal(kv_prefix_match(&s, p, t[0], TOKENS, 0), 3 * KV_PAGE);
     kv_seq_clear(&s, p);
     int32_t other[TOKENS] = { 0 };
     fill(&s, p, other, KV_PAGE, 0);
     assert_int_equal(stats(p).evictions, LAYERS);
     kv_seq_close(&s, p);
-    assert_int_equal(kv_seq_open(&s, p, kv_policy_list[0], TOKENS), 0);
+    open_seq(&s, p, TOKENS);
     assert_int_equal(kv_prefix_match(&s, p, t[1], TOKENS, 0), 2 * KV_PAGE); /* from its end */
     kv_seq_clear(&s, p);
     assert_int_equal(kv_prefix_match(&s, p, t[0], TOKENS, 0), 3 * KV_PAGE);
@@ -237,7 +252,7 @@ static void test_orphan(void **state)
     struct kv_pool *p = open_pool(4);
     struct kv_seq a, b;
     make_tokens(t, TOKENS, 0);
-    assert_int_equal(kv_seq_open(&a, p, kv_policy_list[0], 4 * KV_PAGE), 0);
+    open_seq(&a, p, 4 * KV_PAGE);
     fill(&a, p, t, 2 * KV_PAGE, 0);
     for (int l = 0; l < LAYERS; l++) { /* as a window policy does */
         int32_t *w = a.wide + (size_t)l * (size_t)a.max_blocks;
@@ -248,7 +263,7 @@ static void test_orphan(void **state)
     a.wide_pos0 = KV_PAGE;
     assert_int_equal(stats(p).cached, LAYERS);
     assert_true(kv_pool_check(p));
-    assert_int_equal(kv_seq_open(&b, p, kv_policy_list[0], 4 * KV_PAGE), 0);
+    open_seq(&b, p, 4 * KV_PAGE);
     assert_int_equal(kv_seq_reserve(&b, p, 3 * KV_PAGE), 0);
     assert_int_equal(stats(p).evictions, LAYERS);
     assert_true(kv_pool_check(p));
@@ -297,7 +312,7 @@ static void test_policies(void **state)
     for (size_t i = 0; kv_policy_list[i] != NULL; i++)
         assert_non_null(strstr(kv_policy_names(), kv_policy_list[i]->name));
     assert_true(kv_policy_list[0]->shares_prefix);
-    assert_null(kv_policy_list[0]->compact);
+    assert_true(kv_policy_list[0]->keeps_all);
 }
 
 /* ---- random operations --------------------------------------------------------------------------------------- */
@@ -356,7 +371,7 @@ static void op_open(struct world *w, int i)
     uint64_t tag = w->salt[i];
     for (int k = 0; k < TOKENS; k++)
         w->tag[i][k] = tag = (tag ^ (uint64_t)w->token[i][k]) * 0x9e3779b97f4a7c15u + 1;
-    assert_int_equal(kv_seq_open(&w->seq[i], w->p, kv_policy_list[0], TOKENS), 0);
+    open_seq(&w->seq[i], w->p, TOKENS);
     w->live[i] = true;
     w->hits +=
         (uint64_t)kv_prefix_match(&w->seq[i], w->p, w->token[i], (int)rnd(TOKENS) + 1, w->salt[i]);
@@ -461,12 +476,13 @@ static void test_no_memory(void **state)
     mem_stats(&before);
     for (uint64_t n = 1;; n++) {
         struct kv_pool *p = NULL;
+        struct kv_options pressed = { .policy = &press, .budget = 16 };
         struct kv_seq s;
         struct err e;
         mem_fail_at(n);
-        int rc = kv_pool_open(&p, &fake_be, &shape, 100, &e);
+        int rc = kv_pool_open(&p, &fake_be, &scored, 100, &e);
         if (rc == 0)
-            rc = kv_seq_open(&s, p, kv_policy_list[0], 100);
+            rc = kv_seq_open(&s, p, &pressed, 40, 100, &e);
         if (rc == 0) {
             int32_t b;
             rc = kv_narrow_alloc(p, &b);

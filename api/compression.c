@@ -1,0 +1,151 @@
+/* "compression": {"kv": {"policy", "budget", ...}, "experts": {"prune"}}. See request.h for ranges and defaults. */
+#include "api/compression.h"
+
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* lambda excludes 0; the smallest normal float stands for "above 0". */
+static const double above_zero = 1.2e-38;
+
+static const struct {
+    const char *key;
+    double min, max;
+    size_t at; /* of a double in struct api_compression */
+} numbers[] = {
+    { "mass_floor", 0, 1, offsetof(struct api_compression, mass_floor) },
+    { "local", 0, 1, offsetof(struct api_compression, local) },
+    { "phi", 0, 1, offsetof(struct api_compression, phi) },
+    { "lambda", above_zero, 1e6, offsetof(struct api_compression, lambda) },
+};
+static const struct {
+    const char *key;
+    int min, max;
+    size_t at; /* of an int */
+} integers[] = {
+    { "sinks", 0, 1 << 16, offsetof(struct api_compression, sinks) },
+    { "window", 1, 1 << 16, offsetof(struct api_compression, window) },
+    { "tail", 1, 1 << 16, offsetof(struct api_compression, tail) },
+    { "pool", 0, 1 << 10, offsetof(struct api_compression, pool) },
+    { "queries", 1, 1 << 12, offsetof(struct api_compression, queries) },
+};
+static const struct {
+    const char *key;
+    size_t at; /* of a const char * */
+} words[] = {
+    { "preset", offsetof(struct api_compression, preset) },
+    { "policy", offsetof(struct api_compression, policy) },
+    { "merge", offsetof(struct api_compression, merge) },
+    { "split", offsetof(struct api_compression, split) },
+};
+#define COUNT(a) (sizeof(a) / sizeof((a)[0]))
+
+bool api_budget_parse(struct api_budget *out, const char *text)
+{
+    static const char unit[] = "KMG";
+    size_t n = strspn(text, "0123456789.");
+    char *end;
+    double v = strtod(text, &end);
+
+    if (n == 0 || end != text + n)
+        return false;
+    if (*end == 0) {
+        bool whole = v <= INT32_MAX && v == (double)(int32_t)v;
+        if (v > 0 && v < 1)
+            *out = (struct api_budget){ .fraction = v };
+        else if (whole && v >= API_MIN_BUDGET)
+            *out = (struct api_budget){ .tokens = (int)v };
+        else
+            return false;
+        return true;
+    }
+    const char *u = strchr(unit, *end);
+    if (!u || (strcmp(end + 1, "iB") != 0 && strcmp(end + 1, "B") != 0 && end[1] != 0))
+        return false;
+    for (long i = u - unit; i >= 0; i--)
+        v *= 1024;
+    if (!(v >= 1 && v <= 1e15))
+        return false;
+    *out = (struct api_budget){ .bytes = (int64_t)v };
+    return true;
+}
+
+static int parse_budget(const struct field_at *at, const char *key, struct api_budget *b)
+{
+    const json_t *v = field_get(at, key);
+    int64_t n;
+
+    if (!v)
+        return 0;
+    if (json_is_string(v) && api_budget_parse(b, json_string_value(v)))
+        return 0;
+    if (json_is_number(v)) {
+        double d = json_number_value(v);
+        bool whole = field_integral(v, &n);
+        *b = whole ? (struct api_budget){ .tokens = n > INT32_MAX ? INT32_MAX : (int)n }
+                   : (struct api_budget){ .fraction = d };
+        if (whole ? n >= API_MIN_BUDGET : d > 0 && d < 1)
+            return 0;
+    }
+    return field_bad(at, key,
+                     "expected tokens a head (a whole number >= %d), a part of the prompt (above 0 "
+                     "and below 1), or bytes (as \"4MiB\").",
+                     API_MIN_BUDGET);
+}
+
+static int parse_kv(const struct field_at *at, struct api_compression *c)
+{
+    char *base = (char *)c;
+
+    for (size_t i = 0; i < COUNT(words); i++) {
+        struct api_str s = { 0 };
+        TRY(field_str(at, words[i].key, &s));
+        memcpy(base + words[i].at, &s.p, sizeof(s.p));
+    }
+    TRY(parse_budget(at, "budget", &c->budget));
+    TRY(parse_budget(at, "budget_max", &c->budget_max));
+    for (size_t i = 0; i < COUNT(numbers); i++) {
+        double d = -1;
+        TRY(field_num(at, numbers[i].key, numbers[i].min, numbers[i].max, &d));
+        memcpy(base + numbers[i].at, &d, sizeof(d));
+    }
+    for (size_t i = 0; i < COUNT(integers); i++) {
+        int64_t v = -1;
+        TRY(field_int(at, integers[i].key, integers[i].min, integers[i].max, &v));
+        int n = (int)v;
+        memcpy(base + integers[i].at, &n, sizeof(n));
+    }
+    TRY(field_int(at, "seed", INT64_MIN, INT64_MAX, &c->seed));
+    TRY(field_bool(at, "protect_system", &c->protect_system));
+    TRY(field_bool(at, "recompute", &c->recompute));
+    return field_bool(at, "detail", &c->detail);
+}
+
+int compression_parse(const struct field_at *at, struct api_compression *c)
+{
+    json_t *top = NULL, *kv = NULL, *experts = NULL;
+
+    *c = (struct api_compression){ .mass_floor = -1,
+                                   .local = -1,
+                                   .phi = -1,
+                                   .lambda = -1,
+                                   .sinks = -1,
+                                   .window = -1,
+                                   .tail = -1,
+                                   .pool = -1,
+                                   .queries = -1,
+                                   .protect_system = true };
+    TRY(field_object(at, "compression", &top));
+    if (!top)
+        return 0;
+    struct field_at in = { top, "compression", at->err };
+    TRY(field_object(&in, "kv", &kv));
+    TRY(field_object(&in, "experts", &experts));
+    struct field_at in_experts = { experts, "compression.experts", at->err };
+    if (experts && field_get(&in_experts, "prune"))
+        return api_error_code(at->err, "unsupported_value", "compression.experts.prune",
+                              "Unsupported value: 'compression.experts.prune' is not supported by "
+                              "this model.");
+    struct field_at in_kv = { kv, "compression.kv", at->err };
+    return kv ? parse_kv(&in_kv, c) : 0;
+}

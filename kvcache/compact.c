@@ -1,0 +1,338 @@
+/* Compaction: the order of its passes, and the shares of the budget. What each pass does: compact_internal.h. */
+#include <math.h>
+#include <string.h>
+
+#include "server/base/clock.h"
+#include "server/base/mem.h"
+
+#include "kvcache/compact_internal.h"
+#include "kvcache/split.h"
+
+/* ---- memory ---------------------------------------------------------------------------------------------------- */
+
+int room_reserve(struct room *r, size_t bytes, struct err *e)
+{
+    if (bytes <= r->bytes)
+        return 0;
+    char *at = mem_map(bytes);
+    if (at == NULL)
+        return err_set(e, ERR_NOMEM, "no memory for %zu bytes to press a KV cache in", bytes);
+    room_close(r);
+    *r = (struct room){ at, bytes };
+    return 0;
+}
+
+void room_close(struct room *r)
+{
+    if (r->at != NULL)
+        mem_unmap(r->at, r->bytes);
+    *r = (struct room){ 0 };
+}
+
+void *room_piece(char *base, size_t *used, size_t bytes)
+{
+    void *at = base == NULL ? NULL : base + *used;
+    *used += (bytes + 63) / 64 * 64;
+    return at;
+}
+
+int kv_compactor_open(struct kv_compactor **out, struct kv_pool *p, const struct kv_rope *rope,
+                      int group, float scale, struct err *e)
+{
+    struct kv_compactor *c = mem_zalloc(1, sizeof *c);
+    if (c == NULL)
+        return err_set(e, ERR_NOMEM, "no memory for a compactor");
+    size_t half = (size_t)(rope->half > 0 ? rope->half : 1);
+    c->pool = p;
+    c->rope = *rope;
+    c->group = group;
+    c->scale = scale;
+    c->n_threads = par_threads(p->be->par);
+    c->arena = mem_zalloc((size_t)c->n_threads, sizeof *c->arena);
+    c->inv_freq = mem_zalloc(half, sizeof *c->inv_freq);
+    c->probe_bytes = (probe_scratch_bytes(p->shape.head_dim) + 63) / 64 * 64;
+    int rc = c->arena == NULL || c->inv_freq == NULL ? ERR_NOMEM : 0;
+    if (rc == 0)
+        rc = room_reserve(&c->probe, (size_t)c->n_threads * c->probe_bytes, NULL);
+    if (rc < 0) {
+        kv_compactor_close(c);
+        return err_set(e, rc, "no memory for a compactor");
+    }
+    for (int i = 0; i < c->n_threads; i++)
+        arena_init(&c->arena[i], SIZE_MAX);
+    if (rope->half > 0)
+        memcpy(c->inv_freq, rope->inv_freq, half * sizeof *c->inv_freq);
+    c->rope.inv_freq = c->inv_freq;
+    *out = c;
+    return 0;
+}
+
+void kv_compactor_close(struct kv_compactor *c)
+{
+    if (c == NULL)
+        return;
+    room_close(&c->out);
+    room_close(&c->stage);
+    room_close(&c->heads);
+    room_close(&c->probe);
+    mem_free(c->inv_freq);
+    mem_free(c->arena);
+    mem_free(c);
+}
+
+/* ---- passes ---------------------------------------------------------------------------------------------------- */
+
+struct pass {
+    struct press *w;
+    press_fn *fn;
+    int head0;
+};
+
+static void run_heads(void *arg, int first, int last, int thread)
+{
+    struct pass *pass = arg;
+    struct press *w = pass->w;
+    for (int i = pass->head0 + first; i < pass->head0 + last; i++) {
+        struct item t;
+        int rc = item_open(&t, w, i, thread);
+        w->head[i].rc = rc < 0 ? rc : pass->fn(&t);
+        arena_clear(&w->c->arena[thread]);
+    }
+}
+
+int press_run(struct press *w, press_fn *fn, struct err *e)
+{
+    struct be *be = w->pool->be;
+    int heads = w->pool->shape.n_kv_heads;
+    struct pass pass = { w, fn, 0 };
+    if (be->host)
+        par_for(be->par, w->n_heads, 1, run_heads, &pass);
+    for (int l = 0; !be->host && l < w->pool->shape.n_layers; l++) {
+        TRY(source_stage(w, l, e));
+        pass.head0 = l * heads;
+        par_for(be->par, heads, 1, run_heads, &pass);
+    }
+    for (int i = 0; i < w->n_heads; i++)
+        if (w->head[i].rc < 0)
+            return err_set(e, w->head[i].rc, "no memory to press a KV cache in");
+    return be->host ? 0 : be->ops->sync(be, e);
+}
+
+/* ---- the plan -------------------------------------------------------------------------------------------------- */
+
+/* Reference queries: samples from 5 % of the prompt on, evenly strided, and the prompt's last queries. The very first
+ * queries see too little to speak for those to come. Of a sequence pressed before, every sample there is. */
+static void plan_references(struct press *w)
+{
+    const struct kv_seq *s = w->s;
+    int stride = pool_stride(w->pool);
+    int low = kv_seq_pressed(s) ? 0 : s->n_tokens / 20;
+    int high = w->n_window > 0 ? seq_window0(s) : s->n_tokens; /* positions in [low, high) */
+    int first = low / stride, end = (high - s->wide_pos0) / stride;
+    w->strided0 = first;
+    w->strided_n = end > first ? end - first : 0;
+    w->n_strided = w->strided_n < s->opt.queries ? w->strided_n : s->opt.queries;
+    w->n_ref = w->n_strided + w->n_window;
+}
+
+static size_t lay_out(struct press *w, char *base)
+{
+    size_t used = 0, rows = (size_t)w->n_ref * (size_t)w->c->group;
+    size_t dim = (size_t)w->pool->shape.head_dim;
+    w->head = room_piece(base, &used, (size_t)w->n_heads * sizeof *w->head);
+    w->source = room_piece(base, &used, (size_t)w->pool->shape.n_layers * sizeof *w->source);
+    for (int i = 0; i < w->n_heads; i++) {
+        int n = w->n_wide + (kv_seq_pressed(w->s) ? w->s->n_narrow[i] : 0);
+        size_t bytes = (size_t)n * sizeof(float);
+        struct press_head h = {
+            .n = n,
+            .local = room_piece(base, &used, bytes),
+            .global = room_piece(base, &used, bytes),
+            .last = room_piece(base, &used, bytes),
+            .mean = room_piece(base, &used, bytes),
+            .rms = room_piece(base, &used, bytes),
+            .score = room_piece(base, &used, bytes),
+            .ref_o = room_piece(base, &used, rows * dim * sizeof(float)),
+            .ref_lse = room_piece(base, &used, rows * sizeof(float)),
+            .ref_weight = room_piece(base, &used, rows * sizeof(float)),
+            .keep = room_piece(base, &used, (size_t)n * sizeof(int32_t)),
+            .exact = room_piece(base, &used, (size_t)n * sizeof(bool)),
+        };
+        if (base != NULL)
+            w->head[i] = h;
+    }
+    return used;
+}
+
+static int plan(struct press *w, struct err *e)
+{
+    const struct kv_seq *s = w->s;
+    w->n_heads = pool_heads(w->pool);
+    w->n_tail = s->n_tokens % KV_PAGE;
+    w->n_wide = s->n_tokens - w->n_tail - s->wide_pos0;
+    w->n_samples = (s->n_tokens - s->wide_pos0) / pool_stride(w->pool);
+    w->n_window = s->n_query == 0 ? 0 : s->n_prompt - seq_window0(s);
+    plan_references(w);
+    TRY(room_reserve(&w->c->heads, lay_out(w, NULL), e));
+    lay_out(w, w->c->heads.at);
+    if (w->pool->be->host)
+        source_direct(w);
+    return 0;
+}
+
+/* ---- scores, shares, choice ------------------------------------------------------------------------------------ */
+
+/* For policies that keep one set: all heads of a layer have the same candidates, and get the average of their scores. */
+static void average_layer(struct press *w, int layer)
+{
+    int heads = w->pool->shape.n_kv_heads;
+    struct press_head *h = &w->head[(size_t)layer * heads];
+    for (int j = 0; j < h[0].n; j++) {
+        float sum = 0;
+        for (int k = 0; k < heads; k++)
+            sum += h[k].score[j];
+        for (int k = 0; k < heads; k++)
+            h[k].score[j] = sum / (float)heads;
+    }
+}
+
+static int protect(struct press *w, int head)
+{
+    int n = 0;
+    for (int j = 0; j < w->head[head].n; j++) {
+        if (!press_protected(w, press_candidate_pos(w, head, j)))
+            continue;
+        w->head[head].score[j] = INFINITY;
+        n++;
+    }
+    return n;
+}
+
+static int clamp(int x, int low, int high)
+{
+    return x < low ? low : x > high ? high : x;
+}
+
+/* The first time, `budget` slots a head on average are split by the scores; later a head has the quota it got then. */
+static int share_out(struct press *w, int budget, struct err *e)
+{
+    const struct kv_options *o = &w->s->opt;
+    int heads = w->pool->shape.n_kv_heads;
+    struct arena *a = &w->c->arena[0];
+    for (int i = 0; kv_seq_pressed(w->s) && i < w->n_heads; i++) {
+        int quota = w->s->quota[i], n = w->head[i].n;
+        w->head[i].n_keep = clamp(quota - w->n_tail, w->head[i].n_protected, n < quota ? n : quota);
+    }
+    if (kv_seq_pressed(w->s))
+        return 0;
+    const float **score = arena_alloc(a, (size_t)w->n_heads * sizeof *score);
+    int *share = arena_alloc(a, (size_t)w->n_heads * sizeof *share);
+    for (int i = 0; score != NULL && i < w->n_heads; i++)
+        score[i] = w->head[i].score;
+    struct kv_split_in in = { .n_layers = w->pool->shape.n_layers,
+                              .n_kv_heads = heads,
+                              .n = w->n_wide,
+                              .score = score,
+                              .n_protected = w->head[0].n_protected,
+                              .budget =
+                                  clamp(budget - w->n_tail, w->head[0].n_protected, w->n_wide),
+                              .split = o->split };
+    int rc = score == NULL || share == NULL ? ERR_NOMEM : kv_split_budget(&in, share, a);
+    for (int i = 0; rc == 0 && i < w->n_heads; i++)
+        w->head[i].n_keep = share[i];
+    arena_clear(a);
+    if (rc < 0)
+        return err_set(e, rc, "no memory to press a KV cache in");
+    for (int i = 0; o->policy->one_set && i < w->n_heads; i += heads) {
+        int sum = 0;
+        for (int h = 0; h < heads; h++)
+            sum += w->head[i + h].n_keep;
+        for (int h = 0; h < heads; h++)
+            w->head[i + h].n_keep = sum / heads;
+    }
+    return 0;
+}
+
+static double mean_mass(const struct press *w)
+{
+    double sum = 0;
+    for (int i = 0; i < w->n_heads; i++)
+        sum += (double)w->head[i].mass;
+    return sum / w->n_heads;
+}
+
+/* Chooses with the budget asked for and, when the guard finds that too little attention is left, with half as much again,
+ * up to the ceiling. */
+static int choose(struct press *w, struct err *e)
+{
+    const struct kv_options *o = &w->s->opt;
+    int budget = o->budget;
+    for (int l = 0; o->policy->one_set && l < w->pool->shape.n_layers; l++)
+        average_layer(w, l);
+    for (int i = 0; i < w->n_heads; i++)
+        w->head[i].n_protected = protect(w, i);
+    for (;;) {
+        TRY(share_out(w, budget, e));
+        TRY(press_run(w, press_choose, e));
+        if (kv_seq_pressed(w->s) || o->mass_floor <= 0 || mean_mass(w) >= (double)o->mass_floor ||
+            budget >= o->budget_max || budget >= w->s->n_tokens)
+            return 0;
+        budget = budget < o->budget_max - budget / 2 ? budget + budget / 2 : o->budget_max;
+        w->raised = true;
+    }
+}
+
+static int write_out(struct press *w, struct err *e)
+{
+    int64_t n = 0;
+    for (int i = 0; i < w->n_heads; i++) {
+        w->head[i].out_block = n;
+        n += pages_of_slots(w->head[i].n_keep);
+    }
+    size_t used = 0, bytes = (size_t)n * w->pool->block_bytes;
+    size_t beta = (size_t)n * KV_PAGE * sizeof *w->out_beta;
+    room_piece(NULL, &used, bytes);
+    room_piece(NULL, &used, beta);
+    if (n > 0)
+        TRY(room_reserve(&w->c->out, used, e));
+    used = 0;
+    w->out = room_piece(w->c->out.at, &used, bytes);
+    w->out_beta = room_piece(w->c->out.at, &used, beta);
+    return press_run(w, press_write, e);
+}
+
+/* ---- the whole ------------------------------------------------------------------------------------------------- */
+
+static void report(const struct press *w, struct kv_report *r)
+{
+    int64_t slots = 0;
+    r->kept = 0;
+    r->mass_min = INFINITY;
+    r->mass_mean = (float)mean_mass(w);
+    for (int i = 0; i < w->n_heads; i++) {
+        const struct press_head *h = &w->head[i];
+        r->kept += h->n_keep;
+        r->merged += h->merged;
+        r->evicted += h->n - h->n_keep;
+        r->mass_min = h->mass < r->mass_min ? h->mass : r->mass_min;
+        slots += h->n_keep + w->n_tail;
+    }
+    r->budget = (int)((slots + w->n_heads / 2) / w->n_heads);
+    r->raised |= w->raised;
+    r->n_compactions++;
+}
+
+int kv_compact(struct kv_compactor *c, struct kv_seq *s, struct kv_report *r, struct err *e)
+{
+    ASSERT(kv_compact_due(s));
+    uint64_t start = clock_ns();
+    struct press w = { .c = c, .pool = c->pool, .s = s };
+    TRY(plan(&w, e));
+    TRY(press_run(&w, press_probe, e));
+    TRY(choose(&w, e));
+    TRY(write_out(&w, e));
+    TRY(press_commit(&w, e));
+    report(&w, r);
+    r->ns += clock_ns() - start;
+    return 0;
+}

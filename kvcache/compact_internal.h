@@ -1,0 +1,124 @@
+/* What the files of a compaction share. The order of things: compact.c.
+ *
+ * A compaction makes three passes over the heads, each head one item of the workers' loop: probe (compact_probe.c), choose
+ * and write (compact_write.c). Between them only what struct press_head points to is kept; keys, values and queries are
+ * read again. On a backend whose memory the CPU cannot read, a pass goes layer by layer, each brought to the host first
+ * (compact_source.c). compact_commit.c puts the result in place.
+ */
+#ifndef WRING_KVCACHE_COMPACT_INTERNAL_H
+#define WRING_KVCACHE_COMPACT_INTERNAL_H
+
+#include "kernels/probe.h"
+#include "kvcache/compact.h"
+#include "kvcache/kv_internal.h"
+
+/* Memory that grows and stays. */
+struct room {
+    char *at;
+    size_t bytes;
+};
+/* At least that many bytes, contents undefined. ERR_NOMEM: as it was. */
+int room_reserve(struct room *r, size_t bytes, struct err *e) WARN_UNUSED;
+void room_close(struct room *r);
+/* The next piece of a room that starts at base, 64-byte aligned; with base NULL the pieces are only counted. */
+void *room_piece(char *base, size_t *used, size_t bytes);
+
+struct kv_compactor {
+    struct kv_pool *pool;
+    struct kv_rope rope;
+    float *inv_freq; /* rope's */
+    int group;
+    float scale;
+    int n_threads;
+    struct arena *arena; /* [n_threads] */
+    struct room probe;   /* scratch of kernels/probe.h, of every thread */
+    size_t probe_bytes;  /* of one */
+    struct room heads, stage, out;
+};
+
+/* One layer of the sequence in memory that the CPU can read. Numbers of pages and blocks count in `pool`. */
+struct source {
+    const char *pool, *sample;
+    const float *beta;
+    const int32_t *wide, *query;  /* pages */
+    const int32_t *const *narrow; /* [n_kv_heads] blocks; NULL: none */
+};
+
+/* What is kept of one head from pass to pass. */
+struct press_head {
+    int n;                                             /* candidates */
+    float *local, *global, *last, *mean, *rms, *score; /* [n] */
+    float *ref_o, *ref_lse, *ref_weight;               /* as in struct kv_head */
+    float tail_mass;                                   /* of the references, on the wide tail */
+    int n_protected;                                   /* candidates that stay in any case */
+    int n_keep;                                        /* its share of the budget */
+    int32_t *keep;                                     /* [n_keep] */
+    bool *exact;                                       /* [n_keep] */
+    int64_t out_block;                                 /* where it starts in out */
+    float mass; /* of the references, on what is kept, the wide tail included */
+    int64_t merged;
+    int rc;
+};
+
+/* One compaction. */
+struct press {
+    struct kv_compactor *c;
+    struct kv_pool *pool;
+    struct kv_seq *s;
+    int n_heads;   /* of all layers */
+    int n_wide;    /* candidates in wide pages, all of them full */
+    int n_tail;    /* tokens that stay in the last, partial page */
+    int n_samples; /* records in wide pages, the tail's included */
+    int n_window;  /* records in query pages */
+    int strided0, strided_n,
+        n_strided; /* references: n_strided of samples strided0 ... + strided_n */
+    int n_ref;     /* those and the window's */
+    bool raised;
+    struct press_head *head; /* [n_heads] */
+    struct source *source;   /* [n_layers] */
+    char *out;               /* [n_out] blocks, as they will be in the pool */
+    float *out_beta;         /* [n_out][KV_PAGE] */
+    int64_t n_out;
+};
+
+/* One head in one pass, in one thread. */
+struct item {
+    const struct press *w;
+    const struct source *src;
+    struct press_head *st;
+    struct kv_head h;
+    struct probe_head probe; /* all candidates */
+    const int32_t *tail;     /* the block behind them */
+    void *scratch;
+};
+
+/* A query that was kept. */
+struct record {
+    const char *at;
+    int pos;
+};
+
+typedef int press_fn(struct item *t);
+/* Runs fn for every head; fn finds the head opened. The first error of the lowest head is returned. */
+int press_run(struct press *w, press_fn *fn, struct err *e) WARN_UNUSED;
+
+/* ---- compact_source.c */
+void source_direct(struct press *w);
+int source_stage(struct press *w, int layer, struct err *e) WARN_UNUSED;
+struct record source_sample(const struct press *w, const struct source *src, int i);
+struct record source_window(const struct press *w, const struct source *src, int i);
+int item_open(struct item *t, const struct press *w, int head, int thread) WARN_UNUSED;
+/* The queries of n records for this head: q[n * group][dim], lse[n * group] and, unless NULL, see[n * group]. */
+void item_queries(const struct item *t, const struct record *r, int n, float *q, float *lse,
+                  int32_t *see);
+
+/* ---- compact_probe.c, compact_write.c */
+press_fn press_probe, press_choose, press_write;
+/* True for candidates at that position that stay in any case. */
+bool press_protected(const struct press *w, int pos);
+int press_candidate_pos(const struct press *w, int head, int j);
+
+/* ---- compact_commit.c: ERR_NOMEM, ERR_DEVICE: the sequence is as it was. */
+int press_commit(struct press *w, struct err *e) WARN_UNUSED;
+
+#endif

@@ -1,0 +1,157 @@
+/* The first pass: what the kept queries make of a head's candidates, and the policy's score. */
+#include <math.h>
+#include <string.h>
+
+#include "kvcache/compact_internal.h"
+
+enum { CHUNK = 256, QUESTION_WEIGHT = 20 };
+
+/* sum[j] += the average over records and group of the attention to j, each query from where it stood. The log-sum-exp over
+ * all that it saw was kept with it, so columns can be summed alone. */
+static int sum_records(struct item *t, const struct record *r, int n, float *sum)
+{
+    struct kv_head *h = &t->h;
+    size_t rows = (size_t)(n < CHUNK ? n : CHUNK) * h->group;
+    float *q = arena_alloc(h->arena, rows * h->dim * sizeof *q);
+    float *lse = arena_alloc(h->arena, rows * sizeof *lse);
+    float *weight = arena_alloc(h->arena, rows * sizeof *weight);
+    int32_t *see = arena_alloc(h->arena, rows * sizeof *see);
+    if (q == NULL || lse == NULL || weight == NULL || see == NULL)
+        return ERR_NOMEM;
+    for (size_t i = 0; i < rows; i++)
+        weight[i] = 1.0f / (float)n / (float)h->group;
+    for (int i = 0; i < n; i += CHUNK) {
+        int some = n - i < CHUNK ? n - i : CHUNK;
+        item_queries(t, r + i, some, q, lse, see);
+        struct probe_queries some_q = { q, see, some * h->group };
+        probe_sums(h->isa, &t->probe, &some_q, lse, weight, sum, NULL, t->scratch);
+    }
+    return 0;
+}
+
+static bool in_question(const struct kv_options *o, int pos)
+{
+    return pos >= o->question0 && pos < o->question1;
+}
+
+/* Whether the question, or a part of it, is among the prompt's last queries. */
+static bool question_seen(const struct press *w)
+{
+    const struct kv_options *o = &w->s->opt;
+    return w->n_window > 0 && o->question0 < o->question1 && o->question1 > seq_window0(w->s);
+}
+
+/* The local queries: the question's, or the prompt's last; without a prompt's, the last samples. */
+static int local_records(const struct item *t, struct record *r)
+{
+    const struct press *w = t->w;
+    int n = 0, all = w->n_window > 0 ? w->n_window : w->n_samples;
+    int first = all > KV_WINDOW_QUERIES ? all - KV_WINDOW_QUERIES : 0;
+    bool question = question_seen(w);
+    for (int i = first; i < all; i++) {
+        r[n] = w->n_window > 0 ? source_window(w, t->src, i) : source_sample(w, t->src, i);
+        n += !question || in_question(&w->s->opt, r[n].pos);
+    }
+    return n;
+}
+
+static int score_causal(struct item *t)
+{
+    const struct press *w = t->w;
+    struct press_head *st = t->st;
+    struct record *r =
+        arena_alloc(t->h.arena, ((size_t)w->n_samples + KV_WINDOW_QUERIES) * sizeof *r);
+    if (r == NULL)
+        return ERR_NOMEM;
+    TRY(sum_records(t, r, local_records(t, r), st->local));
+    r[0] = w->n_window > 0 ? source_window(w, t->src, w->n_window - 1)
+                           : source_sample(w, t->src, w->n_samples - 1);
+    TRY(sum_records(t, r, 1, st->last));
+    int n = w->n_samples < t->h.opt->queries ? w->n_samples : t->h.opt->queries;
+    for (int i = 0; i < n; i++)
+        r[i] = source_sample(w, t->src, (int)((int64_t)(i + 1) * w->n_samples / n) - 1);
+    if (w->n_window == 0 && w->n_samples <= KV_WINDOW_QUERIES) /* the same queries */
+        memcpy(st->global, st->local, (size_t)st->n * sizeof *st->global);
+    else
+        TRY(sum_records(t, r, n, st->global));
+    /* Samples of the pages still held say little of slots that older queries chose. */
+    for (int j = 0; j < t->probe.n_narrow; j++)
+        st->global[j] = w->s->slot[t->h.layer * t->h.n_kv_heads + t->h.head][j].score;
+    return 0;
+}
+
+/* The tail page stays as it is, so a fit has to reproduce attention over the candidates alone (ref_o, ref_lse): an error
+ * there counts in the output by the share that a query gives to them, squared in a square. The question's queries weigh more:
+ * what is asked now is asked again. */
+static void weigh_references(struct item *t, const float *share)
+{
+    const struct press *w = t->w;
+    int group = t->h.group;
+    bool question = question_seen(w);
+    double sum = 0;
+    for (int i = 0; i < w->n_ref * group; i++) {
+        int r = i / group;
+        bool strong = r >= w->n_strided && (!question || in_question(t->h.opt, t->h.ref_pos[r]));
+        t->st->ref_weight[i] = (strong ? QUESTION_WEIGHT : 1) * share[i] * share[i];
+        sum += (double)t->st->ref_weight[i];
+    }
+    float scale = (float)(w->n_ref * group / sum);
+    for (int i = 0; i < w->n_ref * group; i++)
+        t->st->ref_weight[i] = sum > 1e-30 ? t->st->ref_weight[i] * scale : 1.0f;
+}
+
+static int probe_references(struct item *t)
+{
+    struct kv_head *h = &t->h;
+    struct press_head *st = t->st;
+    struct probe_queries q = { h->ref_q, NULL, h->n_ref * h->group };
+    size_t rows = (size_t)q.n;
+    float *lse = arena_alloc(h->arena, rows * sizeof *lse);
+    float *share = arena_alloc(h->arena, rows * sizeof *share);
+    float *weight = arena_alloc(h->arena, rows * sizeof *weight);
+    float *o = arena_alloc(h->arena, rows * h->dim * sizeof *o); /* the tail's: not used */
+    if (lse == NULL || share == NULL || weight == NULL || o == NULL)
+        return ERR_NOMEM;
+    probe_attend(h->isa, &t->probe, &q, st->ref_o, st->ref_lse, t->scratch);
+    if (t->w->n_tail > 0) {
+        struct probe_head tail = t->probe;
+        tail.n_narrow = 0;
+        tail.wide = t->tail;
+        tail.n_wide = t->w->n_tail;
+        probe_attend(h->isa, &tail, &q, o, lse, t->scratch);
+    }
+    double tail_mass = 0;
+    for (size_t i = 0; i < rows; i++) {
+        float part = t->w->n_tail > 0 ? expf(lse[i] - st->ref_lse[i]) : 0;
+        share[i] = 1.0f / (1.0f + part);
+        lse[i] = st->ref_lse[i] + log1pf(part);
+        weight[i] = 1.0f / (float)rows;
+        tail_mass += 1.0 - (double)share[i];
+    }
+    st->tail_mass = (float)(tail_mass / (double)rows);
+    weigh_references(t, share);
+    probe_sums(h->isa, &t->probe, &q, lse, weight, st->mean, st->rms, t->scratch);
+    for (int j = 0; j < h->n; j++)
+        st->rms[j] = sqrtf(st->rms[j]);
+    return 0;
+}
+
+bool press_protected(const struct press *w, int pos)
+{
+    const struct kv_options *o = &w->s->opt;
+    return pos < o->sinks || pos < o->protect || pos >= w->s->n_tokens - o->window;
+}
+
+int press_probe(struct item *t)
+{
+    struct press_head *st = t->st;
+    size_t bytes = (size_t)st->n * sizeof(float);
+    memset(st->local, 0, bytes);
+    memset(st->global, 0, bytes);
+    memset(st->last, 0, bytes);
+    memset(st->mean, 0, bytes);
+    memset(st->rms, 0, bytes);
+    TRY(score_causal(t));
+    TRY(probe_references(t));
+    return t->h.opt->policy->score(&t->h, st->score);
+}

@@ -1,0 +1,282 @@
+/* Where a compaction reads: the pool itself, or a copy of one layer; candidates and queries of a head in it. */
+#include <string.h>
+
+#include "kernels/half.h"
+
+#include "kvcache/compact_internal.h"
+
+/* ---- layers ---------------------------------------------------------------------------------------------------- */
+
+static const int32_t *const *narrow_of(const struct press *w, int layer)
+{
+    if (!kv_seq_pressed(w->s))
+        return NULL;
+    return (const int32_t *const *)(w->s->narrow + (size_t)layer * w->pool->shape.n_kv_heads);
+}
+
+void source_direct(struct press *w)
+{
+    const struct kv_pool *p = w->pool;
+    for (int l = 0; l < p->shape.n_layers; l++)
+        w->source[l] = (struct source){ .pool = p->base,
+                                        .sample = p->sample,
+                                        .beta = p->beta,
+                                        .wide = seq_wide(w->s, l),
+                                        .query = w->s->query + (size_t)l * w->s->n_query,
+                                        .narrow = narrow_of(w, l) };
+}
+
+/* A staged layer, and its tables: pages are numbered in the order in which they are brought, wide ones, query pages, then
+ * narrow pages side by side. */
+struct staged {
+    int n_wide, n_query, n_narrow;
+    char *pool, *sample;
+    float *beta;
+    int32_t *wide, *query, *narrow;
+    const int32_t **narrow_of;
+};
+
+static size_t lay_out(const struct press *w, struct staged *g, char *base)
+{
+    const struct kv_pool *p = w->pool;
+    size_t used = 0, heads = (size_t)p->shape.n_kv_heads;
+    size_t blocks = ((size_t)g->n_wide + (size_t)g->n_query) * heads + (size_t)g->n_narrow;
+    g->pool = room_piece(base, &used, blocks * p->block_bytes);
+    g->sample = room_piece(base, &used, (size_t)g->n_wide * p->sample_bytes);
+    g->beta = room_piece(base, &used, blocks * KV_PAGE * sizeof *g->beta);
+    g->wide = room_piece(base, &used, (size_t)g->n_wide * sizeof *g->wide);
+    g->query = room_piece(base, &used, (size_t)g->n_query * sizeof *g->query);
+    g->narrow = room_piece(base, &used, (size_t)g->n_narrow * sizeof *g->narrow);
+    g->narrow_of = room_piece(base, &used, heads * sizeof *g->narrow_of);
+    return used;
+}
+
+static void bring_wide(struct press *w, int layer, struct staged *g)
+{
+    struct kv_pool *p = w->pool;
+    struct be *be = p->be;
+    for (int b = 0; b < g->n_wide; b++) {
+        int32_t page = seq_wide(w->s, layer)[b];
+        g->wide[b] = b;
+        be->ops->download(be, g->pool + (size_t)b * p->page_bytes, pool_page_at(p, page),
+                          p->page_bytes);
+        be->ops->download(be, g->sample + (size_t)b * p->sample_bytes, pool_sample_at(p, page),
+                          p->sample_bytes);
+    }
+    for (int b = 0; b < g->n_query; b++) {
+        int32_t page = w->s->query[(size_t)layer * g->n_query + b];
+        g->query[b] = g->n_wide + b;
+        be->ops->download(be, g->pool + (size_t)g->query[b] * p->page_bytes, pool_page_at(p, page),
+                          p->page_bytes);
+    }
+}
+
+static void bring_narrow(struct press *w, int layer, struct staged *g)
+{
+    struct kv_pool *p = w->pool;
+    struct be *be = p->be;
+    int heads = p->shape.n_kv_heads, k = 0;
+    for (int h = 0; g->n_narrow > 0 && h < heads; h++) {
+        size_t i = (size_t)layer * heads + h;
+        g->narrow_of[h] = g->narrow + k;
+        for (int b = 0; b < w->s->n_block[i]; b++, k++) {
+            int32_t from = w->s->narrow[i][b], to = (g->n_wide + g->n_query) * heads + k;
+            g->narrow[k] = to;
+            be->ops->download(be, g->pool + (size_t)to * p->block_bytes, pool_block_at(p, from),
+                              p->block_bytes);
+            be->ops->download(be, g->beta + (size_t)to * KV_PAGE, pool_beta_at(p, from),
+                              KV_PAGE * sizeof(float));
+        }
+    }
+}
+
+int source_stage(struct press *w, int layer, struct err *e)
+{
+    int heads = w->pool->shape.n_kv_heads;
+    struct staged g = { .n_wide = w->n_wide / KV_PAGE + (w->n_tail > 0), .n_query = w->s->n_query };
+    for (int h = 0; kv_seq_pressed(w->s) && h < heads; h++)
+        g.n_narrow += w->s->n_block[(size_t)layer * heads + h];
+    TRY(room_reserve(&w->c->stage, lay_out(w, &g, NULL), e));
+    lay_out(w, &g, w->c->stage.at);
+    bring_wide(w, layer, &g);
+    bring_narrow(w, layer, &g);
+    w->source[layer] = (struct source){ .pool = g.pool,
+                                        .sample = g.sample,
+                                        .beta = g.beta,
+                                        .wide = g.wide,
+                                        .query = g.query,
+                                        .narrow = g.n_narrow > 0 ? g.narrow_of : NULL };
+    return 0;
+}
+
+/* ---- records --------------------------------------------------------------------------------------------------- */
+
+struct record source_sample(const struct press *w, const struct source *src, int i)
+{
+    const struct kv_pool *p = w->pool;
+    int a_page = p->shape.samples;
+    return (struct record){ src->sample + (size_t)src->wide[i / a_page] * p->sample_bytes +
+                                (size_t)(i % a_page) * p->record_bytes,
+                            w->s->wide_pos0 + (i + 1) * pool_stride(p) - 1 };
+}
+
+struct record source_window(const struct press *w, const struct source *src, int i)
+{
+    const struct kv_pool *p = w->pool;
+    int a_page = pool_page_records(p);
+    return (struct record){ src->pool + (size_t)src->query[i / a_page] * p->page_bytes +
+                                (size_t)(i % a_page) * p->record_bytes,
+                            seq_window0(w->s) + i };
+}
+
+static void to_float(float *out, const char *in, enum kv_type type, int n)
+{
+    if (type == KV_F32) {
+        memcpy(out, in, (size_t)n * sizeof *out);
+        return;
+    }
+    const uint16_t *u = (const uint16_t *)(const void *)in;
+    for (int i = 0; i < n; i++)
+        out[i] = type == KV_BF16 ? half_from_bf16(u[i]) : half_from_f16(u[i]);
+}
+
+void item_queries(const struct item *t, const struct record *r, int n, float *q, float *lse,
+                  int32_t *see)
+{
+    const struct kv_shape *s = &t->w->pool->shape;
+    int dim = t->h.dim, group = t->h.group;
+    size_t head_bytes = (size_t)dim * kv_elem_bytes(s->type);
+    size_t lse_at = kv_record_lse(s->type, s->n_heads, dim);
+    for (int i = 0; i < n; i++) {
+        int last = r[i].pos + 1 - t->w->s->wide_pos0;
+        for (int g = 0; g < group; g++) {
+            size_t row = (size_t)i * group + g, head = (size_t)t->h.head * group + g;
+            to_float(q + row * dim, r[i].at + head * head_bytes, s->type, dim);
+            memcpy(&lse[row], r[i].at + lse_at + head * sizeof *lse, sizeof *lse);
+            if (see != NULL)
+                see[row] = last < t->w->n_wide ? last : t->w->n_wide;
+        }
+    }
+}
+
+/* ---- a head ---------------------------------------------------------------------------------------------------- */
+
+int press_candidate_pos(const struct press *w, int head, int j)
+{
+    int n_narrow = kv_seq_pressed(w->s) ? w->s->n_narrow[head] : 0;
+    return j < n_narrow ? w->s->slot[head][j].pos : w->s->wide_pos0 + j - n_narrow;
+}
+
+static int open_slots(struct item *t, int head)
+{
+    const struct press *w = t->w;
+    struct kv_head *h = &t->h;
+    int n_pages = w->n_wide / KV_PAGE;
+    int32_t *pos = arena_alloc(h->arena, (size_t)h->n * sizeof *pos);
+    float *beta = arena_alloc(h->arena, (size_t)h->n * sizeof *beta);
+    int32_t *block = arena_alloc(h->arena, ((size_t)n_pages + 1) * sizeof *block);
+    if (pos == NULL || beta == NULL || block == NULL)
+        return ERR_NOMEM;
+    for (int b = 0; b < n_pages + (w->n_tail > 0); b++)
+        block[b] = t->src->wide[b] * h->n_kv_heads + h->head;
+    t->probe = (struct probe_head){ .pool = t->src->pool,
+                                    .beta = t->src->beta,
+                                    .type = w->pool->shape.type,
+                                    .dim = h->dim,
+                                    .narrow = t->src->narrow ? t->src->narrow[h->head] : NULL,
+                                    .wide = block,
+                                    .n_narrow = h->n - w->n_wide,
+                                    .n_wide = w->n_wide,
+                                    .scale = h->scale };
+    t->tail = block + n_pages;
+    for (int j = 0; j < h->n; j++)
+        pos[j] = press_candidate_pos(w, head, j);
+    for (int j = 0; t->probe.narrow != NULL && j < t->probe.n_narrow; j++)
+        beta[j] = t->src->beta[(size_t)t->probe.narrow[j / KV_PAGE] * KV_PAGE + j % KV_PAGE];
+    h->pos = pos;
+    h->beta = beta;
+    return 0;
+}
+
+/* Turned to one of the 64 positions to come: 37 is odd, so 64 references in a row get 64 different ones. */
+static int open_references(struct item *t)
+{
+    const struct press *w = t->w;
+    struct kv_head *h = &t->h;
+    size_t rows = (size_t)w->n_ref * h->group;
+    struct record *r = arena_alloc(h->arena, (size_t)w->n_ref * sizeof *r);
+    int32_t *pos = arena_alloc(h->arena, (size_t)w->n_ref * sizeof *pos);
+    int32_t *turn = arena_alloc(h->arena, (size_t)w->n_ref * sizeof *turn);
+    float *q = arena_alloc(h->arena, rows * h->dim * sizeof *q);
+    float *lse = arena_alloc(h->arena, rows * sizeof *lse); /* of where they stood: not used */
+    if (r == NULL || pos == NULL || turn == NULL || q == NULL || lse == NULL)
+        return ERR_NOMEM;
+    for (int i = 0; i < w->n_ref; i++) {
+        int k = i - w->n_strided, last = w->n_strided - 1;
+        int at = last < 1 ? w->strided_n - 1 : (int)((int64_t)i * (w->strided_n - 1) / last);
+        r[i] = k < 0 ? source_sample(w, t->src, w->strided0 + at) : source_window(w, t->src, k);
+        pos[i] = r[i].pos;
+        turn[i] = h->n_tokens + i * 37 % 64 - pos[i];
+    }
+    item_queries(t, r, w->n_ref, q, lse, NULL);
+    for (int i = 0; i < w->n_ref; i++)
+        kv_rope_turn(h->rope, q + (size_t)i * h->group * h->dim, h->group, h->dim, turn[i]);
+    h->n_ref = w->n_ref;
+    h->ref_pos = pos;
+    h->ref_turn = turn;
+    h->ref_q = q;
+    return 0;
+}
+
+static int open_kv(struct item *t)
+{
+    struct kv_head *h = &t->h;
+    size_t bytes = (size_t)h->n * h->dim * sizeof(float);
+    int32_t *slot = arena_alloc(h->arena, (size_t)h->n * sizeof *slot);
+    float *k = arena_alloc(h->arena, bytes), *v = arena_alloc(h->arena, bytes);
+    if (slot == NULL || k == NULL || v == NULL)
+        return ERR_NOMEM;
+    for (int j = 0; j < h->n; j++)
+        slot[j] = j;
+    probe_gather(&t->probe, slot, h->n, k, v);
+    h->k = k;
+    h->v = v;
+    return 0;
+}
+
+int item_open(struct item *t, const struct press *w, int head, int thread)
+{
+    const struct kv_shape *s = &w->pool->shape;
+    const struct kv_options *o = &w->s->opt;
+    struct press_head *st = &w->head[head];
+    *t = (struct item){
+        .w = w,
+        .src = &w->source[head / s->n_kv_heads],
+        .st = st,
+        .scratch = w->c->probe.at + (size_t)thread * w->c->probe_bytes,
+        .h = { .opt = o,
+               .layer = head / s->n_kv_heads,
+               .head = head % s->n_kv_heads,
+               .n_layers = s->n_layers,
+               .n_kv_heads = s->n_kv_heads,
+               .n = st->n,
+               .n_tokens = w->s->n_tokens,
+               .dim = s->head_dim,
+               .group = w->c->group,
+               .scale = w->c->scale,
+               .isa = w->pool->be->isa,
+               .local = st->local,
+               .global = st->global,
+               .last = st->last,
+               .mean = st->mean,
+               .rms = st->rms,
+               .ref_o = st->ref_o,
+               .ref_lse = st->ref_lse,
+               .ref_weight = st->ref_weight,
+               .rope = &w->c->rope,
+               .arena = &w->c->arena[thread] },
+    };
+    TRY(open_slots(t, head));
+    TRY(open_references(t));
+    return o->policy->wants_kv || o->merge == KV_MERGE_MEAN ? open_kv(t) : 0;
+}

@@ -1,0 +1,86 @@
+/* The second and third pass: what a head keeps, what becomes of the rest, and the pages it will lie in. */
+#include <math.h>
+#include <string.h>
+
+#include "kvcache/compact_internal.h"
+#include "kvcache/fit.h"
+#include "kvcache/score.h"
+
+int press_choose(struct item *t)
+{
+    struct press_head *st = t->st;
+    const struct kv_policy *policy = t->h.opt->policy;
+    struct kv_kept kept = { .n = st->n_keep, .keep = st->keep, .exact = st->exact };
+    memset(st->exact, 0, (size_t)st->n * sizeof *st->exact);
+    if (st->n_keep > 0 && policy->select != NULL)
+        TRY(policy->select(&t->h, st->score, &kept));
+    else if (st->n_keep > 0)
+        TRY(kv_top(st->score, st->n, st->n_keep, st->keep, t->h.arena));
+    ASSERT(kept.n == st->n_keep);
+    double mass = (double)st->tail_mass;
+    for (int i = 0; i < st->n_keep; i++)
+        mass += (double)st->mean[st->keep[i]];
+    st->mass = (float)mass;
+    return 0;
+}
+
+static int merge(struct item *t, struct kv_kept *kept)
+{
+    const struct kv_options *o = t->h.opt;
+    switch (o->merge) {
+    case KV_MERGE_DEFAULT: return o->policy->merge_own(&t->h, t->st->score, kept);
+    case KV_MERGE_VOTES:
+    case KV_MERGE_VALUES:
+    case KV_MERGE_FIT: return kv_fit(&t->h, kept, o->merge);
+    case KV_MERGE_MEAN: return kv_merge_mean(&t->h, kept);
+    case KV_MERGE_NONE: break;
+    }
+    return 0;
+}
+
+/* Candidates that a merge took in: all that were evicted, except where votes count them. */
+static int64_t merged(const struct item *t, const struct kv_kept *kept)
+{
+    if (t->h.opt->merge == KV_MERGE_NONE)
+        return 0;
+    if (t->h.opt->merge != KV_MERGE_MEAN)
+        return t->h.n - kept->n;
+    double votes = 0;
+    for (int i = 0; i < kept->n; i++)
+        votes += exp((double)kept->beta[i]) - exp((double)t->h.beta[kept->keep[i]]);
+    return llrint(votes);
+}
+
+int press_write(struct item *t)
+{
+    struct press_head *st = t->st;
+    struct kv_head *h = &t->h;
+    const struct kv_pool *p = t->w->pool;
+    int dim = h->dim, n = st->n_keep;
+    if (n == 0)
+        return 0;
+    size_t bytes = (size_t)n * dim * sizeof(float);
+    struct kv_kept kept = { n,
+                            st->keep,
+                            st->exact,
+                            arena_alloc(h->arena, bytes),
+                            arena_alloc(h->arena, bytes),
+                            arena_alloc(h->arena, (size_t)n * sizeof(float)) };
+    if (kept.k == NULL || kept.v == NULL || kept.beta == NULL)
+        return ERR_NOMEM;
+    probe_gather(&t->probe, kept.keep, n, kept.k, kept.v);
+    for (int i = 0; i < n; i++)
+        kept.beta[i] = h->beta[kept.keep[i]];
+    TRY(merge(t, &kept));
+    st->merged = merged(t, &kept);
+    for (int i = 0; i < n; i += KV_PAGE) {
+        size_t block = (size_t)st->out_block + (size_t)(i / KV_PAGE), at = (size_t)i * dim;
+        int some = n - i < KV_PAGE ? n - i : KV_PAGE;
+        float *beta = t->w->out_beta + block * KV_PAGE;
+        probe_write(t->w->out + block * p->block_bytes, p->shape.type, dim, kept.k + at,
+                    kept.v + at, some);
+        memset(beta, 0, KV_PAGE * sizeof *beta);
+        memcpy(beta, kept.beta + i, (size_t)some * sizeof *beta);
+    }
+    return 0;
+}

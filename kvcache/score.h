@@ -1,0 +1,32 @@
+/* What policies share: pooling of scores over positions, and the choice of the best. */
+#ifndef WRING_KVCACHE_SCORE_H
+#define WRING_KVCACHE_SCORE_H
+
+#include "kvcache/policy.h"
+
+/* out[j] = max (or mean, over what exists) of s over the candidates within reach of j: j - reach .. j + reach. Candidates are
+ * neighbours when they are neighbours in the list. NaN never is the max. out is not s. */
+void kv_pool_max(float *out, const float *s, int n, int reach);
+void kv_pool_mean(float *out, const float *s, int n, int reach);
+/* opt.pool resolved: 0: a policy's own reach, negative: 0. */
+static inline int kv_pool_reach(const struct kv_options *o, int own)
+{
+    return o->pool == 0 ? own : o->pool < 0 ? 0 : o->pool;
+}
+
+/* order[n] = the candidates from best to worst; ties: the later one is better; NaN is the worst. scratch[n]. Takes O(n). */
+void kv_order(const float *score, int n, int32_t *order, int32_t *scratch);
+/* keep[k] = the k candidates with the highest score, rising; ties go to the later one; NaN counts as the lowest.
+ * ERR_NOMEM only (scratch from the arena). */
+int kv_top(const float *score, int n, int k, int32_t *keep, struct arena *a) WARN_UNUSED;
+
+/* EMS's Global-Local score: opt.local * local + (1 - opt.local) * global. */
+void kv_global_local(const struct kv_head *h, float *out);
+
+/* Candidates that must stay: their score is +inf. */
+int kv_count_protected(const float *score, int n);
+
+/* |x|, summed in double. */
+float kv_norm(const float *x, int dim);
+
+#endif

@@ -1,0 +1,118 @@
+/* The engine's part of pressing: what a job may ask for, when a sequence is pressed, what is told of it, and how a pressed one
+ * makes room.
+ */
+#include "server/engine/engine_internal.h"
+#include "server/engine/stats.h"
+
+int press_open(struct engine *en, struct err *e)
+{
+    const struct model_config *m = &en->model->config;
+    return kv_compactor_open(&en->compactor, en->pool, &en->model->rope, m->n_heads / m->n_kv_heads,
+                             en->model->attn_scale, e);
+}
+
+/* One slot of all heads: key and value, its votes, and what the host knows of it. */
+static int64_t slot_bytes(const struct kv_shape *s)
+{
+    size_t heads = (size_t)s->n_layers * (size_t)s->n_kv_heads;
+    return (int64_t)(kv_token_bytes(s) + heads * (sizeof(float) + sizeof(struct kv_slot)));
+}
+
+int press_check(const struct engine *en, const struct job *j, struct err *e)
+{
+    struct kv_options o = j->kv;
+    int window = en->model->config.window;
+    TRY(kv_options_fill(&o, j->n_prompt, slot_bytes(kv_pool_shape(en->pool)), e));
+    if (window > 0 && !o.policy->keeps_all)
+        return err_set(e, ERR_UNSUPPORTED,
+                       "the policy '%s' cannot press the cache of this model: its attention has a "
+                       "sliding window of %d tokens",
+                       o.policy->name, window);
+    return 0;
+}
+
+/* ---- pressing -------------------------------------------------------------------------------------------------- */
+
+static void add(_Atomic uint64_t *counter, int64_t n)
+{
+    atomic_fetch_add_explicit(counter, (uint64_t)n, memory_order_relaxed);
+}
+
+/* was: the report before the last compaction. */
+static void count(struct engine *en, const struct seq *s, const struct kv_report *was)
+{
+    struct engine_stats *t = &en->stats;
+    const struct kv_report *r = &s->report;
+    add(&t->compactions, 1);
+    add(&t->kv_evicted, r->evicted - was->evicted);
+    add(&t->kv_merged, r->merged - was->merged);
+    add(&t->kv_guarded, r->raised);
+    histogram_observe(&t->compaction_time, (double)(r->ns - was->ns) / 1e9);
+    if (was->n_compactions > 0)
+        return;
+    double full = (double)s->kv.n_tokens * (double)kv_token_bytes(kv_pool_shape(en->pool));
+    histogram_observe(&t->kv_ratio, (double)kv_seq_bytes(&s->kv, en->pool) / full);
+    histogram_observe(&t->kv_mass, r->mass_mean);
+}
+
+int press_seq(struct engine *en, struct seq *s, struct err *e)
+{
+    if (s->finish != FINISH_NONE || !kv_compact_due(&s->kv))
+        return 0;
+    if (atomic_load(&s->job->cancelled)) {
+        s->finish = FINISH_CANCELLED;
+        return 0;
+    }
+    struct kv_report was = s->report;
+    int rc = kv_compact(en->compactor, &s->kv, &s->report, e);
+    if (rc == ERR_DEVICE)
+        return rc;
+    if (rc < 0) {
+        seq_fail(s, e);
+        return 0;
+    }
+    en->blocked = false;
+    count(en, s, &was);
+    return 0;
+}
+
+bool press_detail(const struct engine *en, const struct seq *s, struct job_kv *out)
+{
+    if (s->survival == NULL || !kv_seq_pressed(&s->kv))
+        return false;
+    const struct kv_shape *shape = kv_pool_shape(en->pool);
+    int heads = shape->n_layers * shape->n_kv_heads, n_prompt = s->job->n_prompt;
+    for (int i = 0; i < n_prompt; i++)
+        s->survival[i] = i < s->kv.wide_pos0 ? 0 : (float)heads;
+    for (int h = 0; h < heads; h++) {
+        s->kept_slots[h] = s->kv.n_narrow[h] + s->kv.n_tokens - s->kv.wide_pos0;
+        for (int k = 0; k < s->kv.n_narrow[h]; k++)
+            s->survival[s->kv.slot[h][k].pos] += 1;
+    }
+    for (int i = 0; i < n_prompt; i++)
+        s->survival[i] /= (float)heads;
+    *out = (struct job_kv){ .n_layers = shape->n_layers,
+                            .n_kv_heads = shape->n_kv_heads,
+                            .slots = s->kept_slots,
+                            .survival = s->survival,
+                            .report = &s->report };
+    return true;
+}
+
+/* ---- making room ----------------------------------------------------------------------------------------------- */
+
+int press_out(struct engine *en, struct seq *s, struct err *e)
+{
+    if (!kv_seq_pressed(&s->kv)) {
+        kv_seq_clear(&s->kv, en->pool);
+        return 0;
+    }
+    int rc = kv_seq_swap_out(&s->kv, en->pool, e);
+    if (rc == ERR_DEVICE)
+        return rc;
+    if (rc < 0)
+        seq_fail(s, e);
+    else
+        add(&en->stats.swaps, 1);
+    return 0;
+}
