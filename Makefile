@@ -37,7 +37,9 @@ WARN := -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wno-sign-conversion -Wst
 CPPFLAGS := -I. -I$(O)/gen -D_GNU_SOURCE $(PKG_CFLAGS)
 CFLAGS := -std=c11 -g $(OPT) -fno-math-errno -ffp-contract=off -fno-omit-frame-pointer -pthread $(WARN) \
   $(if $(SAN),-fsanitize=$(SAN) -fno-sanitize-recover=all) $(if $(COV),-fprofile-instr-generate -fcoverage-mapping)
-LDLIBS := $(PKG_LIBS) -lm -pthread
+# libgd draws plots. Its archive, where there is one: the shared library brings fifty others along, of which PNG needs two.
+GD_LIBS := $(if $(filter /%,$(shell $(CC) -print-file-name=libgd.a)),-l:libgd.a -lpng16 -lz,-lgd)
+LDLIBS := $(PKG_LIBS) $(GD_LIBS) -lm -pthread
 
 # The CUDA backend: .cu files by nvcc, or as host C++ against tests/simt.
 CU_SRC := $(sort $(wildcard kernels/cuda/*.cu quant/*_cuda.cu quant/*/*_cuda.cu kvcache/*/*_cuda.cu))
@@ -88,7 +90,7 @@ all: $(BIN)/wring ## build the program (build/wring)
 
 FLAGS := $(CC) $(CPPFLAGS) $(CFLAGS) $(isa_bf16) $(CXXFLAGS) $(NVCCFLAGS) $(LDLIBS)
 $(O)/.flags: FORCE
-	@mkdir -p $(@D); printf '%s\n' '$(FLAGS)' | cmp -s - $@ || { CC='$(CC)' tests/tools/probe $(PKGS) && \
+	@mkdir -p $(@D); printf '%s\n' '$(FLAGS)' | cmp -s - $@ || { CC='$(CC)' tests/tools/probe $(PKGS) gdlib && \
 	printf '%s\n' '$(FLAGS)' > $@; }
 
 $(O)/%.o: %.c $(O)/.flags
@@ -222,7 +224,7 @@ install: all ## copy the program and its configs to DESTDIR/PREFIX
 	cd configs && find . -type f -name '*.yaml' -exec install -D -m 644 '{}' '$(DESTDIR)$(PREFIX)/share/wring/{}' \;
 
 DEPS := gcc g++ make pkg-config libmicrohttpd-dev libjansson-dev liburing-dev libpcre2-dev libutf8proc-dev libyaml-dev \
-  libxxhash-dev libcurl4-openssl-dev libssl-dev libprotobuf-c-dev protobuf-c-compiler curl ca-certificates python3 python3-pip
+  libxxhash-dev libcurl4-openssl-dev libssl-dev libprotobuf-c-dev protobuf-c-compiler libgd-dev curl ca-certificates python3 python3-pip
 DEPS_TEST := libcmocka-dev python3-venv chromium wrk
 DEPS_CI := git clang clang-format clang-tidy libclang-rt-14-dev llvm shellcheck
 deps: ## install the Debian packages that the program needs; CUDA=1: and cuBLAS, where the toolkit has none
@@ -235,7 +237,7 @@ deps-ci: ## install what lints, sanitizers and fuzzing need besides
 	@tests/tools/apt $(DEPS_CI)
 
 probe: ## say what is here to build with
-	@CC='$(CC)' tests/tools/probe $(PKGS)
+	@CC='$(CC)' tests/tools/probe $(PKGS) gdlib
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z_.-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

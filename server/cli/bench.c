@@ -14,46 +14,24 @@
 #include "kernels/cpu/bound.h"
 #include "server/base/clock.h"
 #include "server/base/mem.h"
+#include "server/cli/bench.h"
 #include "server/cli/cli.h"
 #include "server/cli/runner.h"
 
 static const char usage[] = "bench MODEL | --synthetic SHAPE:FORM [options]";
 
-enum { BENCH_LIST = 32, BENCH_STEPS = 24 };
-
-struct list {
-    int v[BENCH_LIST];
-    int n;
-};
+enum { BENCH_STEPS = 24 };
 
 struct bench {
     const struct config *config;
     const struct model *model;
     struct runner run;
     struct table *table;
-    struct list prompts, batches, depths;
+    struct cli_list prompts, batches, depths;
     int32_t *token;       /* [ctx] */
     double gbs, gops;     /* the bounds; NaN: nobody knows */
     double seconds[1000]; /* of the repeats */
 };
-
-/* "1,2,8": whole numbers from min up. */
-static int parse_list(const char *option, const char *text, int min, int max, struct list *out,
-                      struct err *e)
-{
-    out->n = 0;
-    for (const char *p = text; *p != 0;) {
-        char *end;
-        long v = strtol(p, &end, 10);
-        if (end == p || (*end != ',' && *end != 0) || v < min || v > max || out->n == BENCH_LIST)
-            return err_set(e, ERR_INVALID,
-                           "%s: \"%s\" is not a list of at most %d numbers from %d to %d, as 1,2,8",
-                           option, text, BENCH_LIST, min, max);
-        out->v[out->n++] = (int)v;
-        p = *end == ',' ? end + 1 : end;
-    }
-    return 0;
-}
 
 static int by_value(const void *a, const void *b)
 {
@@ -62,7 +40,7 @@ static int by_value(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-static double median(double *v, int n)
+double bench_median(double *v, int n)
 {
     qsort(v, (size_t)n, sizeof *v, by_value);
     return n % 2 ? v[n / 2] : (v[n / 2 - 1] + v[n / 2]) / 2;
@@ -117,7 +95,7 @@ static int prefill(struct bench *b, int n, struct err *e)
         if (i >= 0)
             b->seconds[i] = clock_s() - t0;
     }
-    double s = median(b->seconds, repeat);
+    double s = bench_median(b->seconds, repeat);
     const struct model_config *c = &b->model->config;
     double ops = 2 * layer_weights(b->model) * n + 2.0 * c->vocab * c->dim +
                  attend_ops(b->model, (double)n * (n + 1) / 2);
@@ -141,7 +119,7 @@ static int decode(struct bench *b, int batch, int depth, struct err *e)
             TRY(runner_decode(&b->run, b->token + k, batch, NULL, e));
         b->seconds[i] = (clock_s() - t0) / BENCH_STEPS;
     }
-    double s = median(b->seconds, repeat);
+    double s = bench_median(b->seconds, repeat);
     double cached = depth + 1 + repeat * BENCH_STEPS / 2.0;
     double bytes =
         step_bytes(b->model) + batch * cached * (double)kv_token_bytes(kv_pool_shape(b->run.pool));
@@ -161,7 +139,7 @@ static int run_tests(struct bench *b, struct err *e)
     return 0;
 }
 
-static int max_of(const struct list *l, int least)
+static int max_of(const struct cli_list *l, int least)
 {
     for (int i = 0; i < l->n; i++)
         least = l->v[i] > least ? l->v[i] : least;
@@ -181,6 +159,15 @@ static void measure_bounds(struct bench *b)
     b->gops = b->gops > 0 ? b->gops : NAN;
 }
 
+void bench_tokens(int32_t *token, int n, int vocab)
+{
+    uint32_t x = 12345;
+    for (int i = 0; i < n; i++) {
+        x = x * 1664525u + 1013904223u;
+        token[i] = (int32_t)((x >> 8) % (uint32_t)vocab);
+    }
+}
+
 static int setup(struct bench *b, struct err *e)
 {
     static const struct table_col cols[] = {
@@ -189,9 +176,9 @@ static int setup(struct bench *b, struct err *e)
         { "gop_s", "GOP/s" }, { "peak_frac", "of bound" },
     };
     const struct config *c = b->config;
-    TRY(parse_list("prompts", c->tests, 1, 1 << 20, &b->prompts, e));
-    TRY(parse_list("batches", c->batches, 1, 4096, &b->batches, e));
-    TRY(parse_list("depths", c->depths, 0, 1 << 20, &b->depths, e));
+    TRY(cli_numbers("prompts", c->tests, 1, 1 << 20, &b->prompts, e));
+    TRY(cli_numbers("batches", c->batches, 1, 4096, &b->batches, e));
+    TRY(cli_numbers("depths", c->depths, 0, 1 << 20, &b->depths, e));
     int steps = (int)c->repeat * BENCH_STEPS + 2;
     int ctx = max_of(&b->depths, 0) + steps;
     ctx = max_of(&b->prompts, ctx);
@@ -202,11 +189,7 @@ static int setup(struct bench *b, struct err *e)
     b->token = mem_zalloc((size_t)(ctx + seqs), sizeof *b->token);
     if (b->token == NULL || table_open(&b->table, cols, 8) < 0)
         return err_set(e, ERR_NOMEM, "no memory for %d tokens", ctx);
-    uint32_t x = 12345;
-    for (int i = 0; i < ctx + seqs; i++) {
-        x = x * 1664525u + 1013904223u;
-        b->token[i] = (int32_t)((x >> 8) % (uint32_t)b->model->config.vocab);
-    }
+    bench_tokens(b->token, ctx + seqs, b->model->config.vocab);
     measure_bounds(b);
     return 0;
 }
@@ -250,6 +233,8 @@ int cmd_bench(int argc, char **argv)
     struct bench b = { .config = &c };
     if (session_open(&s, &c, c.word[0], true, &e) < 0) {
         code = cli_fail(&e);
+    } else if (c.kv) {
+        code = bench_kv(s.model, &c);
     } else {
         b.model = s.model;
         code = setup(&b, &e) < 0 || run_tests(&b, &e) < 0 ? cli_fail(&e) : print_bench(&b);

@@ -2,6 +2,7 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -17,7 +18,8 @@ const struct cmd cmd_list[] = {
       "show what is in a model and what it will take" },
     { "bench", cmd_bench, "bench MODEL | --synthetic SHAPE:FORM [options]",
       "measure prefill and decode against the machine's bounds" },
-    { "eval", cmd_eval, "eval ppl MODEL TEXT [options]", "measure perplexity" },
+    { "eval", cmd_eval, "eval ppl MODEL TEXT | eval kv MODEL [options]",
+      "measure perplexity, or what pressing the KV cache costs" },
     { NULL, NULL, NULL, NULL },
 };
 
@@ -50,6 +52,24 @@ int cli_table(struct table *t, bool json)
     buf_free(&b);
     table_close(t);
     return rc == 0 ? 0 : 1;
+}
+
+int cli_numbers(const char *option, const char *text, int min, int max, struct cli_list *out,
+                struct err *e)
+{
+    enum { MOST = sizeof out->v / sizeof out->v[0] };
+    out->n = 0;
+    for (const char *p = text; *p != 0;) {
+        char *end;
+        long v = strtol(p, &end, 10);
+        if (end == p || (*end != ',' && *end != 0) || v < min || v > max || out->n == MOST)
+            return err_set(e, ERR_INVALID,
+                           "%s: \"%s\" is not a list of at most %d numbers from %d to %d, as 1,2,8",
+                           option, text, (int)MOST, min, max);
+        out->v[out->n++] = (int)v;
+        p = *end == ',' ? end + 1 : end;
+    }
+    return 0;
 }
 
 static void setup_log(const struct config *c)

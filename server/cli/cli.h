@@ -33,6 +33,14 @@ int cli_usage(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 /* Prints the table to stdout and closes it; returns 0 or 1 (with a message). */
 int cli_table(struct table *t, bool json);
 
+struct cli_list {
+    int v[32];
+    int n;
+};
+/* "1,2,8": whole numbers from min to max; "" is none. ERR_INVALID names the option. */
+int cli_numbers(const char *option, const char *text, int min, int max, struct cli_list *out,
+                struct err *e) WARN_UNUSED;
+
 /* ---- for the commands that run a model ------------------------------------------------------------------------- */
 
 /* Parses argv, answers --help (then *done is set and the result is the exit code), sets up the log. n_words is how many

@@ -129,6 +129,18 @@ static int sync_rename(const char *from, const char *to, struct err *e)
     return err_errno(e, ERR_IO, "%s: cannot put the file there", to);
 }
 
+static int fill_folder(const struct pull *p, char part[RECIPE_FILES][PATH_SIZE], char *folder,
+                       struct err *e)
+{
+    char path[PATH_SIZE];
+    TRY(make_dirs(folder, e));
+    for (int i = 0; i < p->r->n_files; i++) {
+        TRY(path_of(path, folder, p->r->file[i].file, "", e));
+        TRY(sync_rename(part[i], path, e));
+    }
+    return 0;
+}
+
 static int pull_all(struct pull *p, struct err *e)
 {
     char part[RECIPE_FILES][PATH_SIZE];
@@ -139,7 +151,8 @@ static int pull_all(struct pull *p, struct err *e)
     char folder[PATH_SIZE];
     TRY(path_of(folder, p->dir, "folder", "", e));
     fetch_remove(folder);
-    TRY(import_llama2c(part[0], part[1], folder, e));
+    TRY(strcmp(p->r->import, "folder") == 0 ? fill_folder(p, part, folder, e)
+                                            : import_llama2c(part[0], part[1], folder, e));
     return sync_rename(folder, p->path, e);
 }
 

@@ -220,8 +220,9 @@ static int read_recipe(struct reader *rd, struct recipe *r)
     TRY(get_text(rd, root, "description", true, &r->description));
     TRY(get_text(rd, root, "licence", true, &r->licence));
     TRY(get_text(rd, root, "import", false, &r->import));
-    if (r->import != NULL && strcmp(r->import, "llama2c") != 0)
-        return bad(rd, get(rd, root, "import"), "import can only be llama2c");
+    bool folder = r->import != NULL && strcmp(r->import, "folder") == 0;
+    if (r->import != NULL && !folder && strcmp(r->import, "llama2c") != 0)
+        return bad(rd, get(rd, root, "import"), "import can only be llama2c or folder");
     const yaml_node_t *list = get(rd, root, "files");
     if (list == NULL || list->type != YAML_SEQUENCE_NODE)
         return bad(rd, list ? list : root, "files must be a list");
@@ -229,14 +230,15 @@ static int read_recipe(struct reader *rd, struct recipe *r)
          i < list->data.sequence.items.top; i++) {
         const yaml_node_t *n = yaml_document_get_node(&rd->doc, *i);
         if (r->n_files == RECIPE_FILES)
-            return bad(rd, n, "at most 4 files are possible");
+            return bad(rd, n, "at most 8 files are possible");
         TRY(read_file(rd, n, &r->file[r->n_files++]));
     }
     int want = r->import != NULL ? 2 : 1;
-    if (r->n_files != want)
+    if (folder ? r->n_files == 0 : r->n_files != want)
         return bad(rd, list,
-                   want == 2 ? "import llama2c needs two files: model and tokenizer"
-                             : "without import there must be one file");
+                   folder      ? "import folder needs a file"
+                   : want == 2 ? "import llama2c needs two files: model and tokenizer"
+                               : "without import there must be one file");
     return 0;
 }
 

@@ -4,7 +4,7 @@
  * lies:
  *
  *     name: tiny                     description: ...            licence: MIT
- *     import: llama2c                # optional: what turns the files into a model folder
+ *     import: llama2c                # optional: what turns the files into a model folder; folder: they lie in one as they are
  *     files:
  *       - file: tiny.gguf
  *         size: 1234                 # bytes
@@ -29,7 +29,7 @@
 #include "server/base/err.h"
 #include "server/base/mem.h"
 
-enum { RECIPE_FILES = 4, RECIPE_SOURCES = 8, RECIPE_PACKAGES = 8 };
+enum { RECIPE_FILES = 8, RECIPE_SOURCES = 8, RECIPE_PACKAGES = 8 };
 
 enum source_kind { SOURCE_URL, SOURCE_HUGGINGFACE, SOURCE_PYPI, SOURCE_NPM };
 
@@ -54,7 +54,7 @@ struct recipe_file {
 
 struct recipe {
     const char *name, *description, *licence;
-    const char *import; /* NULL: the only file is the model */
+    const char *import; /* "llama2c", "folder"; NULL: the only file is the model */
     struct recipe_file file[RECIPE_FILES];
     int n_files;
     struct arena arena; /* holds the strings */

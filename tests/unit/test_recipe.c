@@ -105,6 +105,7 @@ static const struct {
     { HEAD FILE_HEAD "      - pypi: {package: a, file: f}\n", "\"version\" is missing" },
     { "import: zip\n" HEAD FILE_HEAD "      - url: x\n", "import can only be llama2c" },
     { "import: llama2c\n" HEAD FILE_HEAD "      - url: x\n", "needs two files" },
+    { "import: folder\n" HEAD "  []\n", "import folder needs a file" },
 };
 
 static void parses(void **state)
@@ -253,6 +254,29 @@ static void pulls_urls(void **state)
     unlink(model());
     assert_int_equal(pull("[{url: 'file:///absent'}]", false, &e), ERR_IO);
     assert_false(there(part_dir()));
+}
+
+static void pulls_folders(void **state)
+{
+    (void)state;
+    struct err e;
+    struct recipe r;
+    char hash[65];
+    char text[2048];
+    hash_hex(content, SIZE, hash);
+    int n = snprintf(text, sizeof text,
+                     "name: books\ndescription: d\nlicence: MIT\nimport: folder\nfiles:\n");
+    for (int i = 0; i < 2; i++)
+        n += snprintf(text + n, sizeof text - (size_t)n,
+                      "  - file: %c.txt\n    size: %d\n    sha256: %s\n"
+                      "    sources: [{url: 'file://%s'}]\n",
+                      'a' + i, SIZE, hash, in_root("content"));
+    assert_int_equal(recipe_parse(&r, text, strlen(text), "recipe", &e), 0);
+    assert_int_equal(pull_recipe(&r, &e), 0);
+    assert_content(in_root("data/wring/models/books/a.txt"));
+    assert_content(in_root("data/wring/models/books/b.txt"));
+    assert_false(there(in_root("data/wring/models/.books.part")));
+    recipe_free(&r);
 }
 
 static void continues_and_locks(void **state)
@@ -421,10 +445,15 @@ static int tear_down(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(parses),     cmocka_unit_test(refuses),
-        cmocka_unit_test(downloads),  cmocka_unit_test(survives_no_memory),
-        cmocka_unit_test(pulls_urls), cmocka_unit_test(continues_and_locks),
-        cmocka_unit_test(pulls_pypi), cmocka_unit_test(pulls_npm),
+        cmocka_unit_test(parses),
+        cmocka_unit_test(refuses),
+        cmocka_unit_test(downloads),
+        cmocka_unit_test(survives_no_memory),
+        cmocka_unit_test(pulls_urls),
+        cmocka_unit_test(pulls_folders),
+        cmocka_unit_test(continues_and_locks),
+        cmocka_unit_test(pulls_pypi),
+        cmocka_unit_test(pulls_npm),
         cmocka_unit_test(resolves),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);

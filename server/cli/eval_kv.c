@@ -1,0 +1,303 @@
+/* wring eval kv: tasks x policies x budgets, one prefill for each sample. See eval_kv.h. */
+#include <fcntl.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#include "server/base/clock.h"
+#include "server/base/mem.h"
+#include "server/base/progress.h"
+#include "server/cli/eval.h"
+#include "server/cli/eval_kv.h"
+
+static const char usage[] = "eval kv MODEL [options]";
+
+enum { LENGTH = 2048, QUESTION = 384, PATH_SIZE = 4096, WHOLE = 0, PRESSED = 1 };
+
+struct eval {
+    const struct config *config;
+    const struct model *model;
+    struct kv_grid grid;
+    struct kv_maker maker;
+    struct kv_case now;
+    struct runner run; /* two sequences: the prompt, and a copy of it that is pressed */
+    struct kv_judge judge;
+    struct progress bar;
+    int log; /* DIR/kv.jsonl */
+    double prefill_ms;
+};
+
+/* ---- one sample -------------------------------------------------------------------------------------------------- */
+
+/* The prompt, in a sequence whose queries are kept: that of the first policy that presses. */
+static int fill(struct eval *v, struct err *e)
+{
+    struct kv_options o = { .budget = KV_BUDGET_MIN };
+    for (int i = 0; o.policy == NULL || o.policy->keeps_all; i++)
+        o.policy = kv_policy_list[i];
+    const struct tok_ids *prompt = &v->now.prompt;
+    TRY(runner_begin(&v->run, WHOLE, &o, prompt->n, e));
+    double t0 = clock_s();
+    TRY(runner_prefill(&v->run, WHOLE, prompt->id, prompt->n, e));
+    v->prefill_ms = (clock_s() - t0) * 1e3;
+    return 0;
+}
+
+static int keep(struct eval *v, int task, int sample, int variant, int budget,
+                const struct kv_cell *got, struct err *e)
+{
+    struct kv_cell *c = kv_grid_at(&v->grid, task, sample, variant, budget);
+    if (c->have) /* from an earlier run, whose times stay */
+        return 0;
+    *c = *got;
+    c->depth = v->now.depth;
+    c->prefill_ms = v->prefill_ms;
+    progress_add(&v->bar, 1);
+    return kv_grid_save(&v->grid, v->log, task, sample, variant, budget, e);
+}
+
+/* What the whole cache says: a copy of the prompt that keeps everything. */
+static int ask_whole(struct eval *v, int task, int sample, struct err *e)
+{
+    struct kv_options o = { 0 };
+    struct kv_cell got;
+    TRY(runner_fork(&v->run, PRESSED, WHOLE, &o, e));
+    size_t bytes = kv_seq_bytes(&v->run.seq[PRESSED], v->run.pool);
+    TRY(kv_judge_truth(&v->judge, PRESSED, &v->now, &got, e));
+    got.bytes = (double)bytes;
+    got.mass = 1;
+    return keep(v, task, sample, -1, 0, &got, e);
+}
+
+static int ask_pressed(struct eval *v, int task, int sample, int variant, int budget, struct err *e)
+{
+    struct kv_options o = v->grid.variant[variant].opt;
+    struct kv_report report = { 0 };
+    struct kv_cell got;
+    o.budget = v->grid.budget.v[budget];
+    o.question0 = v->now.question0;
+    o.question1 = v->now.question1;
+    if (o.seed == 0)
+        o.seed = (uint64_t)sample + 1;
+    TRY(runner_fork(&v->run, PRESSED, WHOLE, &o, e));
+    double t0 = clock_s();
+    TRY(runner_press(&v->run, PRESSED, &report, e));
+    double press_ms = (clock_s() - t0) * 1e3;
+    size_t bytes = kv_seq_bytes(&v->run.seq[PRESSED], v->run.pool);
+    TRY(kv_judge_other(&v->judge, PRESSED, &v->now, v->grid.task[task]->exact, &got, e));
+    got.bytes = (double)bytes;
+    got.mass = kv_seq_pressed(&v->run.seq[PRESSED]) ? (double)report.mass_mean : 1;
+    got.press_ms = press_ms;
+    return keep(v, task, sample, variant, budget, &got, e);
+}
+
+/* Whether some answer of the whole cache was right, so that the others are worth asking. */
+static bool worth_it(const struct eval *v, int task, int sample)
+{
+    const struct kv_cell *whole = kv_grid_at(&v->grid, task, sample, -1, 0);
+    return !v->grid.task[task]->exact || whole->exact > 0;
+}
+
+static int n_missing(const struct eval *v, int task, int sample)
+{
+    int n = kv_grid_at(&v->grid, task, sample, -1, 0)->have ? 0 : 1;
+    if (n == 0 && !worth_it(v, task, sample))
+        return 0;
+    for (int p = 0; p < v->grid.n_variants; p++)
+        for (int b = 0; b < v->grid.budget.n; b++)
+            n += !kv_grid_at(&v->grid, task, sample, p, b)->have;
+    return n;
+}
+
+static int run_sample(struct eval *v, int task, int sample, struct err *e)
+{
+    int missing = n_missing(v, task, sample);
+    if (missing == 0)
+        return 0;
+    const struct kv_task *t = v->grid.task[task];
+    kv_maker_seed(&v->maker, (uint64_t)v->config->seed, t->name, sample);
+    TRY(t->make(&v->maker, &v->now, e));
+    TRY(fill(v, e));
+    TRY(ask_whole(v, task, sample, e));
+    if (!worth_it(v, task, sample)) {
+        progress_add(&v->bar, (uint64_t)missing - 1);
+        return 0;
+    }
+    for (int p = 0; p < v->grid.n_variants; p++)
+        for (int b = 0; b < v->grid.budget.n; b++)
+            if (!kv_grid_at(&v->grid, task, sample, p, b)->have)
+                TRY(ask_pressed(v, task, sample, p, b, e));
+    return 0;
+}
+
+/* ---- the whole run ----------------------------------------------------------------------------------------------- */
+
+static int path_in(char out[PATH_SIZE], const struct eval *v, const char *name, struct err *e)
+{
+    int n = snprintf(out, PATH_SIZE, "%s/%s", v->config->out, name);
+    return n >= 0 && n < PATH_SIZE ? 0 : err_set(e, ERR_LIMIT, "out: the path is too long");
+}
+
+/* A hash of what results depend on. */
+static uint64_t settings_of(const struct eval *v)
+{
+    const struct config *c = v->config;
+    const struct model_config *m = &v->model->config;
+    char text[512];
+    int n = snprintf(text, sizeof text, "%s %d %d %d %zu %s %s %d %d %lld %d", m->name, m->n_layers,
+                     m->dim, m->vocab, v->model->weight_bytes, c->weights, c->activations,
+                     (int)kv_pool_shape(v->run.pool)->type, v->maker.length, (long long)c->seed,
+                     RUNNER_SAMPLES);
+    uint64_t h = XXH3_64bits(text, strnlen(text, n > 0 ? sizeof text : 0));
+    for (int i = 0; i < v->maker.n_texts; i++)
+        h = XXH3_64bits_withSeed(buf_str(&v->maker.text[i]), v->maker.text[i].len, h);
+    return h;
+}
+
+static int open_log(struct eval *v, struct err *e)
+{
+    char path[PATH_SIZE];
+    TRY(path_in(path, v, "kv.jsonl", e));
+    if (mkdir(v->config->out, 0755) < 0 && access(v->config->out, W_OK) < 0)
+        return err_errno(e, ERR_IO, "%s: cannot create the folder", v->config->out);
+    TRY(kv_grid_load(&v->grid, path, e));
+    v->log = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+    return v->log >= 0 ? 0 : err_errno(e, ERR_IO, "%s: cannot write", path);
+}
+
+static int setup(struct eval *v, struct err *e)
+{
+    const struct config *c = v->config;
+    int length = c->length > 0 ? (int)c->length : LENGTH;
+    TRY(kv_grid_open(&v->grid, c, "64,128,256,512", (int)c->samples, e));
+    TRY(kv_maker_open(&v->maker, v->model, c->text, length, e));
+    int rows = c->max_batch > KV_JUDGED ? (int)c->max_batch : KV_JUDGED;
+    int ctx = length + QUESTION + KV_PROBE;
+    TRY(runner_open_kv(&v->run, v->model, cli_kv_type(c, v->model->be), 2, ctx, rows, KV_JUDGED,
+                       RUNNER_SAMPLES, e));
+    TRY(kv_judge_open(&v->judge, &v->run, e));
+    v->grid.settings = settings_of(v);
+    return open_log(v, e);
+}
+
+static int measure(struct eval *v, struct err *e)
+{
+    uint64_t total = 0;
+    for (int t = 0; t < v->grid.n_tasks; t++)
+        for (int s = 0; s < v->grid.n_samples; s++)
+            total += (uint64_t)n_missing(v, t, s);
+    progress_start(&v->bar, "eval kv", "", total);
+    int rc = 0;
+    for (int t = 0; t < v->grid.n_tasks; t++)
+        for (int s = 0; s < v->grid.n_samples && rc == 0; s++)
+            rc = run_sample(v, t, s, e);
+    progress_end(&v->bar);
+    return rc;
+}
+
+static int report(struct eval *v, struct err *e)
+{
+    const struct config *c = v->config;
+    char path[PATH_SIZE];
+    char title[512];
+    snprintf(title, sizeof title,
+             "Model `%s`, prompts of %d tokens and a question, %d samples a task, seed %lld, cache "
+             "%s, %s, %d threads.",
+             v->model->config.name, v->maker.length, v->grid.n_samples, (long long)c->seed,
+             kv_type_name(kv_pool_shape(v->run.pool)->type), v->model->be->device,
+             par_threads(v->model->be->par));
+    TRY(path_in(path, v, "kv.csv", e));
+    TRY(kv_report_csv(&v->grid, path, e));
+    TRY(kv_report_plots(&v->grid, c->out, e));
+    TRY(path_in(path, v, "kv.md", e));
+    return kv_report_md(&v->grid, title, path, e);
+}
+
+static void add_means(const struct eval *v, struct table *t, int task, int variant, int budget)
+{
+    struct kv_means m;
+    kv_grid_means(&v->grid, task, variant, budget, &m);
+    if (m.n == 0)
+        return;
+    table_str(t, v->grid.task[task]->name);
+    table_str(t, variant < 0 ? "-" : v->grid.variant[variant].word);
+    table_int(t, variant < 0 ? 0 : v->grid.budget.v[budget]);
+    table_num(t, m.bytes, 0);
+    table_int(t, m.n);
+    table_num(t, m.kl, 4);
+    table_num(t, 100 * m.top1, 1);
+    table_num(t, v->grid.task[task]->exact ? 100 * m.exact : NAN, 1);
+    table_num(t, m.press_ms, 1);
+}
+
+static int print(const struct eval *v)
+{
+    static const struct table_col cols[] = {
+        { "task", "task" },
+        { "policy", "policy" },
+        { "budget", "budget" },
+        { "bytes", "bytes" },
+        { "n", "n" },
+        { "kl", "KL" },
+        { "top1", "top-1 %" },
+        { "answers", "answers %" },
+        { "press_ms", "press ms" },
+    };
+    struct table *t;
+    struct err e;
+    if (table_open(&t, cols, 9) < 0) {
+        err_set(&e, ERR_NOMEM, "no memory for the table");
+        return cli_fail(&e);
+    }
+    for (int i = 0; i < v->grid.n_tasks; i++)
+        add_means(v, t, i, -1, 0);
+    for (int i = 0; i < v->grid.n_tasks; i++)
+        for (int p = 0; p < v->grid.n_variants; p++)
+            for (int b = 0; b < v->grid.budget.n; b++)
+                add_means(v, t, i, p, b);
+    return cli_table(t, v->config->json);
+}
+
+static int run(struct eval *v, struct err *e)
+{
+    TRY(setup(v, e));
+    TRY(measure(v, e));
+    return report(v, e);
+}
+
+int eval_kv(int argc, char **argv)
+{
+    struct config c;
+    struct err e;
+    bool done;
+    int code = cli_config(&c, CONFIG_EVAL, usage, 2, argc, argv, &done);
+    if (done)
+        return code;
+    struct session s = { 0 };
+    struct eval *v = mem_zalloc(1, sizeof *v);
+    if (v == NULL) {
+        err_set(&e, ERR_NOMEM, "no memory to start");
+        code = cli_fail(&e);
+    } else if (session_open(&s, &c, c.word[1], true, &e) < 0) {
+        code = cli_fail(&e);
+    } else {
+        v->config = &c;
+        v->model = s.model;
+        v->log = -1;
+        code = run(v, &e) < 0 ? cli_fail(&e) : print(v);
+        if (v->log >= 0)
+            close(v->log);
+        kv_judge_close(&v->judge);
+        runner_close(&v->run);
+        kv_maker_close(&v->maker);
+        tok_ids_free(&v->now.prompt);
+        kv_grid_close(&v->grid);
+    }
+    mem_free(v);
+    session_close(&s);
+    config_free(&c);
+    return code;
+}
