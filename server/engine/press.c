@@ -11,18 +11,11 @@ int press_open(struct engine *en, struct err *e)
                              en->model->attn_scale, e);
 }
 
-/* One slot of all heads: key and value, its votes, and what the host knows of it. */
-static int64_t slot_bytes(const struct kv_shape *s)
-{
-    size_t heads = (size_t)s->n_layers * (size_t)s->n_kv_heads;
-    return (int64_t)(kv_token_bytes(s) + heads * (sizeof(float) + sizeof(struct kv_slot)));
-}
-
 int press_check(const struct engine *en, const struct job *j, struct err *e)
 {
     struct kv_options o = j->kv;
     int window = en->model->config.window;
-    TRY(kv_options_fill(&o, j->n_prompt, slot_bytes(kv_pool_shape(en->pool)), e));
+    TRY(kv_options_fill(&o, j->n_prompt, kv_slot_bytes(kv_pool_shape(en->pool)), e));
     if (window > 0 && !o.policy->keeps_all)
         return err_set(e, ERR_UNSUPPORTED,
                        "the policy '%s' cannot press the cache of this model: its attention has a "
@@ -46,7 +39,7 @@ static void count(struct engine *en, const struct seq *s, const struct kv_report
     add(&t->compactions, 1);
     add(&t->kv_evicted, r->evicted - was->evicted);
     add(&t->kv_merged, r->merged - was->merged);
-    add(&t->kv_guarded, r->raised);
+    add(&t->kv_guarded, r->raised && !was->raised);
     histogram_observe(&t->compaction_time, (double)(r->ns - was->ns) / 1e9);
     if (was->n_compactions > 0)
         return;
