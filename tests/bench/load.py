@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Load of a server on loopback: STREAMS clients, each sending REQUESTS requests one after the other.
 
-usage: load.py [--streams N] [--requests N] [--prompt N] [--tokens N] -- COMMAND...
+usage: load.py [--streams N] [--requests N] [--prompt N] [--tokens N] [--kv JSON] -- COMMAND...
 
 COMMAND is a `wring serve` that listens on a port of its choice ("--port 0" is added here). Every prompt is different text of
---prompt bytes, and every answer has --tokens tokens (ignore_eos), streamed. Needs nothing but Python's standard library.
+--prompt bytes, and every answer has --tokens tokens (ignore_eos), streamed; --kv is the request's compression.kv, as
+'{"policy": "window", "budget": 512}'. Needs nothing but Python's standard library.
 Prints one JSON object: tokens a second of all streams together, counted by the server's own usage figures, from
-the first request to the last answer; time to the first token and between tokens, medians and 99th percentiles.
+the first request to the last answer; time to the first token and between tokens, medians and 99th percentiles; the most sequences that ran at once, and swaps.
 """
 import argparse
 import asyncio
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 
 
 def start(command, log):
@@ -38,11 +40,34 @@ class Answer:
         self.start, self.times, self.tokens, self.prompt, self.error = time.perf_counter(), [], 0, 0, None
 
 
-async def ask(host, port, prompt, tokens):
+class Watch(threading.Thread):
+    """Reads the server's own numbers while it works."""
+
+    def __init__(self, host, port):
+        super().__init__(daemon=True)
+        self.url, self.running, self.swaps, self.over = f"http://{host}:{port}/metrics", 0, 0, threading.Event()
+
+    def value(self, text, name):
+        return int(float(re.search(rf"^wring_{name}\{{.*\}} (\S+)$", text, re.M).group(1)))
+
+    def run(self):
+        while not self.over.wait(0.1):
+            try:
+                text = urllib.request.urlopen(self.url, timeout=5).read().decode()
+            except OSError:
+                continue
+            self.running = max(self.running, self.value(text, "requests_running"))
+            self.swaps = self.value(text, "kv_swaps_total")
+
+
+async def ask(host, port, prompt, tokens, kv=None):
     """One streamed completion over a connection of its own."""
     a = Answer()
-    body = json.dumps({"prompt": prompt, "max_tokens": tokens, "ignore_eos": True, "temperature": 0, "stream": True,
-                       "stream_options": {"include_usage": True}}).encode()
+    body = {"prompt": prompt, "max_tokens": tokens, "ignore_eos": True, "temperature": 0, "stream": True,
+            "stream_options": {"include_usage": True}}
+    if kv is not None:
+        body["compression"] = {"kv": kv}
+    body = json.dumps(body).encode()
     try:
         reader, writer = await asyncio.open_connection(host, port)
         writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\n"
@@ -69,7 +94,7 @@ async def client(i, o, host, port):
     rng, answers = random.Random(i), []
     for _ in range(o.requests):
         prompt = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz ", k=o.prompt))
-        answers.append(await ask(host, port, prompt, o.tokens))
+        answers.append(await ask(host, port, prompt, o.tokens, o.kv))
     return answers
 
 
@@ -91,13 +116,17 @@ def main():
     p.add_argument("--requests", type=int, default=3)
     p.add_argument("--prompt", type=int, default=128)
     p.add_argument("--tokens", type=int, default=128)
+    p.add_argument("--kv", type=json.loads)
     p.add_argument("command", nargs="+")
     o = p.parse_args()
     log = []
     server, host, port = start(o.command, log)
+    watch = Watch(host, port)
+    watch.start()
     try:
         answers, seconds = asyncio.run(run(o, host, port))
     finally:
+        watch.over.set()
         server.terminate()
         server.wait()
     good = [a for a in answers if a.error is None]
@@ -106,6 +135,7 @@ def main():
     between = [t - s for a in good for s, t in zip(a.times, a.times[1:-1])]
     print(json.dumps({
         "test": "load", "streams": o.streams, "requests": len(answers), "failed": len(answers) - len(good),
+        "at_once": watch.running, "swaps": watch.swaps,
         "prompt_tokens": sum(a.prompt for a in good), "tokens": sum(a.tokens for a in good),
         "tok_s": round(sum(a.tokens for a in good) / seconds, 1),
         "ttft_ms": percentile(first, 0.5), "ttft_p99_ms": percentile(first, 0.99),
