@@ -37,7 +37,7 @@ static const struct option table[] = {
     { NULL, "synthetic", STR, AT(synthetic), S | B, "", 0, 0, NULL, "in the place of MODEL: random weights in the shape of a known model, as llama-3.1-8b:q4" },
     { NULL, "io", STR, AT(io), CONFIG_ALL, "auto", 0, 0, "auto uring pread", "how the file is read" },
     { "Engine", "kv-type", STR, AT(kv_type), CONFIG_ALL, "auto", 0, 0, "auto f16 bf16 f32", "element type of the KV cache; auto: bf16 on a GPU and where the CPU multiplies it natively, else f16" },
-    { NULL, "ctx", INT, AT(ctx), CONFIG_ALL, "0", 0, 1 << 22, NULL, "most tokens of a sequence; 0: what the model was trained for (eval: 512)" },
+    { NULL, "ctx", INT, AT(ctx), CONFIG_ALL, "0", 0, 1 << 22, NULL, "most tokens of a sequence; 0: what the model was trained for (eval ppl: 512)" },
     { NULL, "kv-size", BYTES, AT(kv_size), CONFIG_ENGINE, "0", 0, 1e15, NULL, "bytes of the KV pool, as 512M or 2G; 0: four sequences of full length; on a GPU as many as may run at once and fit" },
     { NULL, "max-seqs", INT, AT(max_seqs), CONFIG_ENGINE, "64", 1, 4096, NULL, "sequences that run at once" },
     { NULL, "max-batch", INT, AT(max_batch), CONFIG_ALL, "512", 1, 32768, NULL, "rows of one step: decoding sequences and prompt tokens together" },

@@ -65,17 +65,13 @@ static int ask_whole(struct eval *v, int task, int sample, struct err *e)
     struct kv_options o = { 0 };
     struct kv_cell got;
     TRY(runner_fork(&v->run, PRESSED, WHOLE, &o, e));
-    size_t bytes = kv_seq_bytes(&v->run.seq[PRESSED], v->run.pool);
-    TRY(kv_judge_truth(&v->judge, PRESSED, &v->now, &got, e));
-    got.bytes = (double)bytes;
-    got.mass = 1;
+    TRY(kv_judge_whole(&v->judge, PRESSED, v->grid.task[task], &v->now, &got, e));
     return keep(v, task, sample, -1, 0, &got, e);
 }
 
 static int ask_pressed(struct eval *v, int task, int sample, int variant, int budget, struct err *e)
 {
     struct kv_options o = v->grid.variant[variant].opt;
-    struct kv_report report = { 0 };
     struct kv_cell got;
     o.budget = v->grid.budget.v[budget];
     o.question0 = v->now.question0;
@@ -83,14 +79,7 @@ static int ask_pressed(struct eval *v, int task, int sample, int variant, int bu
     if (o.seed == 0)
         o.seed = (uint64_t)sample + 1;
     TRY(runner_fork(&v->run, PRESSED, WHOLE, &o, e));
-    double t0 = clock_s();
-    TRY(runner_press(&v->run, PRESSED, &report, e));
-    double press_ms = (clock_s() - t0) * 1e3;
-    size_t bytes = kv_seq_bytes(&v->run.seq[PRESSED], v->run.pool);
-    TRY(kv_judge_other(&v->judge, PRESSED, &v->now, v->grid.task[task]->exact, &got, e));
-    got.bytes = (double)bytes;
-    got.mass = kv_seq_pressed(&v->run.seq[PRESSED]) ? (double)report.mass_mean : 1;
-    got.press_ms = press_ms;
+    TRY(kv_judge_other(&v->judge, PRESSED, v->grid.task[task], &v->now, &got, e));
     return keep(v, task, sample, variant, budget, &got, e);
 }
 
@@ -98,11 +87,13 @@ static int ask_pressed(struct eval *v, int task, int sample, int variant, int bu
 static bool worth_it(const struct eval *v, int task, int sample)
 {
     const struct kv_cell *whole = kv_grid_at(&v->grid, task, sample, -1, 0);
-    return !v->grid.task[task]->exact || whole->exact > 0;
+    return v->grid.task[task]->kind != KV_ANSWER || whole->exact > 0;
 }
 
 static int n_missing(const struct eval *v, int task, int sample)
 {
+    if (sample >= kv_task_samples(v->grid.task[task], &v->maker, v->grid.n_samples))
+        return 0;
     int n = kv_grid_at(&v->grid, task, sample, -1, 0)->have ? 0 : 1;
     if (n == 0 && !worth_it(v, task, sample))
         return 0;
@@ -154,6 +145,8 @@ static uint64_t settings_of(const struct eval *v)
     uint64_t h = XXH3_64bits(text, strnlen(text, n > 0 ? sizeof text : 0));
     for (int i = 0; i < v->maker.n_texts; i++)
         h = XXH3_64bits_withSeed(buf_str(&v->maker.text[i]), v->maker.text[i].len, h);
+    if (c->ctx > 0)
+        h = XXH3_64bits_withSeed(&v->maker.run, sizeof v->maker.run, h);
     return h;
 }
 
@@ -173,9 +166,12 @@ static int setup(struct eval *v, struct err *e)
     const struct config *c = v->config;
     int length = c->length > 0 ? (int)c->length : LENGTH;
     TRY(kv_grid_open(&v->grid, c, "64,128,256,512", (int)c->samples, e));
-    TRY(kv_maker_open(&v->maker, v->model, c->text, length, e));
+    TRY(kv_maker_open(&v->maker, v->model, c->text, length, (int)c->ctx, e));
     int rows = c->max_batch > KV_JUDGED ? (int)c->max_batch : KV_JUDGED;
-    int ctx = length + QUESTION + KV_PROBE;
+    int ctx = length + QUESTION + KV_FED;
+    for (int t = 0; t < v->grid.n_tasks; t++)
+        if (v->grid.task[t]->kind == KV_LONG && ctx < v->maker.run)
+            ctx = v->maker.run;
     TRY(runner_open_kv(&v->run, v->model, cli_kv_type(c, v->model->be), 2, ctx, rows, KV_JUDGED,
                        RUNNER_SAMPLES, e));
     TRY(kv_judge_open(&v->judge, &v->run, e));
@@ -229,7 +225,9 @@ static void add_means(const struct eval *v, struct table *t, int task, int varia
     table_int(t, m.n);
     table_num(t, m.kl, 4);
     table_num(t, 100 * m.top1, 1);
-    table_num(t, v->grid.task[task]->exact ? 100 * m.exact : NAN, 1);
+    table_num(t, m.ppl_ratio, 3);
+    table_num(t, v->grid.task[task]->kind == KV_ANSWER ? 100 * m.exact : NAN, 1);
+    table_num(t, m.first, 1);
     table_num(t, m.press_ms, 1);
 }
 
@@ -243,12 +241,14 @@ static int print(const struct eval *v)
         { "n", "n" },
         { "kl", "KL" },
         { "top1", "top-1 %" },
+        { "ppl_ratio", "PPL ratio" },
         { "answers", "answers %" },
+        { "first", "first differs" },
         { "press_ms", "press ms" },
     };
     struct table *t;
     struct err e;
-    if (table_open(&t, cols, 9) < 0) {
+    if (table_open(&t, cols, sizeof cols / sizeof *cols) < 0) {
         err_set(&e, ERR_NOMEM, "no memory for the table");
         return cli_fail(&e);
     }

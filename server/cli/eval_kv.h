@@ -13,7 +13,15 @@
 
 /* ---- cases ----------------------------------------------------------------------------------------------------- */
 
-enum { KV_PROBE = 384, KV_JUDGED = 96, KV_ANSWERS = 8 };
+enum {
+    KV_RUN = 8192,     /* most tokens of a stream's run */
+    KV_PROBE = KV_RUN, /* most tokens of a case that follow its prompt */
+    KV_FED = 384,      /* the same, of any other task */
+    KV_JUDGED = 96,    /* tokens whose divergence is measured: their logits are kept */
+    KV_GREEDY = 64,    /* tokens that the whole cache chooses */
+    KV_STREAM = 65536, /* tokens of all runs of a stream */
+    KV_ANSWERS = 8
+};
 
 struct kv_case {
     struct tok_ids prompt;    /* in the cache when it is pressed */
@@ -40,12 +48,13 @@ struct kv_maker {
     struct tok_ids body; /* the text of the case under way */
     int next;            /* the first token of body that is not in its prompt */
     int length;          /* tokens of a prompt without its question */
+    int run;             /* tokens of a stream's run, its prompt included */
     int sample;
     uint64_t key, n_drawn;
 };
-/* texts: as --text. */
+/* texts: as --text. ctx: most tokens of a stream's run; 0: the model's. Neither goes beyond those or KV_RUN. */
 int kv_maker_open(struct kv_maker *m, const struct model *model, const char *texts, int length,
-                  struct err *e) WARN_UNUSED;
+                  int ctx, struct err *e) WARN_UNUSED;
 void kv_maker_close(struct kv_maker *m); /* a zeroed one is accepted */
 /* Chance from here on depends on these three alone. */
 void kv_maker_seed(struct kv_maker *m, uint64_t seed, const char *task, int sample);
@@ -57,6 +66,9 @@ void kv_draw_some(struct kv_maker *m, int *out, int k, int n); /* k different on
  * ERR_INVALID: a text is too short. */
 int kv_maker_context(struct kv_maker *m, const struct kv_fact *fact, int n_facts, struct kv_case *c,
                      struct err *e) WARN_UNUSED;
+/* The same for a prompt of n tokens without facts; n_after more tokens of the text follow, at m->next of m->body. */
+int kv_maker_text(struct kv_maker *m, int n, int n_after, struct kv_case *c,
+                  struct err *e) WARN_UNUSED;
 /* Appends to what is fed after the prompt; answer as in struct kv_case. */
 int kv_maker_feed(struct kv_maker *m, struct kv_case *c, const char *text, int answer,
                   struct err *e) WARN_UNUSED;
@@ -68,15 +80,22 @@ int kv_maker_ask(struct kv_maker *m, struct kv_case *c, const char *question, co
 /* What was fed so far, all but its last token, goes to the prompt as its question: it is seen when the cache is pressed. */
 int kv_maker_show(struct kv_case *c, struct err *e) WARN_UNUSED;
 
+enum kv_kind {
+    KV_TEXT,   /* text goes on, and what is said is compared with what the whole cache says */
+    KV_ANSWER, /* right or wrong, judged where the whole cache is right */
+    KV_CHOICE, /* as text, but what goes on is what the whole cache chooses, KV_GREEDY times */
+    KV_LONG    /* as text, in a run that is pressed whenever that is due */
+};
 struct kv_task {
     const char *name, *title;
-    bool
-        exact; /* right or wrong, judged where the whole cache is right; else only compared with it */
+    enum kv_kind kind;
     int (*make)(struct kv_maker *m, struct kv_case *c, struct err *e);
 };
 extern const struct kv_task kv_fact_tasks[], kv_recall_tasks[]; /* end with a NULL name */
 extern const struct kv_task *const kv_families[];               /* NULL-terminated: these lists */
 const struct kv_task *kv_task_find(const char *name);
+/* How many of n samples are taken: of a stream, runs until they have KV_STREAM tokens. */
+int kv_task_samples(const struct kv_task *t, const struct kv_maker *m, int n);
 
 /* ---- what is compared ------------------------------------------------------------------------------------------ */
 
@@ -95,8 +114,10 @@ struct kv_cell {
     double kl, kl95,
         top1; /* against the whole cache: mean and 95th percentile, share of equal choices */
     double nll, nll_full; /* mean of the judged tokens, and the whole cache's of the same ones */
-    double mass;          /* of kv_report */
-    double bytes;
+    double first;         /* judged tokens up to the first whose choice is not the whole cache's */
+    double mass;          /* of kv_report, of the first pressing */
+    double bytes;         /* after the first pressing; of a stream: the most after any step */
+    double pressings;     /* how often it was pressed */
     double press_ms, prefill_ms;
     double depth;
 };
@@ -128,30 +149,34 @@ int kv_grid_save(const struct kv_grid *g, int fd, int task, int sample, int vari
 /* ---- judging --------------------------------------------------------------------------------------------------- */
 
 struct kv_row {
-    double kl, nll;
-    bool same, hit; /* the first choice: the whole cache's, the answer */
+    double kl, nll; /* kl: of every stride-th row */
+    int best;       /* the first choice */
+    bool hit;       /* it is the answer */
     int answer;
 };
 struct kv_judge {
     struct runner *run;
-    float *truth; /* [KV_JUDGED][vocab] logits of the whole cache */
-    double truth_nll[KV_JUDGED];
-    struct kv_row row[KV_JUDGED];
-    int n_rows;
+    float *truth; /* [KV_JUDGED][vocab] logits of the whole cache, of every stride-th row */
+    struct kv_row *of_whole, *of_other; /* [KV_PROBE] */
+    int n_rows, stride;
     bool solved[KV_ANSWERS + 1]; /* by the whole cache */
+    /* of the sequence under way */
+    struct kv_row *row; /* one of the two above */
+    struct kv_report report;
+    double mass;
+    size_t bytes;
     /* of the step under way */
     const float *logits;
     const int32_t *target;
     int at;
-    bool is_truth;
 };
 int kv_judge_open(struct kv_judge *j, struct runner *run, struct err *e) WARN_UNUSED;
 void kv_judge_close(struct kv_judge *j);
-/* Feeds the case's probe to a sequence: the whole cache first, then the others. Fills all of out but mass, bytes, times
- * and depth. exact: only answers that the whole cache gave count. */
-int kv_judge_truth(struct kv_judge *j, int i_seq, const struct kv_case *c, struct kv_cell *out,
-                   struct err *e) WARN_UNUSED;
-int kv_judge_other(struct kv_judge *j, int i_seq, const struct kv_case *c, bool exact,
+/* Presses a sequence that holds the case's prompt, where that is due, and feeds the probe to it: the whole cache first, then
+ * the others. Fills all of out but prefill_ms and depth. The whole cache adds its choices to the probe of a KV_CHOICE. */
+int kv_judge_whole(struct kv_judge *j, int i_seq, const struct kv_task *t, struct kv_case *c,
+                   struct kv_cell *out, struct err *e) WARN_UNUSED;
+int kv_judge_other(struct kv_judge *j, int i_seq, const struct kv_task *t, const struct kv_case *c,
                    struct kv_cell *out, struct err *e) WARN_UNUSED;
 
 /* ---- results --------------------------------------------------------------------------------------------------- */
@@ -165,7 +190,8 @@ int kv_report_plots(const struct kv_grid *g, const char *dir, struct err *e) WAR
 /* Means over the samples of one task, variant and budget that have a cell there; variant -1: the whole cache. */
 struct kv_means {
     int n;
-    double exact, kl, kl95, top1, ppl_ratio, nll, mass, bytes, share, press_ms, press_share;
+    double exact, kl, kl95, top1, ppl_ratio, nll, first, mass, bytes, share, pressings, press_ms;
+    double press_share; /* of the prefill; of a stream, whose prefill is short: NaN */
 };
 void kv_grid_means(const struct kv_grid *g, int task, int variant, int budget,
                    struct kv_means *out);

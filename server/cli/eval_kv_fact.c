@@ -157,11 +157,11 @@ static int make_five(struct kv_maker *m, struct kv_case *c, struct err *e)
 }
 
 const struct kv_task kv_fact_tasks[] = {
-    { "number", "a planted number, question seen", true, make_number },
-    { "word", "a planted word, question seen", true, make_word },
-    { "hidden", "a planted number, question not seen", true, make_hidden },
-    { "multikey", "one of eight planted numbers, question seen", true, make_multikey },
-    { "multivalue", "three planted numbers of one key, question seen", true, make_multivalue },
-    { "five", "five questions to one pressed context, not seen", true, make_five },
-    { NULL, NULL, false, NULL },
+    { "number", "a planted number, question seen", KV_ANSWER, make_number },
+    { "word", "a planted word, question seen", KV_ANSWER, make_word },
+    { "hidden", "a planted number, question not seen", KV_ANSWER, make_hidden },
+    { "multikey", "one of eight planted numbers, question seen", KV_ANSWER, make_multikey },
+    { "multivalue", "three planted numbers of one key, question seen", KV_ANSWER, make_multivalue },
+    { "five", "five questions to one pressed context, not seen", KV_ANSWER, make_five },
+    { NULL, NULL, KV_TEXT, NULL },
 };

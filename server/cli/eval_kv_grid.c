@@ -123,9 +123,10 @@ struct field {
     {                                                                                              \
 #        member, offsetof(struct kv_cell, member)                                                  \
     }
-static const struct field reals[] = { AT(exact),    AT(kl),         AT(kl95), AT(top1),
-                                      AT(nll),      AT(nll_full),   AT(mass), AT(bytes),
-                                      AT(press_ms), AT(prefill_ms), AT(depth) };
+static const struct field reals[] = { AT(exact), AT(kl),        AT(kl95),     AT(top1),
+                                      AT(nll),   AT(nll_full),  AT(first),    AT(mass),
+                                      AT(bytes), AT(pressings), AT(press_ms), AT(prefill_ms),
+                                      AT(depth) };
 enum { N_REALS = sizeof reals / sizeof *reals };
 
 static double *real_of(struct kv_cell *c, int i)
@@ -174,14 +175,16 @@ static void load_line(struct kv_grid *g, const char *s, size_t n)
     if (c != NULL) {
         c->tokens = (int)json_integer_value(json_object_get(line, "tokens"));
         c->answers = (int)json_integer_value(json_object_get(line, "answers"));
-        for (int i = 0; i < N_REALS; i++)
-            *real_of(c, i) = json_number_value(json_object_get(line, reals[i].key));
+        for (int i = 0; i < N_REALS; i++) {
+            const json_t *x = json_object_get(line, reals[i].key);
+            *real_of(c, i) = json_is_number(x) ? json_number_value(x) : (double)NAN;
+        }
         c->have = true;
     }
     json_decref(line);
 }
 
-/* A line cut short by the end of a run is no JSON, and is measured again. */
+/* A line cut short by the end of a run is no JSON, and is measured again. A number that a line lacks is not known: NaN. */
 int kv_grid_load(struct kv_grid *g, const char *path, struct err *e)
 {
     struct buf b;
@@ -212,7 +215,8 @@ static json_t *line_of(const struct kv_grid *g, int task, int sample, int varian
         bad |= json_object_set_new(line, "budget", json_integer(g->budget.v[budget]));
     }
     for (int i = 0; i < N_REALS; i++)
-        bad |= json_object_set_new(line, reals[i].key, json_real(*real_of(c, i)));
+        if (isfinite(*real_of(c, i)))
+            bad |= json_object_set_new(line, reals[i].key, json_real(*real_of(c, i)));
     if (bad == 0)
         return line;
     json_decref(line);
@@ -251,18 +255,22 @@ void kv_grid_means(const struct kv_grid *g, int task, int variant, int budget, s
         out->kl95 += c->kl95;
         out->top1 += c->top1;
         out->nll += c->nll;
+        out->first += c->first;
         out->mass += c->mass;
         out->bytes += c->bytes;
         out->share += c->bytes / full->bytes;
+        out->pressings += c->pressings;
         out->press_ms += c->press_ms;
         out->press_share += c->press_ms / c->prefill_ms;
         worse += c->nll - c->nll_full;
     }
     double n = out->n > 0 ? out->n : (double)NAN;
-    double *const sums[] = { &out->exact,    &out->kl,         &out->kl95,  &out->top1,
-                             &out->nll,      &out->mass,       &out->bytes, &out->share,
-                             &out->press_ms, &out->press_share };
+    double *const sums[] = { &out->exact, &out->kl,        &out->kl95,     &out->top1,
+                             &out->nll,   &out->first,     &out->mass,     &out->bytes,
+                             &out->share, &out->pressings, &out->press_ms, &out->press_share };
     for (size_t i = 0; i < sizeof sums / sizeof *sums; i++)
         *sums[i] /= n;
+    if (g->task[task]->kind == KV_LONG)
+        out->press_share = (double)NAN;
     out->ppl_ratio = exp(worse / n);
 }

@@ -4,7 +4,7 @@
 
 #include "server/cli/eval_kv.h"
 
-enum { CONTINUE = 65, CUE = 24, COPY = 16, HALF = COPY / 2, CHAIN = 3 };
+enum { CONTINUE = 65, CUE = 24, COPY = 16, HALF = COPY / 2, CHAIN = 3, STREAM_PROMPT = 8 };
 
 /* The book goes on: nothing is asked, so nothing but the text itself says what is needed. */
 static int make_continue(struct kv_maker *m, struct kv_case *c, struct err *e)
@@ -13,6 +13,24 @@ static int make_continue(struct kv_maker *m, struct kv_case *c, struct err *e)
     const int32_t *next = m->body.id + m->next;
     TRY(kv_maker_feed_ids(c, next, 1, 0, e));
     return kv_maker_feed_ids(c, next + 1, CONTINUE - 1, 1, e);
+}
+
+/* The same, but what follows is what the model makes of it. */
+static int make_greedy(struct kv_maker *m, struct kv_case *c, struct err *e)
+{
+    TRY(kv_maker_context(m, NULL, 0, c, e));
+    return kv_maker_feed_ids(c, m->body.id + m->next, 1, 0, e);
+}
+
+/* A run as long as the model's context: an eighth of it is the prompt, all the rest is judged. Positions beyond those that a
+ * model was trained for say nothing about its cache, so a longer stream is several runs, each a sample. */
+static int make_stream(struct kv_maker *m, struct kv_case *c, struct err *e)
+{
+    int n = m->run / STREAM_PROMPT;
+    TRY(kv_maker_text(m, n, m->run - n, c, e));
+    const int32_t *next = m->body.id + m->next;
+    TRY(kv_maker_feed_ids(c, next, 1, 0, e));
+    return kv_maker_feed_ids(c, next + 1, m->run - n - 1, 1, e);
 }
 
 /* A passage is to be finished that stands in the text: every token of it is needed, one after the other. Two answers of
@@ -110,9 +128,11 @@ static int make_vartrack(struct kv_maker *m, struct kv_case *c, struct err *e)
 }
 
 const struct kv_task kv_recall_tasks[] = {
-    { "continue", "64 tokens of the text that follow", false, make_continue },
-    { "copy", "a passage word by word, question seen", true, make_copy },
-    { "rules", "two instructions in front of the text, question seen", true, make_rules },
-    { "vartrack", "a value handed on from name to name, question seen", true, make_vartrack },
-    { NULL, NULL, false, NULL },
+    { "continue", "64 tokens of the text that follow", KV_TEXT, make_continue },
+    { "greedy", "64 tokens that the whole cache chooses", KV_CHOICE, make_greedy },
+    { "stream", "a long text, pressed again and again", KV_LONG, make_stream },
+    { "copy", "a passage word by word, question seen", KV_ANSWER, make_copy },
+    { "rules", "two instructions in front of the text, question seen", KV_ANSWER, make_rules },
+    { "vartrack", "a value handed on from name to name, question seen", KV_ANSWER, make_vartrack },
+    { NULL, NULL, KV_TEXT, NULL },
 };

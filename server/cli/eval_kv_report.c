@@ -29,7 +29,7 @@ static void add_cell(struct buf *b, double v, int digits)
 
 /* ---- differences ------------------------------------------------------------------------------------------------- */
 
-enum { KL, EXACT, NLL, N_DIFFS };
+enum { KL, EXACT, NLL, FIRST, N_DIFFS };
 
 struct diff {
     int n;
@@ -50,6 +50,7 @@ static int compare(const struct kv_grid *g, int task, int variant, int base, int
         d[KL * g->n_samples + n] = a->kl - b->kl;
         d[EXACT * g->n_samples + n] = a->exact - b->exact;
         d[NLL * g->n_samples + n] = a->nll - b->nll;
+        d[FIRST * g->n_samples + n] = a->first - b->first;
         n++;
     }
     out->n = n;
@@ -73,7 +74,8 @@ static int add_diffs(const struct kv_grid *g, int task, int base, struct buf *b)
 {
     buf_addf(b,
              "\nAgainst `%s` at the same budget, paired over samples, 95 %% intervals:\n\n"
-             "| policy | budget | n | KL | answers, points | NLL |\n|---|---|---|---|---|---|\n",
+             "| policy | budget | n | KL | answers, points | NLL | first differs |\n"
+             "|---|---|---|---|---|---|---|\n",
              g->variant[base].word);
     for (int v = 0; v < g->n_variants; v++)
         for (int k = 0; k < g->budget.n && v != base; k++) {
@@ -84,10 +86,11 @@ static int add_diffs(const struct kv_grid *g, int task, int base, struct buf *b)
                 continue;
             buf_addf(b, "| `%s` | %d | %d |", g->variant[v].word, g->budget.v[k], d.n);
             add_interval(b, &d.d[KL], 1, 4);
-            if (!g->task[task]->exact)
+            if (g->task[task]->kind != KV_ANSWER)
                 d.d[EXACT].mean = NAN;
             add_interval(b, &d.d[EXACT], 100, 1);
             add_interval(b, &d.d[NLL], 1, 3);
+            add_interval(b, &d.d[FIRST], 1, 1);
             buf_adds(b, "\n");
         }
     return 0;
@@ -107,7 +110,7 @@ static void add_whole(const struct kv_grid *g, struct buf *b)
         for (int s = 0; s < g->n_samples; s++)
             prefill += kv_grid_at(g, t, s, -1, 0)->prefill_ms;
         buf_addf(b, "| %s | %s | %d |", g->task[t]->name, g->task[t]->title, m.n);
-        add_cell(b, g->task[t]->exact ? 100 * m.exact : NAN, 1);
+        add_cell(b, g->task[t]->kind == KV_ANSWER ? 100 * m.exact : NAN, 1);
         add_cell(b, m.nll, 3);
         add_cell(b, m.bytes, 0);
         add_cell(b, prefill / m.n, 0);
@@ -118,8 +121,8 @@ static void add_whole(const struct kv_grid *g, struct buf *b)
 static void add_rows(const struct kv_grid *g, int task, struct buf *b)
 {
     buf_adds(b, "| policy | budget | bytes | % of full | n | KL | KL 95 % | top-1 % | PPL ratio | "
-                "answers % | NLL | mass | press ms | % of prefill |\n"
-                "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n");
+                "answers % | NLL | first differs | mass | pressings | press ms | % of prefill |\n"
+                "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n");
     for (int v = 0; v < g->n_variants; v++)
         for (int k = 0; k < g->budget.n; k++) {
             struct kv_means m;
@@ -134,9 +137,11 @@ static void add_rows(const struct kv_grid *g, int task, struct buf *b)
             add_cell(b, m.kl95, 3);
             add_cell(b, 100 * m.top1, 1);
             add_cell(b, m.ppl_ratio, 3);
-            add_cell(b, g->task[task]->exact ? 100 * m.exact : NAN, 1);
+            add_cell(b, g->task[task]->kind == KV_ANSWER ? 100 * m.exact : NAN, 1);
             add_cell(b, m.nll, 3);
+            add_cell(b, m.first, 1);
             add_cell(b, m.mass, 3);
+            add_cell(b, m.pressings, 1);
             add_cell(b, m.press_ms, 1);
             add_cell(b, 100 * m.press_share, 1);
             buf_adds(b, "\n");
@@ -186,7 +191,7 @@ int kv_report_md(const struct kv_grid *g, const char *title, const char *path, s
     for (int t = 0; t < g->n_tasks && rc == 0; t++) {
         buf_addf(&b, "\n## %s: %s\n\n", g->task[t]->name, g->task[t]->title);
         add_rows(g, t, &b);
-        if (g->task[t]->exact)
+        if (g->task[t]->kind == KV_ANSWER)
             add_depths(g, t, &b);
         for (int v = 0; v < g->n_variants && rc == 0; v++)
             rc = g->variant[v].base ? add_diffs(g, t, v, &b) : 0;
@@ -222,8 +227,8 @@ static int add_csv_row(const struct kv_grid *g, int task, int variant, int budge
     else
         buf_addf(b, "%s,\"%s\",%d", g->task[task]->name, g->variant[variant].word,
                  g->budget.v[budget]);
-    const double x[] = { m.bytes, m.share, m.kl,   m.kl95,     m.top1,       m.ppl_ratio,
-                         m.exact, m.nll,   m.mass, m.press_ms, m.press_share };
+    const double x[] = { m.bytes, m.share, m.kl,   m.kl95,      m.top1,     m.ppl_ratio,  m.exact,
+                         m.nll,   m.first, m.mass, m.pressings, m.press_ms, m.press_share };
     buf_addf(b, ",%d", m.n);
     for (size_t i = 0; i < sizeof x / sizeof *x; i++)
         buf_addf(b, ",%.6g", x[i]);
@@ -238,12 +243,12 @@ int kv_report_csv(const struct kv_grid *g, const char *path, struct err *e)
     struct buf b;
     int rc = 0;
     buf_init(&b, MAX_REPORT);
-    buf_adds(&b, "task,policy,budget,n,bytes,share,kl,kl95,top1,ppl_ratio,answers,nll,mass,press_"
-                 "ms,press_share");
+    buf_adds(&b, "task,policy,budget,n,bytes,share,kl,kl95,top1,ppl_ratio,answers,nll,first,mass,"
+                 "pressings,press_ms,press_share");
     for (int v = 0; v < g->n_variants; v++)
         if (g->variant[v].base)
             for (int i = 0; i < N_DIFFS; i++) {
-                static const char *const what[] = { "kl", "answers", "nll" };
+                static const char *const what[] = { "kl", "answers", "nll", "first" };
                 buf_addf(&b, ",\"%s less %s\",low,high", what[i], g->variant[v].word);
             }
     buf_adds(&b, "\n");
@@ -260,9 +265,22 @@ int kv_report_csv(const struct kv_grid *g, const char *path, struct err *e)
 
 /* ---- plots ------------------------------------------------------------------------------------------------------- */
 
+static double quality_of(enum kv_kind kind, const struct kv_means *m)
+{
+    const double y[] = { [KV_TEXT] = m->kl,
+                         [KV_ANSWER] = 100 * m->exact,
+                         [KV_CHOICE] = m->first,
+                         [KV_LONG] = m->ppl_ratio };
+    return y[kind];
+}
+
 static int plot_task(const struct kv_grid *g, int task, struct plot_series *series,
                      const char *path, struct err *e)
 {
+    static const char *const quality[] = { [KV_TEXT] = "KL to the whole cache, nats",
+                                           [KV_ANSWER] = "answers, %",
+                                           [KV_CHOICE] = "tokens up to the first other choice",
+                                           [KV_LONG] = "perplexity / the whole cache's" };
     const struct kv_task *t = g->task[task];
     char title[160];
     snprintf(title, sizeof title, "%s: %s", t->name, t->title);
@@ -273,12 +291,12 @@ static int plot_task(const struct kv_grid *g, int task, struct plot_series *seri
             struct kv_means m;
             kv_grid_means(g, task, v, k, &m);
             s->x[k] = m.bytes / (1 << 20);
-            s->y[k] = t->exact ? 100 * m.exact : m.kl;
+            s->y[k] = quality_of(t->kind, &m);
         }
     }
     struct plot p = { .title = title,
                       .x_title = "physical size of the KV cache, MiB",
-                      .y_title = t->exact ? "answers, %" : "KL to the whole cache, nats",
+                      .y_title = quality[t->kind],
                       .series = series,
                       .n_series = g->n_variants };
     return plot_write(&p, path, e);

@@ -1,4 +1,9 @@
-/* Judging by teacher forcing: what is said after a pressed cache, token by token, against what the whole cache says. */
+/* Judging by teacher forcing: what is said after a pressed cache, token by token, against what the whole cache says.
+ *
+ * Greedy decoding needs no steps of its own here: up to the token where it first differs from the whole cache's, both are fed
+ * the same, so the first divergence is the first row whose choice differs when the whole cache's choices are forced. Rows do
+ * not depend on how many share a step, so it is the same one to the bit.
+ */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -6,18 +11,28 @@
 #include "server/base/mem.h"
 #include "server/cli/eval_kv.h"
 
-enum { STEP = 64 }; /* rows of logits at once; the most that a runner must give */
+enum {
+    STEP = 64,     /* rows of logits at once; the most that a runner must give */
+    LONG_STEP = 32 /* of a stream: after each the cache is pressed if that is due */
+};
 
 int kv_judge_open(struct kv_judge *j, struct runner *run, struct err *e)
 {
     *j = (struct kv_judge){ .run = run };
     size_t vocab = (size_t)run->model->config.vocab;
     j->truth = mem_alloc(KV_JUDGED * vocab * sizeof *j->truth);
-    return j->truth != NULL ? 0 : err_set(e, ERR_NOMEM, "no memory to judge answers");
+    j->of_whole = mem_zalloc(KV_PROBE, sizeof *j->of_whole);
+    j->of_other = mem_zalloc(KV_PROBE, sizeof *j->of_other);
+    if (j->truth != NULL && j->of_whole != NULL && j->of_other != NULL)
+        return 0;
+    kv_judge_close(j);
+    return err_set(e, ERR_NOMEM, "no memory to judge answers");
 }
 
 void kv_judge_close(struct kv_judge *j)
 {
+    mem_free(j->of_other);
+    mem_free(j->of_whole);
     mem_free(j->truth);
     *j = (struct kv_judge){ 0 };
 }
@@ -49,25 +64,28 @@ static double divergence(const float *p, const float *q, int n, double lse_p, do
     return sum > 0 ? sum : 0;
 }
 
+/* ---- one sequence -------------------------------------------------------------------------------------------------- */
+
 static void judge_rows(void *arg, int first, int last, int i_thread)
 {
     struct kv_judge *j = arg;
     int vocab = j->run->model->config.vocab;
     (void)i_thread;
     for (int r = first; r < last; r++) {
-        const float *x = j->logits + (size_t)r * (size_t)vocab;
-        const float *truth = j->truth + (size_t)(j->at + r) * (size_t)vocab;
+        const float *x = j->logits + (ptrdiff_t)r * vocab;
+        float *truth = j->truth + (ptrdiff_t)((j->at + r) / j->stride) * vocab;
         struct kv_row *row = &j->row[j->at + r];
         struct peak p = peak_of(x, vocab);
         row->nll = p.lse - (double)x[j->target[r]];
+        row->best = p.best;
         row->hit = p.best == j->target[r];
-        row->same = true;
         row->kl = 0;
-        if (j->is_truth)
+        if ((j->at + r) % j->stride != 0)
             continue;
-        struct peak t = peak_of(truth, vocab);
-        row->same = p.best == t.best;
-        row->kl = divergence(truth, x, vocab, t.lse, p.lse);
+        if (j->row == j->of_whole)
+            memcpy(truth, x, (size_t)vocab * sizeof *x);
+        else
+            row->kl = divergence(truth, x, vocab, peak_of(truth, vocab).lse, p.lse);
     }
 }
 
@@ -77,36 +95,69 @@ static int feed(struct kv_judge *j, int i_seq, const struct kv_case *c, int firs
 {
     bool judged = c->answer[first + 1] != 0;
     int n = last - first;
-    if (judged && j->n_rows + n > KV_JUDGED)
-        return err_set(e, ERR_LIMIT, "more than %d tokens to be judged", KV_JUDGED);
     TRY(runner_append(j->run, i_seq, c->probe + first, n, judged ? n : 0,
                       judged ? &j->logits : NULL, e));
     if (!judged)
         return 0;
-    size_t vocab = (size_t)j->run->model->config.vocab;
     j->at = j->n_rows;
     j->target = c->probe + first + 1;
-    if (j->is_truth)
-        memcpy(j->truth + (size_t)j->at * vocab, j->logits, (size_t)n * vocab * sizeof(float));
     par_for(j->run->model->be->par, n, 1, judge_rows, j);
     for (int i = 0; i < n; i++)
         j->row[j->n_rows++].answer = c->answer[first + 1 + i];
     return 0;
 }
 
-static int feed_all(struct kv_judge *j, int i_seq, const struct kv_case *c, struct err *e)
+static int feed_all(struct kv_judge *j, int i_seq, const struct kv_case *c, bool press,
+                    struct err *e)
 {
-    j->n_rows = 0;
+    int step = press ? LONG_STEP : STEP;
     for (int first = 0; first < c->n_probe - 1;) {
         int last = first + 1;
         bool judged = c->answer[first + 1] != 0;
-        while (last < c->n_probe - 1 && last - first < STEP && (c->answer[last + 1] != 0) == judged)
+        while (last < c->n_probe - 1 && last - first < step && (c->answer[last + 1] != 0) == judged)
             last++;
+        if (press)
+            TRY(runner_press(j->run, i_seq, &j->report, e));
         TRY(feed(j, i_seq, c, first, last, e));
+        size_t bytes = kv_seq_bytes(&j->run->seq[i_seq], j->run->pool);
+        if (press && bytes > j->bytes)
+            j->bytes = bytes;
         first = last;
     }
     return 0;
 }
+
+/* The whole cache's choices, one after the other, are what goes on: they join the probe. */
+static int choose_all(struct kv_judge *j, int i_seq, struct kv_case *c, struct err *e)
+{
+    int vocab = j->run->model->config.vocab;
+    TRY(feed_all(j, i_seq, c, false, e));
+    for (int i = 0; i < KV_GREEDY; i++) {
+        TRY(runner_append(j->run, i_seq, c->probe + c->n_probe - 1, 1, 1, &j->logits, e));
+        int32_t best = peak_of(j->logits, vocab).best;
+        TRY(kv_maker_feed_ids(c, &best, 1, 1, e));
+        j->at = j->n_rows++;
+        j->target = &best;
+        judge_rows(j, 0, 1, 0);
+        j->row[j->at].answer = 1;
+    }
+    return 0;
+}
+
+/* Presses the sequence for the first time and makes ready for its rows. */
+static int start(struct kv_judge *j, int i_seq, struct kv_row *row, struct err *e)
+{
+    const struct kv_seq *s = &j->run->seq[i_seq];
+    j->row = row;
+    j->n_rows = 0;
+    j->report = (struct kv_report){ 0 };
+    TRY(runner_press(j->run, i_seq, &j->report, e));
+    j->mass = kv_seq_pressed(s) ? (double)j->report.mass_mean : 1;
+    j->bytes = kv_seq_bytes(s, j->run->pool);
+    return 0;
+}
+
+/* ---- sums -------------------------------------------------------------------------------------------------------- */
 
 static int by_value(const void *a, const void *b)
 {
@@ -115,64 +166,96 @@ static int by_value(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Sums up the rows of answers that count. */
-static void sum_up(const struct kv_judge *j, const bool *counts, int n_answers, struct kv_cell *out)
+/* Mean and 95th percentile of the divergences that were measured. */
+static void sum_up_kl(const struct kv_judge *j, const bool *counts, struct kv_cell *out)
 {
     double kl[KV_JUDGED];
-    bool right[KV_ANSWERS + 1];
     int n = 0;
-    memset(right, true, sizeof right);
-    *out = (struct kv_cell){ .have = true, .depth = -1 };
-    for (int r = 0; r < j->n_rows; r++) {
-        const struct kv_row *row = &j->row[r];
-        if (!counts[row->answer])
+    for (int r = 0; r < j->n_rows; r += j->stride) {
+        if (!counts[j->row[r].answer])
             continue;
-        right[row->answer] &= row->hit;
-        out->top1 += row->same;
-        out->nll += row->nll;
-        out->nll_full += j->truth_nll[r];
-        out->kl += row->kl;
-        kl[n++] = row->kl;
-    }
-    out->tokens = n;
-    for (int a = 1; a <= n_answers; a++) {
-        out->answers += counts[a];
-        out->exact += counts[a] && right[a];
+        out->kl += j->row[r].kl;
+        kl[n++] = j->row[r].kl;
     }
     if (n == 0)
         return;
     qsort(kl, (size_t)n, sizeof *kl, by_value);
     out->kl95 = kl[(n - 1) * 95 / 100];
     out->kl /= n;
-    out->top1 /= n;
-    out->nll /= n;
-    out->nll_full /= n;
+}
+
+/* Sums up the rows of answers that count. */
+static void sum_up(const struct kv_judge *j, const bool *counts, int n_answers, struct kv_cell *out)
+{
+    bool right[KV_ANSWERS + 1];
+    bool same = true;
+    memset(right, true, sizeof right);
+    *out = (struct kv_cell){ .have = true,
+                             .mass = j->mass,
+                             .bytes = (double)j->bytes,
+                             .pressings = j->report.n_compactions,
+                             .press_ms = (double)j->report.ns * 1e-6,
+                             .depth = -1 };
+    for (int r = 0; r < j->n_rows; r++) {
+        const struct kv_row *row = &j->row[r];
+        const struct kv_row *whole = &j->of_whole[r];
+        if (!counts[row->answer])
+            continue;
+        right[row->answer] &= row->hit;
+        same &= row->best == whole->best;
+        out->first += same;
+        out->top1 += row->best == whole->best;
+        out->nll += row->nll;
+        out->nll_full += whole->nll;
+        out->tokens++;
+    }
+    for (int a = 1; a <= n_answers; a++) {
+        out->answers += counts[a];
+        out->exact += counts[a] && right[a];
+    }
+    if (out->tokens == 0)
+        return;
+    sum_up_kl(j, counts, out);
+    out->top1 /= out->tokens;
+    out->nll /= out->tokens;
+    out->nll_full /= out->tokens;
     out->exact /= out->answers;
 }
 
-int kv_judge_truth(struct kv_judge *j, int i_seq, const struct kv_case *c, struct kv_cell *out,
-                   struct err *e)
+/* Of how many rows one is compared, so that there is room for all that are. */
+static int stride_of(const struct kv_case *c)
 {
-    bool all[KV_ANSWERS + 1];
-    memset(all, true, sizeof all);
-    memset(j->solved, true, sizeof j->solved);
-    j->is_truth = true;
-    TRY(feed_all(j, i_seq, c, e));
-    for (int r = 0; r < j->n_rows; r++) {
-        j->truth_nll[r] = j->row[r].nll;
-        j->solved[j->row[r].answer] &= j->row[r].hit;
-    }
-    sum_up(j, all, c->n_answers, out);
-    return 0;
+    int n = 0;
+    for (int i = 0; i < c->n_probe; i++)
+        n += c->answer[i] != 0;
+    return n > KV_JUDGED ? (n + KV_JUDGED - 1) / KV_JUDGED : 1;
 }
 
-int kv_judge_other(struct kv_judge *j, int i_seq, const struct kv_case *c, bool exact,
+int kv_judge_whole(struct kv_judge *j, int i_seq, const struct kv_task *t, struct kv_case *c,
                    struct kv_cell *out, struct err *e)
 {
     bool all[KV_ANSWERS + 1];
     memset(all, true, sizeof all);
-    j->is_truth = false;
-    TRY(feed_all(j, i_seq, c, e));
-    sum_up(j, exact ? j->solved : all, c->n_answers, out);
+    memset(j->solved, true, sizeof j->solved);
+    j->stride = stride_of(c);
+    TRY(start(j, i_seq, j->of_whole, e));
+    if (t->kind == KV_CHOICE)
+        TRY(choose_all(j, i_seq, c, e));
+    else
+        TRY(feed_all(j, i_seq, c, t->kind == KV_LONG, e));
+    for (int r = 0; r < j->n_rows; r++)
+        j->solved[j->row[r].answer] &= j->row[r].hit;
+    sum_up(j, all, c->n_answers, out);
+    return 0;
+}
+
+int kv_judge_other(struct kv_judge *j, int i_seq, const struct kv_task *t, const struct kv_case *c,
+                   struct kv_cell *out, struct err *e)
+{
+    bool all[KV_ANSWERS + 1];
+    memset(all, true, sizeof all);
+    TRY(start(j, i_seq, j->of_other, e));
+    TRY(feed_all(j, i_seq, c, t->kind == KV_LONG, e));
+    sum_up(j, t->kind == KV_ANSWER ? j->solved : all, c->n_answers, out);
     return 0;
 }

@@ -1,4 +1,4 @@
-/* The tasks of wring eval kv, family by family. */
+/* The tasks of wring eval kv, family by family, and how many samples they take. */
 #include "server/cli/eval_kv.h"
 
 #include <string.h>
@@ -12,4 +12,10 @@ const struct kv_task *kv_task_find(const char *name)
             if (strcmp(t->name, name) == 0)
                 return t;
     return NULL;
+}
+
+int kv_task_samples(const struct kv_task *t, const struct kv_maker *m, int n)
+{
+    int runs = (KV_STREAM + m->run - 1) / m->run;
+    return t->kind == KV_LONG && n > runs ? runs : n;
 }

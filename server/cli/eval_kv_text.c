@@ -129,10 +129,18 @@ static int split_template(struct kv_maker *m, const struct model *model, struct 
     return rc;
 }
 
-int kv_maker_open(struct kv_maker *m, const struct model *model, const char *texts, int length,
-                  struct err *e)
+static int least(int a, int b)
 {
-    *m = (struct kv_maker){ .tok = model->tok, .length = length };
+    return a < b ? a : b;
+}
+
+int kv_maker_open(struct kv_maker *m, const struct model *model, const char *texts, int length,
+                  int ctx, struct err *e)
+{
+    int most = least(model->config.ctx_train, KV_RUN);
+    *m = (struct kv_maker){ .tok = model->tok,
+                            .length = length,
+                            .run = ctx > 0 ? least(ctx, most) : most };
     int rc = add_texts(m, texts, e);
     if (rc == 0)
         rc = model->tmpl != NULL ? split_template(m, model, e)
@@ -205,8 +213,8 @@ static int take_body(struct kv_maker *m, int n_tokens, struct err *e)
     size_t want = (size_t)n_tokens * TOKEN_BYTES;
     size_t first = b->len / 20;
     if (b->len < first + want)
-        return err_set(e, ERR_INVALID, "a text of %zu bytes is too short for prompts of %d tokens",
-                       b->len, m->length);
+        return err_set(e, ERR_INVALID, "a text of %zu bytes is too short for %d tokens in a row",
+                       b->len, n_tokens);
     size_t room = b->len - first - want;
     const char *p = buf_str(b) + first + (size_t)(draw_unit(m) * (double)room);
     const char *space = memchr(p, ' ', want);
@@ -303,17 +311,32 @@ static int plant(struct kv_maker *m, struct plant *p, const struct kv_fact *fact
     return lay_out(m, p, n_facts, n_body, c, e);
 }
 
+static void start_case(struct kv_case *c, double depth)
+{
+    c->prompt.n = c->n_probe = c->n_answers = c->question0 = c->question1 = 0;
+    c->depth = depth;
+}
+
 int kv_maker_context(struct kv_maker *m, const struct kv_fact *fact, int n_facts, struct kv_case *c,
                      struct err *e)
 {
     struct plant p[MAX_FACTS] = { 0 };
     ASSERT(n_facts <= MAX_FACTS);
-    c->prompt.n = c->n_probe = c->n_answers = c->question0 = c->question1 = 0;
-    c->depth = n_facts > 0 ? fact[0].depth : -1;
+    start_case(c, n_facts > 0 ? fact[0].depth : -1);
     int rc = plant(m, p, fact, n_facts, c, e);
     for (int i = 0; i < n_facts; i++)
         tok_ids_free(&p[i].ids);
     return rc;
+}
+
+int kv_maker_text(struct kv_maker *m, int n, int n_after, struct kv_case *c, struct err *e)
+{
+    int n_body = n - m->head.n;
+    if (n_body < 1)
+        return err_set(e, ERR_INVALID, "ctx: %d tokens leave no room for a text", n + n_after);
+    start_case(c, -1);
+    TRY(take_body(m, n_body + n_after, e));
+    return lay_out(m, NULL, 0, n_body, c, e);
 }
 
 /* ---- what is fed ------------------------------------------------------------------------------------------------- */

@@ -134,7 +134,7 @@ static void open_grid(struct kv_grid *g, struct config *c)
     assert_true(g->variant[0].base && !g->variant[1].base);
 }
 
-/* The second variant's divergence is .1 less and it answers all, where the first answers half. */
+/* The second variant's divergence is .1 less, it differs two tokens later, and it answers all, where the first answers half. */
 static void fill_grid(struct kv_grid *g)
 {
     for (int t = 0; t < 2; t++)
@@ -151,7 +151,9 @@ static void fill_grid(struct kv_grid *g)
                                           .top1 = .75,
                                           .nll = v < 0 ? 1 : 1.5,
                                           .nll_full = 1,
+                                          .first = 10 + 2 * v,
                                           .mass = .9,
+                                          .pressings = 3,
                                           .bytes = v < 0 ? 1 << 20 : 1 << (16 + b),
                                           .press_ms = 2,
                                           .prefill_ms = 100,
@@ -182,6 +184,11 @@ static void averages(void **state)
     assert_true(fabs(m.ppl_ratio - exp(.5)) < 1e-12);
     assert_true(fabs(m.share - .0625) < 1e-12);
     assert_true(fabs(m.press_share - .02) < 1e-12);
+    assert_true(m.first == 10 && m.pressings == 3);
+    g.task[1] = kv_task_find(
+        "stream"); /* whose prefill is not what its pressings are to be compared with */
+    kv_grid_means(&g, 1, 0, 0, &m);
+    assert_true(isnan(m.press_share) && fabs(m.press_ms - 2) < 1e-12);
     kv_grid_at(&g, 0, 0, 0, 0)->have = false;
     for (int s = 0; s < SAMPLES; s++)
         kv_grid_at(&g, 0, s, 1, 1)->have = false;
@@ -206,11 +213,14 @@ static void reports(void **state)
     char want[256];
     snprintf(want, sizeof want,
              "| `%s:phi=0` | 64 | 131072 | 12.5 | 20 | 0.2950 | 0.333 | 75.0 | 1.649 | 100.0 | "
-             "1.500 | 0.900 | 2.0 | 2.0 |",
+             "1.500 | 12.0 | 0.900 | 3.0 | 2.0 | 2.0 |",
              name);
     assert_non_null(strstr(buf_str(&md), want));
     /* against the base: every pair differs by the same */
-    snprintf(want, sizeof want, "| `%s:phi=0` | 32 | 20 | -0.1000 [-0.1000, -0.1000] | - | ", name);
+    snprintf(want, sizeof want,
+             "| `%s:phi=0` | 32 | 20 | -0.1000 [-0.1000, -0.1000] | - | +0.000 [+0.000, +0.000] | "
+             "+2.0 [+2.0, +2.0] |",
+             name);
     assert_non_null(strstr(buf_str(&md), want));
     snprintf(want, sizeof want, "| `%s:phi=0` | 32 | 20 | -0.1000 [-0.1000, -0.1000] | +50.0 [+",
              name);
@@ -275,6 +285,34 @@ static void comes_back(void **state)
     config_free(&c2);
 }
 
+/* What a line does not say is not known: neither read as 0 nor written. */
+static void lacks_numbers(void **state)
+{
+    (void)state;
+    static const char line[] =
+        "{\"settings\":\"000000000000002a\",\"task\":\"number\",\"sample\":1,"
+        "\"tokens\":4,\"answers\":1,\"kl\":0.5}\n";
+    struct config c;
+    struct kv_grid g;
+    struct buf b;
+    struct err e;
+    open_grid(&g, &c);
+    assert_int_equal(file_write_atomic(in_root("l.jsonl"), line, strlen(line), &e), 0);
+    assert_int_equal(kv_grid_load(&g, in_root("l.jsonl"), &e), 0);
+    const struct kv_cell *x = kv_grid_at(&g, 1, 1, -1, 0);
+    assert_true(x->have && x->tokens == 4 && x->kl == .5 && isnan(x->first));
+    int fd = open(in_root("m.jsonl"), O_WRONLY | O_CREAT, 0644);
+    assert_true(fd >= 0);
+    assert_int_equal(kv_grid_save(&g, fd, 1, 1, -1, 0, &e), 0);
+    close(fd);
+    read_file(&b, "m.jsonl");
+    assert_non_null(strstr(buf_str(&b), "\"kl\":0.5"));
+    assert_null(strstr(buf_str(&b), "first"));
+    buf_free(&b);
+    kv_grid_close(&g);
+    config_free(&c);
+}
+
 static void plots(void **state)
 {
     (void)state;
@@ -313,7 +351,7 @@ int main(void)
         cmocka_unit_test(bootstraps),      cmocka_unit_test(splits_lists),
         cmocka_unit_test(parses_variants), cmocka_unit_test(averages),
         cmocka_unit_test(reports),         cmocka_unit_test(comes_back),
-        cmocka_unit_test(plots),
+        cmocka_unit_test(lacks_numbers),   cmocka_unit_test(plots),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

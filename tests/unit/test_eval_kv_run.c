@@ -122,16 +122,31 @@ static int lines_of(const struct buf *b)
     return n;
 }
 
-/* The first numbers of the first variant's row of `continue`. */
-enum { N_AT, BYTES_AT, SHARE_AT, KL_AT, KL95_AT, TOP1_AT };
-static void row_of(const struct buf *csv, const char *budget, double out[6])
+/* The first numbers of the first variant's row of a task. */
+enum {
+    N_AT,
+    BYTES_AT,
+    SHARE_AT,
+    KL_AT,
+    KL95_AT,
+    TOP1_AT,
+    PPL_AT,
+    ANSWERS_AT,
+    NLL_AT,
+    FIRST_AT,
+    MASS_AT,
+    PRESSINGS_AT,
+    N_NUMBERS
+};
+static void row_of(const struct buf *csv, const char *task, const char *budget,
+                   double out[N_NUMBERS])
 {
     char head[128];
-    int n = snprintf(head, sizeof head, "\ncontinue,\"%s\",%s,", some_policy()->name, budget);
+    int n = snprintf(head, sizeof head, "\n%s,\"%s\",%s,", task, some_policy()->name, budget);
     const char *p = strstr(buf_str(csv), head);
     assert_non_null(p);
     p += n;
-    for (int i = 0; i < 6; i++) {
+    for (int i = 0; i < N_NUMBERS; i++) {
         char *end;
         out[i] = strtod(p, &end);
         p = end + 1;
@@ -141,7 +156,7 @@ static void row_of(const struct buf *csv, const char *budget, double out[6])
 static void runs_and_goes_on(void **state)
 {
     (void)state;
-    static const char tasks[] = "--tasks=continue,number";
+    static const char tasks[] = "--tasks=continue,number,greedy,stream";
     struct buf csv[3];
     struct buf md[2];
     struct buf log;
@@ -152,17 +167,23 @@ static void runs_and_goes_on(void **state)
     read_file(&log, "out/kv.jsonl");
     int lines = lines_of(&log);
     assert_true(lines >=
-                2 * 5 + 2); /* `continue` is judged everywhere, `number` where it is answered */
+                3 * 2 * 7 + 2); /* all are judged everywhere, `number` where it is answered */
     assert_int_equal(access(in_root("out/kv-continue.png"), R_OK), 0);
     assert_int_equal(access(in_root("out/kv-number.png"), R_OK), 0);
 
     /* a budget that holds the prompt changes nothing, and a smaller one does */
-    double small[6];
-    double large[6];
-    row_of(&csv[0], "32", small);
-    row_of(&csv[0], "512", large);
-    assert_true(large[KL_AT] == 0 && large[TOP1_AT] == 1 && large[SHARE_AT] == 1);
-    assert_true(small[KL_AT] > 0 && small[SHARE_AT] < 1);
+    static const char *const task[] = { "continue", "greedy", "stream" };
+    for (int i = 0; i < 3; i++) {
+        double small[N_NUMBERS];
+        double large[N_NUMBERS];
+        row_of(&csv[0], task[i], "32", small);
+        row_of(&csv[0], task[i], "512", large);
+        assert_true(large[KL_AT] == 0 && large[TOP1_AT] == 1 && large[SHARE_AT] == 1);
+        assert_true(large[PPL_AT] == 1 && large[MASS_AT] == 1 && large[PRESSINGS_AT] == 0);
+        assert_true(small[KL_AT] > 0 && small[SHARE_AT] < 1 && small[MASS_AT] < 1);
+        assert_true(small[FIRST_AT] < large[FIRST_AT]);
+        assert_true(i < 2 ? small[PRESSINGS_AT] == 1 : small[PRESSINGS_AT] > 1);
+    }
 
     /* all is there: nothing is measured again, the tables are the same to the byte */
     assert_int_equal(run(tasks), 0);
@@ -196,7 +217,8 @@ static void makes_all_tasks(void **state)
     struct model_options o = { .weights = "auto" };
     assert_int_equal(be_open(&s.be, &(struct be_config){ .n_threads = 1 }, &e), 0);
     assert_int_equal(model_open(&s.model, in_root("model"), &o, s.be, &e), 0);
-    assert_int_equal(kv_maker_open(&m, s.model, in_root("text.txt"), 500, &e), 0);
+    assert_int_equal(kv_maker_open(&m, s.model, in_root("text.txt"), 500, 0, &e), 0);
+    assert_int_equal(m.run, s.model->config.ctx_train);
     for (int f = 0; kv_families[f] != NULL; f++)
         for (const struct kv_task *t = kv_families[f]; t->name != NULL; t++)
             for (int i = 0; i < 3; i++) {
@@ -204,18 +226,31 @@ static void makes_all_tasks(void **state)
                 if (t->make(&m, &c, &e) < 0)
                     fail_msg("%s: %s", t->name, e.text);
                 int question = c.question1 - c.question0;
-                assert_int_equal(c.prompt.n - question, 500);
+                assert_int_equal(c.prompt.n - question, t->kind == KV_LONG ? m.run / 8 : 500);
                 assert_true(question == 0 || c.question1 == c.prompt.n);
-                assert_true(c.n_answers >= 1 && c.n_answers <= KV_ANSWERS);
+                assert_true(c.n_answers >= (t->kind != KV_CHOICE) && c.n_answers <= KV_ANSWERS);
                 int judged = 0;
                 for (int k = 1; k < c.n_probe; k++)
                     judged += c.answer[k] != 0;
                 assert_int_equal(c.answer[0], 0);
-                assert_true(judged > 0 && judged <= KV_JUDGED);
+                if (t->kind == KV_LONG)
+                    assert_int_equal(judged, m.run - m.run / 8 - 1);
+                else if (t->kind == KV_CHOICE)
+                    assert_true(judged == 0 && c.n_probe > 0);
+                else
+                    assert_true(judged > 0 && judged <= KV_JUDGED);
                 assert_ptr_equal(kv_task_find(t->name), t);
             }
+    const struct kv_task *stream = kv_task_find("stream"); /* runs of 512 tokens: 128 are enough */
+    assert_int_equal(kv_task_samples(stream, &m, 200), 128);
+    assert_int_equal(kv_task_samples(stream, &m, 3), 3);
+    assert_int_equal(kv_task_samples(kv_task_find("continue"), &m, 200), 200);
     kv_maker_close(&m);
-    assert_int_equal(kv_maker_open(&m, s.model, in_root("text.txt"), 4000, &e), 0);
+    assert_int_equal(kv_maker_open(&m, s.model, in_root("text.txt"), 500, 7, &e), 0);
+    assert_int_equal(stream->make(&m, &c, &e), ERR_INVALID); /* an eighth of it is no prompt */
+    kv_maker_close(&m);
+    assert_int_equal(kv_maker_open(&m, s.model, in_root("text.txt"), 4000, 100, &e), 0);
+    assert_int_equal(m.run, 100);
     kv_maker_seed(&m, 1, "x", 0);
     assert_int_equal(kv_maker_context(&m, NULL, 0, &c, &e), ERR_INVALID);
     assert_non_null(strstr(e.text, "too short"));
@@ -285,6 +320,8 @@ static void scores(void **state)
     double nll = 0;
     double nll_full = 0;
     int same = 0;
+    int first = -1; /* judged tokens up to the first whose choice differs */
+    int n = 0;
     for (int i = 0; i < FED; i++) {
         if (c.answer[i] == 0)
             continue;
@@ -297,10 +334,15 @@ static void scores(void **state)
         nll += lq - (double)q[c.probe[i]];
         nll_full += lp - (double)p[c.probe[i]];
         same += best_of(p, vocab) == best_of(q, vocab);
+        if (first < 0 && best_of(p, vocab) != best_of(q, vocab))
+            first = n;
+        n++;
     }
+    assert_true(first >= 0);
     assert_int_equal(kv_judge_open(&j, &r, &e), 0);
-    assert_int_equal(kv_judge_truth(&j, 0, &c, &whole, &e), 0);
-    assert_int_equal(kv_judge_other(&j, 1, &c, false, &other, &e), 0);
+    const struct kv_task *t = kv_task_find("continue");
+    assert_int_equal(kv_judge_whole(&j, 0, t, &c, &whole, &e), 0);
+    assert_int_equal(kv_judge_other(&j, 1, t, &c, &other, &e), 0);
     assert_true(whole.tokens == ROWS && whole.answers == 2 && whole.kl == 0 && whole.top1 == 1);
     assert_true(fabs(whole.nll - nll_full / ROWS) < 1e-4);
     assert_true(other.tokens == ROWS && other.answers == 2);
@@ -309,10 +351,180 @@ static void scores(void **state)
     assert_true(fabs(other.nll_full - nll_full / ROWS) < 1e-4);
     assert_true(fabs(other.top1 - (double)same / ROWS) < 1e-12);
     assert_true(other.kl95 >= other.kl);
+    assert_true(whole.first == ROWS && other.first == first);
+    assert_true(other.pressings == 0 && other.mass == 1 && other.bytes > 0);
     mem_free(logits);
     kv_judge_close(&j);
     runner_close(&r);
     session_close(&s);
+}
+
+/* ---- what is decoded on a pressed cache, against plain loops ---------------------------------------------------------- */
+
+struct bench {
+    struct session s;
+    struct kv_maker m;
+    struct kv_case c;
+    struct runner r;
+    struct kv_judge j;
+    int vocab;
+};
+
+static void open_bench(struct bench *b)
+{
+    struct err e;
+    struct model_options o = { .weights = "auto" };
+    assert_int_equal(be_open(&b->s.be, &(struct be_config){ .n_threads = 1 }, &e), 0);
+    assert_int_equal(model_open(&b->s.model, in_root("model"), &o, b->s.be, &e), 0);
+    assert_int_equal(kv_maker_open(&b->m, b->s.model, in_root("text.txt"), 200, 0, &e), 0);
+    assert_int_equal(
+        runner_open_kv(&b->r, b->s.model, KV_F32, 2, 512, KV_JUDGED, KV_JUDGED, RUNNER_SAMPLES, &e),
+        0);
+    assert_int_equal(kv_judge_open(&b->j, &b->r, &e), 0);
+    b->vocab = b->s.model->config.vocab;
+}
+
+static void close_bench(struct bench *b)
+{
+    kv_judge_close(&b->j);
+    runner_close(&b->r);
+    kv_maker_close(&b->m);
+    tok_ids_free(&b->c.prompt);
+    session_close(&b->s);
+}
+
+/* The prompt of a sample in sequence 0. */
+static void make_sample(struct bench *b, const struct kv_task *t, int sample)
+{
+    struct err e;
+    struct kv_options o = { .policy = some_policy(), .budget = KV_BUDGET_MIN };
+    kv_maker_seed(&b->m, 1, t->name, sample);
+    assert_int_equal(t->make(&b->m, &b->c, &e), 0);
+    assert_int_equal(runner_begin(&b->r, 0, &o, b->c.prompt.n, &e), 0);
+    assert_int_equal(runner_prefill(&b->r, 0, b->c.prompt.id, b->c.prompt.n, &e), 0);
+}
+
+/* A copy of it in sequence 1, to be pressed to this budget; 0: the whole cache. */
+static void fork_sample(struct bench *b, int budget)
+{
+    struct err e;
+    struct kv_options o = { .policy = budget > 0 ? some_policy() : NULL, .budget = budget };
+    assert_int_equal(runner_fork(&b->r, 1, 0, &o, &e), 0);
+}
+
+/* Greedy decoding, token by token. */
+static void decode(struct bench *b, int budget, int32_t token, int32_t out[KV_GREEDY])
+{
+    struct kv_report report = { 0 };
+    struct err e;
+    const float *x;
+    fork_sample(b, budget);
+    assert_int_equal(runner_press(&b->r, 1, &report, &e), 0);
+    for (int i = 0; i < KV_GREEDY; i++) {
+        assert_int_equal(runner_append(&b->r, 1, &token, 1, 1, &x, &e), 0);
+        out[i] = token = best_of(x, b->vocab);
+    }
+}
+
+static void finds_the_first_divergence(void **state)
+{
+    (void)state;
+    struct bench *b = mem_zalloc(1, sizeof *b);
+    const struct kv_task *t = kv_task_find("greedy");
+    struct kv_cell whole;
+    struct kv_cell other;
+    struct err e;
+    int n_differ = 0;
+    open_bench(b);
+    for (int sample = 0; sample < 4; sample++) {
+        int32_t full[KV_GREEDY];
+        int32_t pressed[KV_GREEDY];
+        int first = 0;
+        make_sample(b, t, sample);
+        decode(b, 0, b->c.probe[0], full);
+        decode(b, 32, b->c.probe[0], pressed);
+        while (first < KV_GREEDY && full[first] == pressed[first])
+            first++;
+        n_differ += first > 0 && first < KV_GREEDY;
+        fork_sample(b, 0);
+        assert_int_equal(kv_judge_whole(&b->j, 1, t, &b->c, &whole, &e), 0);
+        assert_int_equal(b->c.n_probe, 1 + KV_GREEDY);
+        assert_memory_equal(b->c.probe + 1, full, sizeof full);
+        assert_true(whole.first == KV_GREEDY && whole.tokens == KV_GREEDY && whole.exact == 1);
+        fork_sample(b, 32);
+        assert_int_equal(kv_judge_other(&b->j, 1, t, &b->c, &other, &e), 0);
+        assert_true(other.first == first && other.pressings == 1);
+        fork_sample(b, 512);
+        assert_int_equal(kv_judge_other(&b->j, 1, t, &b->c, &other, &e), 0);
+        assert_true(other.first == KV_GREEDY && other.kl == 0 && other.pressings == 0);
+    }
+    assert_true(n_differ > 0);
+    close_bench(b);
+    mem_free(b);
+}
+
+/* The logits of all of a stream's tokens but the last, 32 at a time; returns the number of pressings. */
+static int follow(struct bench *b, int budget, float *logits)
+{
+    struct kv_report report = { 0 };
+    struct err e;
+    const float *x;
+    fork_sample(b, budget);
+    for (int i = 0; i < b->c.n_probe - 1; i += 32) {
+        int n = b->c.n_probe - 1 - i < 32 ? b->c.n_probe - 1 - i : 32;
+        assert_int_equal(runner_press(&b->r, 1, &report, &e), 0);
+        assert_int_equal(runner_append(&b->r, 1, b->c.probe + i, n, n, &x, &e), 0);
+        memcpy(logits + (ptrdiff_t)i * b->vocab, x, (size_t)n * (size_t)b->vocab * sizeof *x);
+    }
+    return report.n_compactions;
+}
+
+static void follows_a_stream(void **state)
+{
+    (void)state;
+    struct bench *b = mem_zalloc(1, sizeof *b);
+    const struct kv_task *t = kv_task_find("stream");
+    struct kv_cell whole;
+    struct kv_cell other;
+    struct err e;
+    open_bench(b);
+    make_sample(b, t, 0);
+    int rows = b->c.n_probe - 1;
+    int stride = (rows + KV_JUDGED - 1) / KV_JUDGED;
+    size_t size = (size_t)rows * (size_t)b->vocab;
+    float *full = mem_alloc(size * sizeof *full);
+    float *pressed = mem_alloc(size * sizeof *pressed);
+    assert_int_equal(follow(b, 0, full), 0);
+    int pressings = follow(b, 32, pressed);
+    double nll[2] = { 0, 0 };
+    double kl = 0;
+    int n_kl = 0;
+    for (int i = 0; i < rows; i++) {
+        const float *p = full + (ptrdiff_t)i * b->vocab;
+        const float *q = pressed + (ptrdiff_t)i * b->vocab;
+        double lp = log_sum(p, b->vocab);
+        double lq = log_sum(q, b->vocab);
+        nll[0] += lp - (double)p[b->c.probe[i + 1]];
+        nll[1] += lq - (double)q[b->c.probe[i + 1]];
+        for (int w = 0; i % stride == 0 && w < b->vocab; w++)
+            kl += exp((double)p[w] - lp) * ((double)p[w] - lp - (double)q[w] + lq);
+        n_kl += i % stride == 0;
+    }
+    fork_sample(b, 0);
+    assert_int_equal(kv_judge_whole(&b->j, 1, t, &b->c, &whole, &e), 0);
+    fork_sample(b, 32);
+    assert_int_equal(kv_judge_other(&b->j, 1, t, &b->c, &other, &e), 0);
+    assert_true(stride > 1 && n_kl > KV_JUDGED / 2 && pressings > 1);
+    assert_true(whole.tokens == rows && other.tokens == rows && other.pressings == pressings);
+    assert_true(fabs(whole.nll - nll[0] / rows) < 1e-4 && whole.nll == other.nll_full);
+    assert_true(fabs(other.nll - nll[1] / rows) < 1e-4);
+    assert_true(fabs(other.kl - kl / n_kl) < 1e-4 * (1 + kl / n_kl));
+    /* the whole cache ends with all tokens; the other one never holds more than budget, tail and a step */
+    assert_true(whole.bytes > 2 * other.bytes);
+    mem_free(pressed);
+    mem_free(full);
+    close_bench(b);
+    mem_free(b);
 }
 
 static void refuses_wrong_use(void **state)
@@ -347,10 +559,9 @@ static int tear_down(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(runs_and_goes_on),
-        cmocka_unit_test(makes_all_tasks),
-        cmocka_unit_test(scores),
-        cmocka_unit_test(refuses_wrong_use),
+        cmocka_unit_test(runs_and_goes_on), cmocka_unit_test(makes_all_tasks),
+        cmocka_unit_test(scores),           cmocka_unit_test(finds_the_first_divergence),
+        cmocka_unit_test(follows_a_stream), cmocka_unit_test(refuses_wrong_use),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
