@@ -162,6 +162,44 @@ struct be_attend {
     int window;  /* sliding window: a row at position p sees positions > p - window; 0: all */
 };
 
+/* ---- pressing a cache -------------------------------------------------------------------------------------------- */
+
+/* What kept queries make of the slots of KV heads, of all layers at once; kernels/probe.h defines it for one head. A head's
+ * candidates are its narrow slots, then n_wide wide ones; n_tail slots more, in the page behind those, are seen by the
+ * references but are no candidates. Pointers are host memory, pool, beta and records backend memory. */
+enum { BE_PROBE_SETS = 3 };
+struct be_probe {
+    struct be_kv kv; /* sequences are not looked at */
+    int n_layers, n_heads;
+    float scale;
+    int n_wide, n_tail;
+    const int32_t *wide; /* [n_layers][pages of n_wide, and the tail's if there is one] page ids */
+    const int32_t *narrow;   /* [n_layers][n_kv_heads][narrow_pages] block ids */
+    const int32_t *n_narrow; /* [n_layers][n_kv_heads] slots; NULL: none */
+    int narrow_pages;
+    /* Records: those of set 0, 1, ... and then n_ref references. Query i of a set sees all narrow slots and wide slots below
+     * see[i], rising within the set. References are turned on, pair i of reference r by the angle of cos[r][i], sin[r][i]. */
+    const void *const *record; /* [n_layers][n_records] */
+    int n_records, n_set[BE_PROBE_SETS], n_ref;
+    const int32_t *see;     /* of the sets' records */
+    const float *cos, *sin; /* [n_ref][half] */
+    int half;
+    bool half_split;          /* as for rope */
+    struct be_probe_out *out; /* [n_layers][n_kv_heads] */
+};
+
+/* Of one KV head; the host's. c: candidates; r: rows, which are references times query heads of the group.
+ *   set       [c] the attention that the set's queries give, mean over queries and group
+ *   mean, rms [c] of the rows' attention, over candidates and tail: mean, root mean square
+ *   beta      [c] the logit bias; 0: of wide slots
+ *   q         [r][head_dim] turned, unscaled
+ *   o, lse    [r][head_dim], [r] attention over the candidates
+ *   tail_lse  [r] the log-sum-exp over the tail alone; -inf: without one */
+struct be_probe_out {
+    float *set[BE_PROBE_SETS], *mean, *rms, *beta;
+    float *q, *o, *lse, *tail_lse;
+};
+
 /* ---- the head -------------------------------------------------------------------------------------------------- */
 
 enum { BE_HEAD_TOP = 256, BE_VOCAB_MAX = 512 << 10 /* of the head op */ };
@@ -274,6 +312,17 @@ struct be_ops {
      * Bytes moved: 4 read for each element of a query, and the records. */
     void (*query_keep)(struct be *be, const struct be_keep *keep, const float *q, const float *lse,
                        enum kv_type type, int n, int n_heads, int head_dim);
+
+    /* ---- pressing a cache --------------------------------------------------------------------------------------- */
+    /* Fills p->out. Waits, so that it can be read on return, unless sync() then tells of an error. Rounds queries and weights
+     * as attend does. False: a head that long does not fit the backend's scratch, nothing was done. NULL: the host brings
+     * pages to itself and does what kernels/probe.h says.
+     * Products: 4 * rows * slots * head_dim FLOP a head for the references' attention, 2 for each column sum of a row. */
+    bool (*probe)(struct be *be, const struct be_probe *p);
+    /* k[n][head_dim], v[n][head_dim] (host) of slots of the pool, as f32: slot[i] (host) is block * KV_PAGE + slot of the
+     * block. Waits as probe does. NULL where probe is. */
+    void (*kv_gather)(struct be *be, const struct be_kv *kv, const int64_t *slot, int n, float *k,
+                      float *v);
 
     /* ---- the head ------------------------------------------------------------------------------------------ */
     /* logits[n][vocab] as row[n] (host) says, changed in place; what is left of each row to out[n] (host). Waits, so

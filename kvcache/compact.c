@@ -105,9 +105,10 @@ int press_run(struct press *w, press_fn *fn, struct err *e)
     struct be *be = w->pool->be;
     int heads = w->pool->shape.n_kv_heads;
     struct pass pass = { w, fn, 0 };
-    if (be->host)
+    bool at_once = be->host || w->probed;
+    if (at_once)
         par_for(be->par, w->n_heads, 1, run_heads, &pass);
-    for (int l = 0; !be->host && l < w->pool->shape.n_layers; l++) {
+    for (int l = 0; !at_once && l < w->pool->shape.n_layers; l++) {
         TRY(source_stage(w, l, e));
         pass.head0 = l * heads;
         par_for(be->par, heads, 1, run_heads, &pass);
@@ -115,7 +116,7 @@ int press_run(struct press *w, press_fn *fn, struct err *e)
     for (int i = 0; i < w->n_heads; i++)
         if (w->head[i].rc < 0)
             return err_set(e, w->head[i].rc, "no memory to press a KV cache in");
-    return be->host ? 0 : be->ops->sync(be, e);
+    return at_once ? 0 : be->ops->sync(be, e);
 }
 
 /* ---- the plan -------------------------------------------------------------------------------------------------- */
@@ -138,7 +139,7 @@ static void plan_references(struct press *w)
 static size_t lay_out(struct press *w, char *base)
 {
     size_t used = 0, rows = (size_t)w->n_ref * (size_t)w->c->group;
-    size_t dim = (size_t)w->pool->shape.head_dim;
+    size_t dim = (size_t)w->pool->shape.head_dim, device = device_can(w);
     w->head = room_piece(base, &used, (size_t)w->n_heads * sizeof *w->head);
     w->source = room_piece(base, &used, (size_t)w->pool->shape.n_layers * sizeof *w->source);
     for (int i = 0; i < w->n_heads; i++) {
@@ -155,6 +156,9 @@ static size_t lay_out(struct press *w, char *base)
             .ref_o = room_piece(base, &used, rows * dim * sizeof(float)),
             .ref_lse = room_piece(base, &used, rows * sizeof(float)),
             .ref_weight = room_piece(base, &used, rows * sizeof(float)),
+            .beta = room_piece(base, &used, device * bytes),
+            .ref_q = room_piece(base, &used, device * rows * dim * sizeof(float)),
+            .tail_lse = room_piece(base, &used, device * rows * sizeof(float)),
             .keep = room_piece(base, &used, (size_t)n * sizeof(int32_t)),
             .exact = room_piece(base, &used, (size_t)n * sizeof(bool)),
         };
@@ -298,6 +302,8 @@ static int write_out(struct press *w, struct err *e)
     used = 0;
     w->out = room_piece(w->c->out.at, &used, bytes);
     w->out_beta = room_piece(w->c->out.at, &used, beta);
+    if (w->probed && n > 0)
+        TRY(device_gather(w, e));
     return press_run(w, press_write, e);
 }
 
@@ -328,6 +334,8 @@ int kv_compact(struct kv_compactor *c, struct kv_seq *s, struct kv_report *r, st
     uint64_t start = clock_ns();
     struct press w = { .c = c, .pool = c->pool, .s = s };
     TRY(plan(&w, e));
+    if (device_can(&w))
+        TRY(device_probe(&w, e));
     TRY(press_run(&w, press_probe, e));
     TRY(choose(&w, e));
     TRY(write_out(&w, e));

@@ -5,7 +5,8 @@
  * for want of one, a shared prefix stays what it was, and cached prefixes outlive it.
  * A head's result depends on its sequence alone: one thread does all of it, in one order.
  *
- * On a backend whose memory the CPU cannot read, pages are brought to the host head by head and written back.
+ * On a backend whose memory the CPU cannot read, the device does what grows with the context (be_ops.probe), the host the rest;
+ * where it cannot, and for policies that look at every key, pages are brought to the host layer by layer.
  */
 #ifndef WRING_KVCACHE_COMPACT_H
 #define WRING_KVCACHE_COMPACT_H

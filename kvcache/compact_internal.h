@@ -2,8 +2,9 @@
  *
  * A compaction makes three passes over the heads, each head one item of the workers' loop: probe (compact_probe.c), choose
  * and write (compact_write.c). Between them only what struct press_head points to is kept; keys, values and queries are
- * read again. On a backend whose memory the CPU cannot read, a pass goes layer by layer, each brought to the host first
- * (compact_source.c). compact_commit.c puts the result in place.
+ * read again. On a backend whose memory the CPU cannot read, the device probes all heads at once (compact_device.c); where it
+ * cannot, a pass goes layer by layer, each brought to the host first (compact_source.c). compact_commit.c puts the result
+ * in place.
  */
 #ifndef WRING_KVCACHE_COMPACT_INTERNAL_H
 #define WRING_KVCACHE_COMPACT_INTERNAL_H
@@ -49,12 +50,14 @@ struct press_head {
     int n;                                             /* candidates */
     float *local, *global, *last, *mean, *rms, *score; /* [n] */
     float *ref_o, *ref_lse, *ref_weight;               /* as in struct kv_head */
+    float *beta, *ref_q, *tail_lse;                    /* of a device: be_probe_out */
     float tail_mass;                                   /* of the references, on the wide tail */
     int n_protected;                                   /* candidates that stay in any case */
     int n_keep;                                        /* its share of the budget */
     int32_t *keep;                                     /* [n_keep] */
     bool *exact;                                       /* [n_keep] */
     int64_t out_block;                                 /* where it starts in out */
+    size_t kept0;                                      /* where its slots start in kept_k, kept_v */
     float mass; /* of the references, on what is kept, the wide tail included */
     int64_t merged;
     int rc;
@@ -74,6 +77,8 @@ struct press {
         n_strided; /* references: n_strided of samples strided0 ... + strided_n */
     int n_ref;     /* those and the window's */
     bool raised;
+    bool probed;             /* by the device; its pages are not on the host */
+    float *kept_k, *kept_v;  /* then: of all kept slots, [dim] each */
     struct press_head *head; /* [n_heads] */
     struct source *source;   /* [n_layers] */
     char *out;               /* [n_out] blocks, as they will be in the pool */
@@ -107,6 +112,12 @@ void source_direct(struct press *w);
 int source_stage(struct press *w, int layer, struct err *e) WARN_UNUSED;
 struct record source_sample(const struct press *w, const struct source *src, int i);
 struct record source_window(const struct press *w, const struct source *src, int i);
+struct record source_reference(const struct press *w, const struct source *src, int i);
+/* By how many positions reference i, which stood at pos, is turned. */
+int source_turn(const struct press *w, int i, int pos);
+/* The wide candidates that a query at pos sees are those below. */
+int source_seen(const struct press *w, int pos);
+bool press_wants_kv(const struct press *w); /* keys and values of all candidates */
 int item_open(struct item *t, const struct press *w, int head, int thread) WARN_UNUSED;
 /* The queries of n records for this head: q[n * group][dim], lse[n * group] and, unless NULL, see[n * group]. */
 void item_queries(const struct item *t, const struct record *r, int n, float *q, float *lse,
@@ -114,9 +125,21 @@ void item_queries(const struct item *t, const struct record *r, int n, float *q,
 
 /* ---- compact_probe.c, compact_write.c */
 press_fn press_probe, press_choose, press_write;
+/* The local queries, at most KV_WINDOW_QUERIES; returns how many. */
+int press_local(const struct press *w, const struct source *src, struct record *r);
+/* Those of the global score, at most n_samples; r NULL: only counted. */
+int press_global(const struct press *w, const struct source *src, struct record *r);
+struct record press_last(const struct press *w, const struct source *src); /* query */
 /* True for candidates at that position that stay in any case. */
 bool press_protected(const struct press *w, int pos);
 int press_candidate_pos(const struct press *w, int head, int j);
+
+/* ---- compact_device.c */
+bool device_can(const struct press *w); /* probe, unless a head is too long for it */
+/* Probes all heads, if none is too long: w->probed. */
+int device_probe(struct press *w, struct err *e) WARN_UNUSED;
+/* Brings keys and values of what is kept. */
+int device_gather(struct press *w, struct err *e) WARN_UNUSED;
 
 /* ---- compact_commit.c: ERR_NOMEM, ERR_DEVICE: the sequence is as it was. */
 int press_commit(struct press *w, struct err *e) WARN_UNUSED;

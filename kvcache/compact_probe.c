@@ -41,17 +41,38 @@ static bool question_seen(const struct press *w)
     return w->n_window > 0 && o->question0 < o->question1 && o->question1 > seq_window0(w->s);
 }
 
-/* The local queries: the question's, or the prompt's last; without a prompt's, the last samples. */
-static int local_records(const struct item *t, struct record *r)
+/* The question's or, where none is marked, the prompt's last; without a prompt's, the last samples. */
+int press_local(const struct press *w, const struct source *src, struct record *r)
 {
-    const struct press *w = t->w;
     int n = 0, all = w->n_window > 0 ? w->n_window : w->n_samples;
     int first = all > KV_WINDOW_QUERIES ? all - KV_WINDOW_QUERIES : 0;
     bool question = question_seen(w);
     for (int i = first; i < all; i++) {
-        r[n] = w->n_window > 0 ? source_window(w, t->src, i) : source_sample(w, t->src, i);
-        n += !question || in_question(&w->s->opt, r[n].pos);
+        struct record at = w->n_window > 0 ? source_window(w, src, i) : source_sample(w, src, i);
+        if (!question || in_question(&w->s->opt, at.pos))
+            r[n++] = at;
     }
+    return n;
+}
+
+struct record press_last(const struct press *w, const struct source *src)
+{
+    return w->n_window > 0 ? source_window(w, src, w->n_window - 1)
+                           : source_sample(w, src, w->n_samples - 1);
+}
+
+/* Whether the same queries speak for both scores. */
+static bool global_is_local(const struct press *w)
+{
+    return w->n_window == 0 && w->n_samples <= KV_WINDOW_QUERIES;
+}
+
+int press_global(const struct press *w, const struct source *src, struct record *r)
+{
+    int n =
+        w->n_samples < w->s->opt.queries || global_is_local(w) ? w->n_samples : w->s->opt.queries;
+    for (int i = 0; r != NULL && i < n; i++)
+        r[i] = source_sample(w, src, (int)((int64_t)(i + 1) * w->n_samples / n) - 1);
     return n;
 }
 
@@ -63,20 +84,12 @@ static int score_causal(struct item *t)
         arena_alloc(t->h.arena, ((size_t)w->n_samples + KV_WINDOW_QUERIES) * sizeof *r);
     if (r == NULL)
         return ERR_NOMEM;
-    TRY(sum_records(t, r, local_records(t, r), st->local));
-    r[0] = w->n_window > 0 ? source_window(w, t->src, w->n_window - 1)
-                           : source_sample(w, t->src, w->n_samples - 1);
+    TRY(sum_records(t, r, press_local(w, t->src, r), st->local));
+    r[0] = press_last(w, t->src);
     TRY(sum_records(t, r, 1, st->last));
-    int n = w->n_samples < t->h.opt->queries ? w->n_samples : t->h.opt->queries;
-    for (int i = 0; i < n; i++)
-        r[i] = source_sample(w, t->src, (int)((int64_t)(i + 1) * w->n_samples / n) - 1);
-    if (w->n_window == 0 && w->n_samples <= KV_WINDOW_QUERIES) /* the same queries */
-        memcpy(st->global, st->local, (size_t)st->n * sizeof *st->global);
-    else
-        TRY(sum_records(t, r, n, st->global));
-    /* Samples of the pages still held say little of slots that older queries chose. */
-    for (int j = 0; j < t->probe.n_narrow; j++)
-        st->global[j] = w->s->slot[t->h.layer * t->h.n_kv_heads + t->h.head][j].score;
+    if (!global_is_local(w))
+        return sum_records(t, r, press_global(w, t->src, r), st->global);
+    memcpy(st->global, st->local, (size_t)st->n * sizeof *st->global);
     return 0;
 }
 
@@ -100,6 +113,24 @@ static void weigh_references(struct item *t, const float *share)
         t->st->ref_weight[i] = sum > 1e-30 ? t->st->ref_weight[i] * scale : 1.0f;
 }
 
+/* What a reference gives to the candidates, of all that it sees: share[n_ref * group]. */
+static int share_references(struct item *t, const float *tail_lse)
+{
+    struct press_head *st = t->st;
+    size_t rows = (size_t)t->h.n_ref * (size_t)t->h.group;
+    float *share = arena_alloc(t->h.arena, rows * sizeof *share);
+    double tail_mass = 0;
+    if (share == NULL)
+        return ERR_NOMEM;
+    for (size_t i = 0; i < rows; i++) {
+        share[i] = 1.0f / (1.0f + expf(tail_lse[i] - st->ref_lse[i]));
+        tail_mass += 1.0 - (double)share[i];
+    }
+    st->tail_mass = (float)(tail_mass / (double)rows);
+    weigh_references(t, share);
+    return 0;
+}
+
 static int probe_references(struct item *t)
 {
     struct kv_head *h = &t->h;
@@ -107,33 +138,38 @@ static int probe_references(struct item *t)
     struct probe_queries q = { h->ref_q, NULL, h->n_ref * h->group };
     size_t rows = (size_t)q.n;
     float *lse = arena_alloc(h->arena, rows * sizeof *lse);
-    float *share = arena_alloc(h->arena, rows * sizeof *share);
     float *weight = arena_alloc(h->arena, rows * sizeof *weight);
     float *o = arena_alloc(h->arena, rows * h->dim * sizeof *o); /* the tail's: not used */
-    if (lse == NULL || share == NULL || weight == NULL || o == NULL)
+    if (lse == NULL || weight == NULL || o == NULL)
         return ERR_NOMEM;
+    struct probe_head tail = t->probe;
+    tail.n_narrow = 0;
+    tail.wide = t->tail;
+    tail.n_wide = t->w->n_tail;
     probe_attend(h->isa, &t->probe, &q, st->ref_o, st->ref_lse, t->scratch);
-    if (t->w->n_tail > 0) {
-        struct probe_head tail = t->probe;
-        tail.n_narrow = 0;
-        tail.wide = t->tail;
-        tail.n_wide = t->w->n_tail;
-        probe_attend(h->isa, &tail, &q, o, lse, t->scratch);
-    }
-    double tail_mass = 0;
+    probe_attend(h->isa, &tail, &q, o, lse, t->scratch);
+    TRY(share_references(t, lse));
     for (size_t i = 0; i < rows; i++) {
-        float part = t->w->n_tail > 0 ? expf(lse[i] - st->ref_lse[i]) : 0;
-        share[i] = 1.0f / (1.0f + part);
-        lse[i] = st->ref_lse[i] + log1pf(part);
+        lse[i] = st->ref_lse[i] + log1pf(expf(lse[i] - st->ref_lse[i]));
         weight[i] = 1.0f / (float)rows;
-        tail_mass += 1.0 - (double)share[i];
     }
-    st->tail_mass = (float)(tail_mass / (double)rows);
-    weigh_references(t, share);
     probe_sums(h->isa, &t->probe, &q, lse, weight, st->mean, st->rms, t->scratch);
     for (int j = 0; j < h->n; j++)
         st->rms[j] = sqrtf(st->rms[j]);
     return 0;
+}
+
+static int probe_on_host(struct item *t)
+{
+    struct press_head *st = t->st;
+    size_t bytes = (size_t)st->n * sizeof(float);
+    memset(st->local, 0, bytes);
+    memset(st->global, 0, bytes);
+    memset(st->last, 0, bytes);
+    memset(st->mean, 0, bytes);
+    memset(st->rms, 0, bytes);
+    TRY(score_causal(t));
+    return probe_references(t);
 }
 
 bool press_protected(const struct press *w, int pos)
@@ -145,13 +181,9 @@ bool press_protected(const struct press *w, int pos)
 int press_probe(struct item *t)
 {
     struct press_head *st = t->st;
-    size_t bytes = (size_t)st->n * sizeof(float);
-    memset(st->local, 0, bytes);
-    memset(st->global, 0, bytes);
-    memset(st->last, 0, bytes);
-    memset(st->mean, 0, bytes);
-    memset(st->rms, 0, bytes);
-    TRY(score_causal(t));
-    TRY(probe_references(t));
+    TRY(t->w->probed ? share_references(t, st->tail_lse) : probe_on_host(t));
+    /* Samples of the pages still held say little of slots that older queries chose. */
+    for (int j = 0; j < t->probe.n_narrow; j++)
+        st->global[j] = t->w->s->slot[t->h.layer * t->h.n_kv_heads + t->h.head][j].score;
     return t->h.opt->policy->score(&t->h, st->score);
 }

@@ -129,6 +129,28 @@ struct record source_window(const struct press *w, const struct source *src, int
                             seq_window0(w->s) + i };
 }
 
+/* Strided samples, then the prompt's last queries. */
+struct record source_reference(const struct press *w, const struct source *src, int i)
+{
+    int last = w->n_strided - 1;
+    if (i > last)
+        return source_window(w, src, i - w->n_strided);
+    int at = last < 1 ? w->strided_n - 1 : (int)((int64_t)i * (w->strided_n - 1) / last);
+    return source_sample(w, src, w->strided0 + at);
+}
+
+/* To one of the 64 positions to come: 37 is odd, so 64 references in a row get 64 different ones. */
+int source_turn(const struct press *w, int i, int pos)
+{
+    return w->s->n_tokens + i * 37 % 64 - pos;
+}
+
+int source_seen(const struct press *w, int pos)
+{
+    int n = pos + 1 - w->s->wide_pos0;
+    return n < w->n_wide ? n : w->n_wide;
+}
+
 static void to_float(float *out, const char *in, enum kv_type type, int n)
 {
     if (type == KV_F32) {
@@ -148,13 +170,12 @@ void item_queries(const struct item *t, const struct record *r, int n, float *q,
     size_t head_bytes = (size_t)dim * kv_elem_bytes(s->type);
     size_t lse_at = kv_record_lse(s->type, s->n_heads, dim);
     for (int i = 0; i < n; i++) {
-        int last = r[i].pos + 1 - t->w->s->wide_pos0;
         for (int g = 0; g < group; g++) {
             size_t row = (size_t)i * group + g, head = (size_t)t->h.head * group + g;
             to_float(q + row * dim, r[i].at + head * head_bytes, s->type, dim);
             memcpy(&lse[row], r[i].at + lse_at + head * sizeof *lse, sizeof *lse);
             if (see != NULL)
-                see[row] = last < t->w->n_wide ? last : t->w->n_wide;
+                see[row] = source_seen(t->w, r[i].pos);
         }
     }
 }
@@ -191,41 +212,52 @@ static int open_slots(struct item *t, int head)
     t->tail = block + n_pages;
     for (int j = 0; j < h->n; j++)
         pos[j] = press_candidate_pos(w, head, j);
-    for (int j = 0; t->probe.narrow != NULL && j < t->probe.n_narrow; j++)
+    for (int j = 0; !w->probed && t->probe.narrow != NULL && j < t->probe.n_narrow; j++)
         beta[j] = t->src->beta[(size_t)t->probe.narrow[j / KV_PAGE] * KV_PAGE + j % KV_PAGE];
     h->pos = pos;
-    h->beta = beta;
+    h->beta = w->probed ? t->st->beta : beta;
     return 0;
 }
 
-/* Turned to one of the 64 positions to come: 37 is odd, so 64 references in a row get 64 different ones. */
+static int turn_references(struct item *t, const struct record *r)
+{
+    struct kv_head *h = &t->h;
+    size_t rows = (size_t)h->n_ref * h->group;
+    float *q = arena_alloc(h->arena, rows * h->dim * sizeof *q);
+    float *lse = arena_alloc(h->arena, rows * sizeof *lse); /* of where they stood: not used */
+    if (q == NULL || lse == NULL)
+        return ERR_NOMEM;
+    item_queries(t, r, h->n_ref, q, lse, NULL);
+    for (int i = 0; i < h->n_ref; i++)
+        kv_rope_turn(h->rope, q + (size_t)i * h->group * h->dim, h->group, h->dim, h->ref_turn[i]);
+    h->ref_q = q;
+    return 0;
+}
+
 static int open_references(struct item *t)
 {
     const struct press *w = t->w;
     struct kv_head *h = &t->h;
-    size_t rows = (size_t)w->n_ref * h->group;
     struct record *r = arena_alloc(h->arena, (size_t)w->n_ref * sizeof *r);
     int32_t *pos = arena_alloc(h->arena, (size_t)w->n_ref * sizeof *pos);
     int32_t *turn = arena_alloc(h->arena, (size_t)w->n_ref * sizeof *turn);
-    float *q = arena_alloc(h->arena, rows * h->dim * sizeof *q);
-    float *lse = arena_alloc(h->arena, rows * sizeof *lse); /* of where they stood: not used */
-    if (r == NULL || pos == NULL || turn == NULL || q == NULL || lse == NULL)
+    if (r == NULL || pos == NULL || turn == NULL)
         return ERR_NOMEM;
     for (int i = 0; i < w->n_ref; i++) {
-        int k = i - w->n_strided, last = w->n_strided - 1;
-        int at = last < 1 ? w->strided_n - 1 : (int)((int64_t)i * (w->strided_n - 1) / last);
-        r[i] = k < 0 ? source_sample(w, t->src, w->strided0 + at) : source_window(w, t->src, k);
+        r[i] = source_reference(w, t->src, i);
         pos[i] = r[i].pos;
-        turn[i] = h->n_tokens + i * 37 % 64 - pos[i];
+        turn[i] = source_turn(w, i, pos[i]);
     }
-    item_queries(t, r, w->n_ref, q, lse, NULL);
-    for (int i = 0; i < w->n_ref; i++)
-        kv_rope_turn(h->rope, q + (size_t)i * h->group * h->dim, h->group, h->dim, turn[i]);
     h->n_ref = w->n_ref;
     h->ref_pos = pos;
     h->ref_turn = turn;
-    h->ref_q = q;
-    return 0;
+    h->ref_q = t->st->ref_q;
+    return w->probed ? 0 : turn_references(t, r);
+}
+
+bool press_wants_kv(const struct press *w)
+{
+    return w->s->opt.policy->wants_kv || w->s->opt.merge == KV_MERGE_MEAN;
 }
 
 static int open_kv(struct item *t)
@@ -278,5 +310,5 @@ int item_open(struct item *t, const struct press *w, int head, int thread)
     };
     TRY(open_slots(t, head));
     TRY(open_references(t));
-    return o->policy->wants_kv || o->merge == KV_MERGE_MEAN ? open_kv(t) : 0;
+    return press_wants_kv(w) ? open_kv(t) : 0;
 }

@@ -68,7 +68,12 @@ int press_write(struct item *t)
                             arena_alloc(h->arena, (size_t)n * sizeof(float)) };
     if (kept.k == NULL || kept.v == NULL || kept.beta == NULL)
         return ERR_NOMEM;
-    probe_gather(&t->probe, kept.keep, n, kept.k, kept.v);
+    if (t->w->probed) {
+        memcpy(kept.k, t->w->kept_k + st->kept0 * (size_t)dim, bytes);
+        memcpy(kept.v, t->w->kept_v + st->kept0 * (size_t)dim, bytes);
+    } else {
+        probe_gather(&t->probe, kept.keep, n, kept.k, kept.v);
+    }
     for (int i = 0; i < n; i++)
         kept.beta[i] = h->beta[kept.keep[i]];
     TRY(merge(t, &kept));

@@ -1,4 +1,4 @@
-/* Attention over the paged cache: which blocks walk which spans, and how spans become rows. The tile: attend.cuh.
+/* Attention over the paged cache: which blocks walk which spans, and how spans become rows. The span: attend_span.cuh.
  *
  * A block of four warps serves 16 * MT rows of one sequence and KV head; a row is a query head of a token, row
  * token * group + head, so that all query heads of a KV head share its keys (GQA). MT is 1 where a sequence asks about
@@ -19,7 +19,7 @@
  * memory is its bound. 64 rows do 64 FLOP a byte, which comes from L2 when several blocks of rows share it: prefill
  * is bound by L2, shared memory and tensor cores.
  */
-#include "kernels/cuda/attend.cuh"
+#include "kernels/cuda/attend_span.cuh"
 
 /* What a launch is asked. */
 struct attend_job {
@@ -46,11 +46,6 @@ static inline __host__ __device__ size_t partial_count(const struct attend_job *
  * first wide slot of the sequence. So a span has one number for all rows of a sequence and KV head. */
 struct attend_range {
     int n_narrow, narrow_spans, wide0, lo, hi;
-};
-
-struct attend_cut {
-    int lo, hi;
-    bool narrow;
 };
 
 /* first, last: position + 1 of the first and the last row. */
@@ -82,43 +77,12 @@ static __device__ __forceinline__ struct attend_cut range_cut(const struct atten
     return c;
 }
 
-/* Adds a span's (bm, bl) to a total (m, l): o becomes total_mix(o, o of the span, what this returns). As softsum_merge
- * of ref.c; fmaf is written out so that no compiler contracts one copy of this and not another. */
-static __device__ __forceinline__ float2 total_add(float *m, float *l, float bm, float bl)
-{
-    float2 f = make_float2(1, 0);
-    if (bm == -INFINITY)
-        return f;
-    if (!(bm <= *m)) {
-        f.x = *m == -INFINITY ? 0 : cu_exp2(*m - bm);
-        *m = bm;
-    }
-    f.y = cu_exp2(bm - *m);
-    *l = fmaf(bl, f.y, *l * f.x);
-    return f;
-}
-
-static __device__ __forceinline__ float total_mix(float total, float span, float2 f)
-{
-    return f.x == 1 && f.y == 0 ? total : fmaf(span, f.y, total * f.x);
-}
-
-static __device__ __forceinline__ float total_lse(float m, float l)
-{
-    return l == 0 ? -INFINITY : fmaf(m, 0.693147181f /* ln(2) */, logf(l));
-}
-
 /* ---- a block of rows --------------------------------------------------------------------------------------------- */
 
 /* Where the block is: its first row of n in this sequence. */
 struct attend_place {
     const struct be_seq *seq;
     int kv_head, row0, n;
-};
-
-/* The running totals of the rows of a lane. */
-template <int MT> struct attend_totals {
-    float m[MT][2], l[MT][2];
 };
 
 template <enum kv_type T, int MT, int NT>
@@ -134,21 +98,13 @@ static __device__ __forceinline__ void rows_open(const struct attend_job &j,
         b.shared->hi[r] = there ? at.seq->pos0 + token + 1 : 0;
     }
     __syncthreads();
-    /* q as A operands, scaled: element (row, dim) of each 16 x 16. */
-    for (int i = (int)threadIdx.x; i < b.K_STEPS * MT * CU_WARP; i += ATTEND_THREADS) {
-        int lane = i % CU_WARP, t = i / CU_WARP % MT, step = i / CU_WARP / MT;
-        attend_fragment<T> f;
-#pragma unroll
-        for (int k = 0; k < 4; k++) {
-            int row = b.shared->row[t * 16 + k % 2 * 8 + lane / 4];
-            int dim = step * 16 + k / 2 * 8 + lane % 4 * 2;
-            float2 x = make_float2(0, 0);
-            if (row >= 0 && dim < b.dim)
-                x = *(const float2 *)(j.q + (size_t)row * (size_t)b.dim + dim);
-            f.w[k] = word_pack<T>(x.x * j.scale, x.y * j.scale);
-        }
-        b.q[i] = f;
-    }
+    fragments_open(b, [&](int r, int dim) {
+        int row = b.shared->row[r];
+        if (row < 0)
+            return make_float2(0, 0);
+        float2 x = *(const float2 *)(j.q + (size_t)row * (size_t)b.dim + dim);
+        return make_float2(x.x * j.scale, x.y * j.scale);
+    });
 }
 
 /* Looks up the pages of a span, and what each row sees of it. */
@@ -177,66 +133,6 @@ static __device__ __forceinline__ void span_open(const struct attend_job &j,
     __syncthreads();
 }
 
-/* Slots [c.lo, c.hi). The next tile's keys are on their way while this one's weights are made, and its values while its
- * scores are. */
-template <enum kv_type T, int MT, int NT>
-static __device__ __forceinline__ void span_walk(const struct attend_block<T, MT, NT> &b,
-                                                 const struct attend_cut &c, int2 seen_by_all,
-                                                 struct attend_sum<MT, NT> *sum)
-{
-    typename attend_block<T, MT, NT>::keys k;
-    typename attend_block<T, MT, NT>::values v;
-    float s[MT][2][4];
-    sum_clear(sum);
-    int tile = c.lo / ATTEND_TILE * ATTEND_TILE;
-    if (c.lo < c.hi)
-        keys_load(b, &k, tile, 0);
-    for (; tile < c.hi; tile += ATTEND_TILE) {
-        bool edge = tile < seen_by_all.x || tile + ATTEND_TILE > seen_by_all.y;
-        if (MT == 1)
-            values_load(b, &v, tile, 0);
-        tile_scores(b, &k, tile, s);
-        if (MT > 1)
-            values_load(b, &v, tile, 0);
-        if (tile + ATTEND_TILE < c.hi)
-            keys_load(b, &k, tile + ATTEND_TILE, 0);
-        if (b.beta != NULL)
-            tile_bias(b, tile, s);
-        if (edge)
-            tile_mask(b, tile, s);
-        tile_weights(b, sum, s);
-        tile_values(b, &v, sum, tile, edge || T == KV_F32);
-    }
-#pragma unroll
-    for (int i = 0; i < MT * 2; i++) {
-        float l = sum->l[i / 2][i % 2];
-        l += __shfl_xor_sync(CU_ALL, l, 1);
-        l += __shfl_xor_sync(CU_ALL, l, 2);
-        if (cu_lane() % 4 == 0)
-            ((float *)&b.shared->stat[i * 8 + cu_lane() / 4])[cu_warp()] = l;
-    }
-    __syncthreads();
-#pragma unroll
-    for (int i = 0; i < MT * 2; i++) {
-        float4 l = b.shared->stat[i * 8 + cu_lane() / 4];
-        sum->l[i / 2][i % 2] = (l.x + l.y) + (l.z + l.w);
-    }
-}
-
-/* Calls f(dim, x) for the dims that this lane holds of index h of tile t, two at a time. */
-template <int MT, int NT, class F>
-static __device__ __forceinline__ void sum_each(const struct attend_sum<MT, NT> &sum, int t, int h,
-                                                int n_dims, F f)
-{
-#pragma unroll
-    for (int n = 0; n < NT; n++) {
-        int dim = cu_warp() * 8 * NT + n / 2 * 16 + cu_lane() % 4 * 4 + n % 2 * 2;
-        if (dim < n_dims)
-            f(dim, make_float2(sum.o[t][n / 2 * 2][h * 2 + n % 2],
-                               sum.o[t][n / 2 * 2 + 1][h * 2 + n % 2]));
-    }
-}
-
 /* Split: leaves the span for attend_merge. */
 template <enum kv_type T, int MT, int NT>
 static __device__ __forceinline__ void span_leave(const struct attend_job &j,
@@ -258,34 +154,6 @@ static __device__ __forceinline__ void span_leave(const struct attend_job &j,
         });
         if (threadIdx.x < CU_WARP && cu_lane() % 4 == 0)
             stats[slot] = make_float2(sum.m[i / 2][i % 2], sum.l[i / 2][i % 2]);
-    }
-}
-
-/* Not split: adds the span to the total in `out`, and divides after the last one. */
-template <enum kv_type T, int MT, int NT>
-static __device__ __forceinline__ void span_total(const struct attend_job &j,
-                                                  const struct attend_block<T, MT, NT> &b,
-                                                  const struct attend_sum<MT, NT> &sum,
-                                                  struct attend_totals<MT> *total, bool last)
-{
-#pragma unroll
-    for (int i = 0; i < MT * 2; i++) {
-        int row = b.shared->row[i * 8 + cu_lane() / 4];
-        float *m = &total->m[i / 2][i % 2], *l = &total->l[i / 2][i % 2];
-        bool empty = *m == -INFINITY;
-        float2 f = total_add(m, l, sum.m[i / 2][i % 2], sum.l[i / 2][i % 2]);
-        if (row < 0)
-            continue;
-        sum_each(sum, i / 2, i % 2, b.dim, [&](int dim, float2 x) {
-            float2 *out = (float2 *)(j.out + (size_t)row * (size_t)b.dim + dim);
-            float2 old = empty ? make_float2(0, 0) : *out;
-            x = make_float2(total_mix(old.x, x.x, f), total_mix(old.y, x.y, f));
-            if (last)
-                x = *l == 0 ? make_float2(0, 0) : make_float2(x.x / *l, x.y / *l);
-            *out = x;
-        });
-        if (last && j.lse != NULL && threadIdx.x < CU_WARP && cu_lane() % 4 == 0)
-            j.lse[row] = total_lse(*m, *l);
     }
 }
 
@@ -321,11 +189,7 @@ static __global__ void __launch_bounds__(ATTEND_THREADS, attend_block<T, MT, NT>
     struct attend_totals<MT> total;
     struct attend_sum<MT, NT> sum;
     sum_clear(&sum);
-#pragma unroll
-    for (int t = 0; t < MT * 2; t++) {
-        total.m[t / 2][t % 2] = -INFINITY;
-        total.l[t / 2][t % 2] = 0;
-    }
+    totals_clear(&total);
     bool opened = false;
     for (int i = span.i; i < end; i++) {
         struct attend_cut c = range_cut(range, i);
@@ -341,7 +205,7 @@ static __global__ void __launch_bounds__(ATTEND_THREADS, attend_block<T, MT, NT>
         if (split)
             span_leave(j, b, at, sum);
         else
-            span_total(j, b, sum, &total, i + 1 == n_spans);
+            span_total(j.out, j.lse, b, sum, &total, i + 1 == n_spans);
     }
 }
 

@@ -68,15 +68,21 @@ static void cuda_memory(struct be *be, size_t *free_bytes, size_t *total)
         CU_CHECK(s, cudaMemGetInfo(free_bytes, total));
 }
 
+/* Uploads lie side by side in the buffer, which is waited for only when it is full: pressing a cache writes thousands of
+ * pages. */
 static void cuda_upload(struct be *be, void *dst, const void *src, size_t bytes)
 {
     struct cu_state *s = cu_of(be);
     for (size_t at = 0; at < bytes && cu_ok(s); at += CU_PINNED_BYTES) {
         size_t n = bytes - at < CU_PINNED_BYTES ? bytes - at : CU_PINNED_BYTES;
-        CU_CHECK(s, cudaStreamSynchronize(s->stream)); /* the last copy may still read the buffer */
-        memcpy(s->pinned, (const char *)src + at, n);
-        CU_CHECK(
-            s, cudaMemcpyAsync((char *)dst + at, s->pinned, n, cudaMemcpyHostToDevice, s->stream));
+        if (n > CU_PINNED_BYTES - s->pinned_used) {
+            CU_CHECK(s, cudaStreamSynchronize(s->stream));
+            s->pinned_used = 0;
+        }
+        char *from = s->pinned + s->pinned_used;
+        memcpy(from, (const char *)src + at, n);
+        CU_CHECK(s, cudaMemcpyAsync((char *)dst + at, from, n, cudaMemcpyHostToDevice, s->stream));
+        s->pinned_used += (n + 63) / 64 * 64;
     }
 }
 
@@ -169,6 +175,7 @@ static void fill_slots(struct be_ops *ops)
     cu_ops_rope(ops);
     cu_ops_attend(ops);
     cu_ops_head(ops);
+    cu_ops_probe(ops);
 }
 
 static int open_state(struct be *be, const struct be_config *c, int device, struct err *e)

@@ -56,6 +56,7 @@ struct cu_state {
     struct cu_graphs *graphs;
     float *partial;       /* device: CU_PARTIAL_BYTES */
     char *pinned;         /* host: staging of copies, CU_PINNED_BYTES */
+    size_t pinned_used;   /* of them, that uploads under way may still read */
     struct cu_blas *blas; /* NULL: not asked for, or cuBLAS is not there */
     void *head;           /* head.cu's buffers; NULL until first used */
 };
@@ -88,6 +89,7 @@ void cu_ops_rows(struct be_ops *ops);   /* rows.cu: rmsnorm, add, gather, swiglu
 void cu_ops_rope(struct be_ops *ops);   /* rope.cu: position and cache, but attention */
 void cu_ops_attend(struct be_ops *ops); /* attend.cu */
 void cu_ops_head(struct be_ops *ops);   /* head.cu */
+void cu_ops_probe(struct be_ops *ops);  /* probe.cu: probe, kv_gather */
 void cu_head_close(struct be *be);      /* frees s->head */
 
 bool cu_graphs_open(struct cu_state *s);

@@ -95,6 +95,19 @@ def test_echo_scores_the_prompt(exact):
     assert max(abs(a - b) for a, b in zip(cpu["token_logprobs"][1:], cuda["token_logprobs"][1:])) < 1e-4
 
 
+@pytest.mark.parametrize("policy", ["snapkv", "ems", "keydiff"])
+def test_same_when_pressed(exact, policy):
+    """After the prompt and again while it answers. The device probes; keydiff asks for every key and presses on the host."""
+    body = {"prompt": [1] + [259 + 7 * i % 240 for i in range(299)], "max_tokens": 150, "ignore_eos": True, "temperature": 0,
+            "logprobs": 0, "compression": {"kv": {"policy": policy, "budget": 64}}}
+    cpu, cuda = (s.post("/v1/completions", body).json() for s in exact)
+    kv, other = (r["usage"]["compression"]["kv"] for r in (cpu, cuda))
+    assert kv["kept"] == other["kept"] and abs(kv["mass_mean"] - other["mass_mean"]) < 1e-3
+    cpu, cuda = (r["choices"][0]["logprobs"] for r in (cpu, cuda))
+    assert cpu["tokens"] == cuda["tokens"]
+    assert max(abs(a - b) for a, b in zip(cpu["token_logprobs"], cuda["token_logprobs"])) < 1e-2
+
+
 def test_neighbours_change_nothing(pair):
     """Alone or beside others, recorded passes and all: the same bits."""
     alone = [tell(pair[1], s, n=16) for s in STARTS]

@@ -29,6 +29,10 @@ enum check_id {
     CHECK_ATTEND_BF16,
     CHECK_ATTEND_F32,
     CHECK_COMPANY,
+    CHECK_PROBE_F16, /* in the order of enum kv_type */
+    CHECK_PROBE_BF16,
+    CHECK_PROBE_F32,
+    CHECK_KV_GATHER,
     CHECK_HEAD,
     CHECK_PLANES,
     CHECK_WEIGHT_ROWS,
@@ -128,6 +132,7 @@ void check_keep(struct check *c);
 void check_attend(struct check *c);
 void check_company(struct check *c);
 void check_head(struct check *c);
+void check_probe(struct check *c);
 void check_codec(struct check *c);
 void check_blas(struct check *c); /* of a backend opened with cublas */
 void check_steps(struct check *c);

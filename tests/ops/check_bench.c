@@ -13,22 +13,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels/cpu/bound.h"
 #include "server/base/clock.h"
-#include "server/base/table.h"
 #include "tests/ops/check.h"
+#include "tests/ops/check_bench.h"
 #include "tests/tools/forms.h"
 #include "tests/tools/levels.h"
 
-enum { COPIES = 16, RUNS = 200, STRIP = 256, REGIONS = 4 };
+enum { COPIES = 16, RUNS = 200, STRIP = 256 };
 
-/* The model whose shapes are measured. */
-struct shape {
-    int dim, kv, ffn, vocab, heads, kv_heads, head_dim;
-    int rows[5], n_rows; /* of the ops on rows and of the products */
-    int depth[3], n_depths;
-    size_t region; /* bytes of each array of activations, and of those that flush */
-};
 static const struct shape llama_8b = { 4096,  1024,
                                        14336, 128256,
                                        32,    8,
@@ -37,29 +29,6 @@ static const struct shape llama_8b = { 4096,  1024,
                                        3,     (size_t)256 << 20 };
 static const struct shape smollm_135m = {
     576, 192, 1536, 49152, 9, 3, 64, { 1, 8, 64 }, 3, { 256, 4096 }, 2, (size_t)48 << 20
-};
-
-struct bench {
-    struct be *be;
-    const struct shape *s;
-    double gbs, gops[BOUND_DOT_N];
-    float *region[REGIONS], *flush[2];
-    struct table *table;
-    bool json;
-    uintptr_t n_measured;
-};
-
-/* One thing to measure. call() runs it once, on copy `i`; step is what step_begin made of `step`. */
-struct speed {
-    const char *op, *form;
-    char shape[40];
-    void (*call)(struct bench *b, const struct speed *t, int i, const struct be_step *step);
-    struct be_step step; /* n_rows 0: outside of a step */
-    int n, dim;          /* rows, and numbers of each */
-    int copies;
-    double bytes, ops; /* of one call */
-    enum bound_dot peak;
-    const void *more, *owner;
 };
 
 /* ---- timing ------------------------------------------------------------------------------------------------------ */
@@ -151,7 +120,7 @@ static void add_row(struct bench *b, const char *op, const char *shape, const ch
         print_rows(b);
 }
 
-static void measure(struct bench *b, struct speed *t)
+void bench_measure(struct bench *b, struct speed *t)
 {
     t->owner = (const void *)(0x1000 + b->n_measured++); /* a name, never followed */
     double s = median(b, t);
@@ -234,7 +203,7 @@ static void bench_row_op(struct bench *b, struct speed t, double bytes_each)
     t.bytes = (double)t.n * t.dim * bytes_each;
     if (t.call != call_head)
         t.step = plain_step(&seq, 1);
-    measure(b, &t);
+    bench_measure(b, &t);
 }
 
 static void bench_rows(struct bench *b)
@@ -341,7 +310,7 @@ static void bench_matrix(struct bench *b, const struct form *f, bool int8, int r
         t.bytes = (double)weight_bytes(&p.w[0]) + (double)n * (rows + cols) * sizeof(float);
         t.ops = 2.0 * rows * cols * n;
         t.step = plain_step(&seq, 1);
-        measure(b, &t);
+        bench_measure(b, &t);
         b->be->ops->free(b->be, p.ws, ws);
     }
     for (int i = 0; i < t.copies; i++)
@@ -365,12 +334,6 @@ static void bench_products(struct bench *b)
 
 /* ---- attention --------------------------------------------------------------------------------------------------- */
 
-struct caches {
-    enum kv_type type;
-    char *pool;
-    size_t bytes; /* of one copy */
-};
-
 static void call_attend(struct bench *b, const struct speed *t, int i, const struct be_step *step)
 {
     const struct caches *c = t->more;
@@ -387,8 +350,7 @@ static void call_attend(struct bench *b, const struct speed *t, int i, const str
     b->be->ops->attend(b->be, &a);
 }
 
-/* Random numbers of the cache's type, below 1, one mebibyte of them again and again. */
-static bool fill_caches(struct bench *b, struct caches *c, size_t bytes)
+bool bench_caches(struct bench *b, struct caches *c, size_t bytes)
 {
     enum { BLOCK = 1 << 20 };
     static uint16_t block[BLOCK / 2];
@@ -416,7 +378,7 @@ static void bench_attend(struct bench *b, const char *op, enum kv_type type, int
     t.copies = t.copies < COPIES ? t.copies : COPIES;
     int32_t *page = mem_alloc((size_t)(n_seqs * pages) * sizeof *page);
     int32_t *row = mem_zalloc((size_t)n, sizeof *row);
-    if (page == NULL || row == NULL || !fill_caches(b, &c, c.bytes * (size_t)t.copies))
+    if (page == NULL || row == NULL || !bench_caches(b, &c, c.bytes * (size_t)t.copies))
         goto out;
     for (int i = 0; i < n_seqs * pages; i++)
         page[i] = i % pages * n_seqs + i / pages; /* sequences lie between each other */
@@ -439,7 +401,7 @@ static void bench_attend(struct bench *b, const char *op, enum kv_type type, int
     t.ops = keys * n_seqs * s->heads * s->head_dim * 4;
     t.bytes = (double)n_seqs * depth * s->kv_heads * s->head_dim * 2 * (double)kv_elem_bytes(type) +
               8.0 * n * s->heads * s->head_dim;
-    measure(b, &t);
+    bench_measure(b, &t);
 out:
     if (c.pool != NULL)
         b->be->ops->free(b->be, c.pool, c.bytes * (size_t)t.copies);
@@ -512,6 +474,7 @@ int check_bench(struct be *be, bool json)
         bench_rows(&b);
         bench_attention(&b);
         bench_products(&b);
+        bench_probes(&b);
         if (!json)
             print_rows(&b);
     }

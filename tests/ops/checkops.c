@@ -27,6 +27,7 @@ static const char plain[] = "absolute";
 static const char sums[] = "sums: relative; logits: relative to 8";
 static const char each[] = "relative to the element";
 static const char rms[] = "relative to the rms of the row; lse: absolute";
+static const char probes[] = "columns: relative; rows: relative to their rms; lse: absolute";
 static const char terms[] = "relative to the root of the sum of (w x)^2";
 
 /* clang-format off */
@@ -45,6 +46,10 @@ const struct check_rule check_rules[CHECK_N] = {
     [CHECK_ATTEND_BF16] = { "attend bf16",    { 3e-5, 4e-2, 4e-2 }, rms,   "CUDA and VDPBF16PS take q and weights in bf16: 2^-8 of each" },
     [CHECK_ATTEND_F32]  = { "attend f32",     { 3e-5, 3e-5, 3e-5 }, rms,   "f32 logits up to 8 are off by 1e-6, weights by as much" },
     [CHECK_COMPANY]     = { "attend company", { 0, 0, 0 },          bits,  "batch invariance" },
+    [CHECK_PROBE_F16]   = { "probe f16",      { -1, -1, 5e-3 },     probes, "as attend f16; a share is off by what its logit is" },
+    [CHECK_PROBE_BF16]  = { "probe bf16",     { -1, -1, 4e-2 },     probes, "as attend bf16; a share is off by what its logit is" },
+    [CHECK_PROBE_F32]   = { "probe f32",      { -1, -1, 3e-5 },     probes, "as attend f32" },
+    [CHECK_KV_GATHER]   = { "kv_gather",      { 0, 0, 0 },          bits,  "a copy" },
     [CHECK_HEAD]        = { "head",           { 1e-6, 1e-6, 1e-6 }, sums,  "the contract" },
     [CHECK_PLANES]      = { "weight planes",  { 0, 0, 0 },          bits,  "one format for all machines" },
     [CHECK_WEIGHT_ROWS] = { "weight_rows",    { 0, 0, 1e-6 },       each,  "a fused multiply-add rounds once less" },
@@ -70,8 +75,9 @@ struct totals {
 /* ---- one backend ------------------------------------------------------------------------------------------------- */
 
 typedef void part_fn(struct check *c);
-static part_fn *const parts[] = { check_memory,  check_rows, check_rope,  check_cache, check_attend,
-                                  check_company, check_head, check_codec, check_steps, check_keep };
+static part_fn *const parts[] = { check_memory, check_rows,    check_rope, check_cache,
+                                  check_attend, check_company, check_head, check_codec,
+                                  check_steps,  check_keep,    check_probe };
 
 /* All parts, or `only` one. */
 static void run_parts(struct check *c, part_fn *only)

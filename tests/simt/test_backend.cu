@@ -138,6 +138,29 @@ static void test_long_copies(void **)
     be_close(be);
 }
 
+/* Many small ones, together more than the pinned buffer; each source is free again when the upload returns. */
+static void test_many_uploads(void **)
+{
+    enum { N = 3001, BYTES = 5003 };
+    struct err e;
+    struct be *be = open_cuda();
+    unsigned char src[BYTES], *dst = (unsigned char *)mem_alloc((size_t)N * BYTES);
+    char *p = (char *)be->ops->alloc(be, (size_t)N * BYTES);
+    for (int i = 0; i < N; i++) {
+        memset(src, i % 251, sizeof src);
+        be->ops->upload(be, p + (size_t)i * BYTES, src, sizeof src);
+    }
+    be->ops->download(be, dst, p, (size_t)N * BYTES);
+    assert_int_equal(be->ops->sync(be, &e), 0);
+    for (int i = 0; i < N; i++) {
+        memset(src, i % 251, sizeof src);
+        assert_memory_equal(dst + (size_t)i * BYTES, src, sizeof src);
+    }
+    be->ops->free(be, p, (size_t)N * BYTES);
+    mem_free(dst);
+    be_close(be);
+}
+
 /* From the failure on nothing runs, nothing crashes, and sync() tells the first reason each time. */
 static void test_lost_device(void **)
 {
@@ -185,6 +208,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_open_out_of_memory, reset, reset),
         cmocka_unit_test_setup_teardown(test_full, reset, reset),
         cmocka_unit_test_setup_teardown(test_long_copies, reset, reset),
+        cmocka_unit_test_setup_teardown(test_many_uploads, reset, reset),
         cmocka_unit_test_setup_teardown(test_lost_device, reset, reset),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

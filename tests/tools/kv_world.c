@@ -62,20 +62,34 @@ static const struct be_ops far_ops = { .name = "far",
 static const float inv_freq[KV_DIM / 2] = { 1, .32f, .1f, .032f, .01f, .0032f, .001f, .00032f };
 const struct kv_rope kv_world_rope = { inv_freq, KV_DIM / 2, true };
 
+static void open_pool(struct kv_world *w, struct be *be, enum kv_type type)
+{
+    struct err e;
+    struct kv_shape shape = { KV_LAYERS, KV_HEADS, KV_DIM, type, KV_HEADS * KV_GROUP, 4 };
+    assert_int_equal(kv_pool_open(&w->p, be, &shape, KV_PAGES * KV_PAGE, &e), 0);
+    w->c = NULL;
+    kv_world_compactor(w);
+}
+
 void kv_world_open(struct kv_world *w, enum kv_type type, int threads, bool device)
 {
     struct err e;
     struct be_config config = { .n_threads = threads, .isa = "ref" };
-    struct kv_shape shape = { KV_LAYERS, KV_HEADS, KV_DIM, type, KV_HEADS * KV_GROUP, 4 };
     assert_int_equal(be_open(&w->be, &config, &e), 0);
     w->far = *w->be;
     w->far.ops = &far_ops;
     w->far.host = false;
     w->far.state = NULL;
-    assert_int_equal(kv_pool_open(&w->p, device ? &w->far : w->be, &shape, KV_PAGES * KV_PAGE, &e),
-                     0);
-    w->c = NULL;
-    kv_world_compactor(w);
+    open_pool(w, device ? &w->far : w->be, type);
+}
+
+void kv_world_open_cuda(struct kv_world *w, enum kv_type type)
+{
+    struct err e;
+    struct be_config config = { .device = "cuda", .n_threads = 2 };
+    assert_int_equal(be_open(&w->be, &config, &e), 0);
+    w->far = *w->be;
+    open_pool(w, &w->far, type);
 }
 
 void kv_world_compactor(struct kv_world *w)

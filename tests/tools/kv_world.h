@@ -1,7 +1,7 @@
 /* What tests of compaction share: sequences whose keys, values and queries are made up from position, layer and head alone.
  * The log-sum-exp that goes with a query is computed in double, from the cache as it is.
  *
- * The backend is the CPU's plain C, or a pretended device whose addresses no CPU can follow.
+ * The backend is the CPU's plain C, a pretended device whose addresses no CPU can follow, or a device.
  */
 #ifndef WRING_TESTS_TOOLS_KV_WORLD_H
 #define WRING_TESTS_TOOLS_KV_WORLD_H
@@ -26,6 +26,8 @@ struct kv_world {
     struct kv_compactor *c;
 };
 void kv_world_open(struct kv_world *w, enum kv_type type, int threads, bool device);
+/* On the device "cuda", with ops that a test may change: w->far. */
+void kv_world_open_cuda(struct kv_world *w, enum kv_type type);
 void kv_world_close(struct kv_world *w);     /* fails the test when a page is held */
 void kv_world_compactor(struct kv_world *w); /* a new one, with no memory of its own yet */
 
