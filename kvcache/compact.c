@@ -341,6 +341,8 @@ int kv_compact(struct kv_compactor *c, struct kv_seq *s, struct kv_report *r, st
     TRY(write_out(&w, e));
     TRY(press_commit(&w, e));
     report(&w, r);
+    if (c->heads.bytes > KV_SCRATCH_KEPT)
+        room_close(&c->heads);
     r->ns += clock_ns() - start;
     return 0;
 }

@@ -1,7 +1,7 @@
 /* Compaction: presses the cache of one sequence, all layers and heads, as its policy says.
  *
- * Copy-on-compress: wide pages are read, never written; what stays is written to narrow pages that the sequence has held
- * since its admission, then its references to the wide pages are dropped. So a compaction takes no page and cannot fail
+ * Copy-on-compress: wide pages are read, never written; what stays is written to narrow pages that the sequence holds
+ * already (since its admission, or since it outgrew its budget), then its references to the wide pages are dropped. So a compaction takes no page and cannot fail
  * for want of one, a shared prefix stays what it was, and cached prefixes outlive it.
  * A head's result depends on its sequence alone: one thread does all of it, in one order.
  *
@@ -26,7 +26,9 @@ struct kv_report {
     uint64_t ns; /* time in compactions */
 };
 
-struct kv_compactor; /* scratch, sized on use, kept until closed */
+#define KV_SCRATCH_KEPT ((size_t)256 << 20)
+struct
+    kv_compactor; /* scratch, sized on use; what a long prompt took beyond KV_SCRATCH_KEPT goes back */
 /* rope: copied. group: query heads of a KV head. */
 int kv_compactor_open(struct kv_compactor **out, struct kv_pool *p, const struct kv_rope *rope,
                       int group, float scale, struct err *e) WARN_UNUSED;
@@ -35,7 +37,8 @@ void kv_compactor_close(struct kv_compactor *c); /* NULL is accepted */
 /* True when s has to be pressed before its next token: its prompt is in the cache and does not fit the budget, or its
  * slots have outgrown budget + tail. Never for a policy that keeps all. */
 bool kv_compact_due(const struct kv_seq *s);
-/* Presses s and adds to *r. ERR_NOMEM, ERR_DEVICE: s is as it was. */
+/* Presses s and adds to *r. ERR_NOMEM: s is as it was. ERR_DEVICE: the first time too; later its narrow pages are
+ * undefined. */
 int kv_compact(struct kv_compactor *c, struct kv_seq *s, struct kv_report *r,
                struct err *e) WARN_UNUSED;
 

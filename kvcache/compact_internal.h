@@ -81,9 +81,8 @@ struct press {
     float *kept_k, *kept_v;  /* then: of all kept slots, [dim] each */
     struct press_head *head; /* [n_heads] */
     struct source *source;   /* [n_layers] */
-    char *out;               /* [n_out] blocks, as they will be in the pool */
-    float *out_beta;         /* [n_out][KV_PAGE] */
-    int64_t n_out;
+    char *out;               /* blocks of all heads, as they will be in the pool */
+    float *out_beta;         /* [blocks][KV_PAGE] */
 };
 
 /* One head in one pass, in one thread. */

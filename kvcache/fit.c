@@ -189,7 +189,9 @@ static int ridge(const struct kv_head *h, float *delta, const float *p, float *r
     return 0;
 }
 
-/* Adds delta to the values that are not exact, if all of them stay finite. */
+static const float F16_END = 65504;
+
+/* Adds delta to the values that are not exact, if all of them stay what an f16 can hold. */
 static void add_values(struct kv_kept *kept, const float *delta, int dim)
 {
     for (int pass = 0; pass < 2; pass++) {
@@ -199,7 +201,7 @@ static void add_values(struct kv_kept *kept, const float *delta, int dim)
             for (int j = 0; j < dim && !kept->exact[c]; j++, d++) {
                 if (pass == 1)
                     v[j] += *d;
-                else if (!isfinite(v[j] + *d))
+                else if (!(fabsf(v[j] + *d) < F16_END)) /* NaN ends here too */
                     return;
             }
         }

@@ -104,7 +104,9 @@ struct kv_seq {
     int n_hashed;  /* tokens covered by it */
 };
 /* Tables for at most max_tokens tokens, of which the first n_prompt are the prompt; no page is taken yet. *opt is copied and
- * filled (kv_options_fill). ERR_INVALID (an option), ERR_UNSUPPORTED (the pool keeps no queries to score by), ERR_NOMEM. */
+ * filled (kv_options_fill). ERR_INVALID (an option), ERR_UNSUPPORTED (the pool keeps no queries to score by), ERR_LIMIT (the pool cannot hold the prompt and
+ * what pressing it leaves side by side), ERR_NOMEM. Where only the answer could outgrow the budget and the pool has no room to
+ * press it then, the sequence stays whole. */
 int kv_seq_open(struct kv_seq *s, struct kv_pool *p, const struct kv_options *opt, int n_prompt,
                 int max_tokens, struct err *e) WARN_UNUSED;
 void kv_seq_close(struct kv_seq *s,

@@ -56,6 +56,20 @@ static int query_for(const struct kv_seq *s)
     return kv_seq_pressed(s) ? 0 : s->want_query;
 }
 
+/* Wide pages in use when it is pressed for the first time: what is pressed, its queries and what comes of it, side by side. */
+static int64_t first_peak(const struct kv_seq *s, const struct kv_pool *p)
+{
+    int64_t heads = p->shape.n_kv_heads;
+    int n = prompt_pressed(s) ? s->n_prompt : s->opt.budget + s->opt.tail + 1;
+    return ((int64_t)pages_of_slots(n) + s->want_query) * p->shape.n_layers +
+           (s->max_spare + heads - 1) / heads;
+}
+
+static int no_tables(struct err *e)
+{
+    return err_set(e, ERR_NOMEM, "no memory for the tables of a sequence");
+}
+
 static int plan_compaction(struct kv_seq *s, const struct kv_pool *p, int max_tokens, struct err *e)
 {
     if (s->opt.policy->keeps_all)
@@ -68,9 +82,13 @@ static int plan_compaction(struct kv_seq *s, const struct kv_pool *p, int max_to
     if (!ever_pressed(s, max_tokens))
         return 0;
     s->max_spare = spares_most(s, p, max_tokens);
+    if (!prompt_pressed(s) && first_peak(s, p) > p->n_pages) {
+        s->max_spare = 0; /* whole it fits the pool, so it stays whole */
+        return 0;
+    }
     s->spare = mem_alloc((size_t)s->max_spare * sizeof *s->spare);
     if (s->spare == NULL)
-        return err_set(e, ERR_NOMEM, "no memory for the tables of a sequence");
+        return no_tables(e);
     if (!prompt_pressed(s))
         return 0;
     int a_page = pool_page_records(p);
@@ -81,8 +99,13 @@ static int plan_compaction(struct kv_seq *s, const struct kv_pool *p, int max_to
                        p->shape.n_heads, p->shape.n_kv_heads, p->record_bytes, p->page_bytes);
     int n = least(s->n_prompt, KV_WINDOW_QUERIES);
     s->want_query = (n + a_page - 1) / a_page;
+    if (first_peak(s, p) > p->n_pages)
+        return err_set(e, ERR_LIMIT,
+                       "pressing a prompt of %d tokens to %d a head takes %lld pages at once; the "
+                       "KV pool has %d",
+                       s->n_prompt, s->opt.budget, (long long)first_peak(s, p), p->n_pages);
     s->query = mem_alloc((size_t)p->shape.n_layers * (size_t)s->want_query * sizeof *s->query);
-    return s->query == NULL ? err_set(e, ERR_NOMEM, "no memory for the tables of a sequence") : 0;
+    return s->query == NULL ? no_tables(e) : 0;
 }
 
 /* ---- life ------------------------------------------------------------------------------------------------------ */
@@ -95,8 +118,7 @@ int kv_seq_open(struct kv_seq *s, struct kv_pool *p, const struct kv_options *op
                           .max_blocks = most(pages_of_slots(max_tokens), 1) };
     TRY(kv_options_fill(&s->opt, n_prompt, kv_slot_bytes(&p->shape), e));
     s->wide = mem_zalloc((size_t)p->shape.n_layers * (size_t)s->max_blocks, sizeof *s->wide);
-    int rc = s->wide != NULL ? plan_compaction(s, p, max_tokens, e)
-                             : err_set(e, ERR_NOMEM, "no memory for the tables of a sequence");
+    int rc = s->wide != NULL ? plan_compaction(s, p, max_tokens, e) : no_tables(e);
     if (rc < 0)
         kv_seq_close(s, p);
     return rc;

@@ -32,7 +32,7 @@ struct seq {
     int n_cached, preemptions;
 };
 
-/* ERR_NOMEM, ERR_INVALID (sampling parameters). */
+/* ERR_NOMEM, ERR_INVALID (sampling parameters), and kv_seq_open's. */
 int seq_open(struct seq **out, struct job *j, const struct model *m, struct kv_pool *pool,
              const struct engine_config *c, struct err *e) WARN_UNUSED;
 void seq_close(struct seq *s, struct kv_pool *pool); /* NULL is accepted */

@@ -480,7 +480,7 @@ static void test_no_memory(void **state)
         struct kv_seq s;
         struct err e;
         mem_fail_at(n);
-        int rc = kv_pool_open(&p, &fake_be, &scored, 100, &e);
+        int rc = kv_pool_open(&p, &fake_be, &scored, 200, &e);
         if (rc == 0)
             rc = kv_seq_open(&s, p, &pressed, 40, 100, &e);
         if (rc == 0) {

@@ -64,6 +64,32 @@ static void test_reserve_spares(void **state)
     kv_world_close(&w);
 }
 
+/* What is pressed and what comes of it lie side by side for a moment: a pool that has no room for both says so at once, or
+ * keeps whole what fits whole. */
+static void test_no_room_for_both(void **state)
+{
+    (void)state;
+    struct kv_world w;
+    kv_world_open(&w, KV_BF16, 1, false);
+    int most = (int)(stats(w.p).pages / KV_LAYERS) * KV_PAGE;
+    struct kv_options o = { .policy = &kv_world_evict, .split = KV_SPLIT_UNIFORM };
+    struct kv_seq s;
+    struct err e;
+    o.budget = most / 2;
+    assert_int_equal(kv_seq_open(&s, w.p, &o, most - 10, most, &e), ERR_LIMIT);
+    o.budget = most - 5 * KV_PAGE;
+    o.tail = 1;
+    assert_int_equal(kv_seq_open(&s, w.p, &o, 64, most, &e), 0);
+    assert_null(s.spare);
+    assert_int_equal(kv_seq_need(&s, w.p, most), stats(w.p).pages);
+    assert_int_equal(kv_seq_reserve(&s, w.p, most), 0);
+    s.n_tokens = most;
+    assert_false(kv_compact_due(&s));
+    kv_seq_close(&s, w.p);
+    assert_true(kv_pool_check(w.p));
+    kv_world_close(&w);
+}
+
 /* What fits its budget takes nothing; what may outgrow it takes spares when it does. */
 static void test_reserve_late(void **state)
 {
@@ -238,9 +264,9 @@ static void test_options(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_reserve_spares), cmocka_unit_test(test_reserve_late),
-        cmocka_unit_test(test_keep),           cmocka_unit_test(test_prefix_window),
-        cmocka_unit_test(test_options),
+        cmocka_unit_test(test_reserve_spares),   cmocka_unit_test(test_reserve_late),
+        cmocka_unit_test(test_no_room_for_both), cmocka_unit_test(test_keep),
+        cmocka_unit_test(test_prefix_window),    cmocka_unit_test(test_options),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
