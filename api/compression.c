@@ -27,7 +27,7 @@ static const struct {
     { "window", 1, 1 << 16, offsetof(struct api_compression, window) },
     { "tail", 1, 1 << 16, offsetof(struct api_compression, tail) },
     { "pool", 0, 1 << 10, offsetof(struct api_compression, pool) },
-    { "queries", 1, 1 << 12, offsetof(struct api_compression, queries) },
+    { "queries", 1, 512, offsetof(struct api_compression, queries) },
 };
 static const struct {
     const char *key;

@@ -121,7 +121,7 @@ static int or_default(int v)
 
 static float part_or_default(double v)
 {
-    return v < 0 ? 0 : v > 0 ? (float)v : -1;
+    return v < 0 ? 0 : (float)v > 0 ? (float)v : -1;
 }
 
 int press_options(struct kv_options *out, const struct press_rules *r,
@@ -150,6 +150,8 @@ int press_options(struct kv_options *out, const struct press_rules *r,
     *out = o;
     return 0;
 }
+
+enum { TAIL_FREE = 128 }; /* tokens of a tail that no ceiling forbids: the default */
 
 /* ---- one prompt -------------------------------------------------------------------------------------------------- */
 
@@ -186,12 +188,20 @@ static int above_ceiling(struct api_error *e, const char *param, int got, int ce
         got, ceiling);
 }
 
+static int keeps_too_much(const struct kv_policy *p, struct api_error *e)
+{
+    return api_error_bad(e, "compression.kv.policy",
+                         "Invalid 'compression.kv.policy': '%s' keeps everything, and this server "
+                         "has a ceiling.",
+                         p->name);
+}
+
 /* How far the guard may go: what the request says, else twice the budget. */
 static int fit_max(struct kv_options *kv, const struct api_compression *c, const struct prompt *p,
                    int ceiling, struct api_error *e)
 {
     static const char param[] = "compression.kv.budget_max";
-    int max = 2 * kv->budget < ceiling ? 2 * kv->budget : ceiling;
+    int max = kv->budget < ceiling / 2 ? 2 * kv->budget : ceiling;
 
     if (is_given(&c->budget_max)) {
         TRY(slots(kv, &c->budget_max, p, param, &max, e));
@@ -212,15 +222,18 @@ int press_fit(struct kv_options *kv, const struct press_rules *r, const struct a
     static const char param[] = "compression.kv.budget";
     const struct prompt p = { n_prompt, slot_bytes };
     const struct api_budget given = { kv->budget, kv->budget_fraction, kv->budget_bytes };
-    int budget, ceiling = INT32_MAX;
+    int budget, ceiling = 1 << 30;
 
     if (kv->policy->keeps_all)
-        return 0;
+        return is_given(&r->ceiling) && c->policy ? keeps_too_much(kv->policy, e) : 0;
     TRY(slots(kv, &given, &p, param, &budget, e));
     if (is_given(&r->ceiling))
         TRY(slots(kv, &r->ceiling, &p, param, &ceiling, e));
     if (budget > ceiling && (c->preset || is_given(&c->budget)))
-        return above_ceiling(e, param, budget, ceiling);
+        return above_ceiling(e, is_given(&c->budget) ? param : "compression.kv.preset", budget,
+                             ceiling);
+    if (is_given(&r->ceiling) && kv->tail > TAIL_FREE && kv->tail > ceiling)
+        return above_ceiling(e, "compression.kv.tail", kv->tail, ceiling);
     /* In slots from here on; the server's own default bows to its ceiling. */
     set_budget(kv, &(struct api_budget){ .tokens = budget < ceiling ? budget : ceiling });
     TRY(fit_max(kv, c, &p, ceiling, e));

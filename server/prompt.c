@@ -88,17 +88,22 @@ static int count_tokens(const struct tokenizer *tok, struct tmpl_output *out, si
     return rc;
 }
 
+enum { MISSES_MOST = 64 };
+
 /* Messages come in order, so each is looked for behind the one before. */
 static int find_marks(const struct tokenizer *tok, const json_t *messages, struct tmpl_output *out,
                       struct prompt_marks *m)
 {
     size_t n = json_array_size(messages), from = 0, start = 0;
     size_t system = 0, question0 = 0, question1 = 0;
+    int missed =
+        0; /* a template that rewrites texts: looking for thousands of them is not worth it */
 
-    for (size_t i = 0; i < n; i++) {
+    for (size_t i = 0; i < n && missed < MISSES_MOST; i++) {
         const json_t *message = json_array_get(messages, i);
         const char *role = json_string_value(json_object_get(message, "role"));
         bool found = find_content(out, message, &from, &start);
+        missed += !found;
         if (found && i == 0 && strcmp(role, "system") == 0)
             system = from;
         if (strcmp(role, "user") == 0) {
@@ -108,7 +113,7 @@ static int find_marks(const struct tokenizer *tok, const json_t *messages, struc
     }
     if (system > 0)
         TRY(count_tokens(tok, out, system, &m->system));
-    if (question1 == 0)
+    if (question1 == 0 || missed == MISSES_MOST)
         return 0;
     TRY(count_tokens(tok, out, question0, &m->question0));
     TRY(count_tokens(tok, out, question1, &m->question1));

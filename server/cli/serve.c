@@ -56,12 +56,28 @@ static void print_plan(struct serve *s)
     table_close(t);
 }
 
+/* A default that no request could meet is found at the start, not by the first client. */
+static int check_default(const struct engine *en, const struct press_rules *r,
+                         const struct api_budget *b, const char *option, struct err *e)
+{
+    static const int32_t token;
+    const struct job j = { .prompt = &token,
+                           .n_prompt = 1,
+                           .kv = { .policy = r->policy,
+                                   .budget = b->tokens,
+                                   .budget_fraction = b->fraction,
+                                   .budget_bytes = b->bytes } };
+    return engine_check(en, &j, e) < 0 ? err_prefix(e, "%s", option) : 0;
+}
+
 static int open_all(struct serve *s, struct err *e)
 {
     const struct config *c = s->config;
     struct press_rules press;
     TRY(press_rules_read(&press, c, e));
     TRY(session_engine(&s->session, &s->engine, c, 0, isatty(STDERR_FILENO), e));
+    TRY(check_default(s->engine, &press, &press.budget, "kv-policy, kv-budget", e));
+    TRY(check_default(s->engine, &press, &press.ceiling, "kv-policy, kv-budget-max", e));
     if (strcmp(c->log_format, "json") != 0)
         print_plan(s);
     name_model(s);

@@ -215,10 +215,15 @@ static int check_job(const struct engine *en, const struct job *j, struct err *e
     return 0;
 }
 
-int engine_submit(struct engine *en, struct job *j, struct err *e)
+int engine_check(const struct engine *en, const struct job *j, struct err *e)
 {
     TRY(check_job(en, j, e));
-    TRY(press_check(en, j, e));
+    return press_check(en, j, e);
+}
+
+int engine_submit(struct engine *en, struct job *j, struct err *e)
+{
+    TRY(engine_check(en, j, e));
     int rc = 0;
     pthread_mutex_lock(&en->lock);
     if (en->dead.code != 0)

@@ -146,6 +146,8 @@ void engine_drain(struct engine *en);
 bool engine_idle(const struct engine *en);
 /* 0, or why the engine does nothing any more: ERR_DEVICE when the device was lost. What ran then ended with FINISH_ERROR. */
 int engine_error(struct engine *en, struct err *e);
+/* What engine_submit would refuse of the job itself, whatever runs beside it: ERR_LIMIT, ERR_INVALID, ERR_UNSUPPORTED. */
+int engine_check(const struct engine *en, const struct job *j, struct err *e) WARN_UNUSED;
 const struct engine_stats *engine_stats(const struct engine *en);
 int engine_ctx(const struct engine *en);
 const struct engine_config *engine_settings(const struct engine *en); /* with every 0 filled in */

@@ -279,11 +279,11 @@ def test_server_defaults_and_ceiling(model):
     server = serve(model, "--kv-policy", "snapkv", "--kv-budget", "0.2", "--kv-budget-max", "96", "--kv-mass-floor", "0.999")
     kv = usage(complete(server, ids(PROMPT)))
     assert kv["policy"] == "snapkv" and kv["budget"] == 60 and 60 < kv["raised"] <= 96
-    assert usage(complete(server, ids(PROMPT), {"policy": "full"}))["policy"] == "full"
-    for kv, field in (({"budget": 97}, "budget"), ({"budget": 0.5}, "budget"), ({"preset": "quality", "budget": 97}, "budget"),
+    for kv, field in (({"policy": "full"}, "policy"), ({"tail": 129}, "tail"),
+                      ({"budget": 97}, "budget"), ({"budget": 0.5}, "budget"), ({"preset": "quality", "budget": 97}, "budget"),
                       ({"budget_max": 97}, "budget_max")):
         r = server.post("/v1/completions", {"prompt": ids(PROMPT), "compression": {"kv": kv}})
-        assert "96" in wire.check_error(r, 400, None, "compression.kv." + field)["message"]
+        assert "ceiling" in wire.check_error(r, 400, None, "compression.kv." + field)["message"]
     assert server.stop() == 0
 
 

@@ -155,7 +155,7 @@ static void compression_refuses(void **state)
         { "window", "0;-1;true" },
         { "tail", "0;-5;0.5" },
         { "pool", "-1;2000;[]" },
-        { "queries", "0;4097;\"x\"" },
+        { "queries", "0;513;\"x\"" },
         { "seed", "0.5;\"x\"" },
         { "protect_system", "0;\"yes\"" },
         { "recompute", "1;[]" },

@@ -141,12 +141,17 @@ static void ceiling_holds(void **state)
     assert_int_equal(good("\"budget\":100", &r).budget, 100);
     check_bad("\"budget\":101", &r, "compression.kv.budget", "ceiling is 100");
     check_bad("\"budget\":\"101KiB\"", &r, "compression.kv.budget", "ceiling is 100");
-    check_bad("\"preset\":\"quality\"", &r, "compression.kv.budget", "ceiling is 100");
+    check_bad("\"preset\":\"quality\"", &r, "compression.kv.preset", "ceiling is 100");
+    check_bad("\"policy\":\"full\"", &r, "compression.kv.policy", "ceiling");
+    check_bad("\"tail\":129", &r, "compression.kv.tail", "ceiling is 100");
+    assert_int_equal(good("\"tail\":128", &r).tail, 128);
     check_bad("\"budget_max\":101,\"mass_floor\":1", &r, "compression.kv.budget_max", "ceiling");
     /* The guard's own limit and the server's own default bow to it. */
     assert_int_equal(good("\"mass_floor\":1", &r).budget_max, 100);
     r.budget.tokens = 500;
     assert_int_equal(good("", &r).budget, 100);
+    r = rules();
+    assert_int_equal(good("\"budget\":1073741824,\"mass_floor\":1", &r).budget_max, 1 << 30);
 }
 
 /* A preset of a request is the profile of the same name. */
