@@ -100,15 +100,15 @@ static void run_heads(void *arg, int first, int last, int thread)
     }
 }
 
-int press_run(struct press *w, press_fn *fn, struct err *e)
+int press_run(struct press *w, press_fn *fn, bool reads_pages, struct err *e)
 {
     struct be *be = w->pool->be;
     int heads = w->pool->shape.n_kv_heads;
     struct pass pass = { w, fn, 0 };
-    bool at_once = be->host || w->probed;
-    if (at_once)
+    bool far = !be->host && !w->probed, by_layer = far && reads_pages;
+    if (!by_layer)
         par_for(be->par, w->n_heads, 1, run_heads, &pass);
-    for (int l = 0; !at_once && l < w->pool->shape.n_layers; l++) {
+    for (int l = 0; by_layer && l < w->pool->shape.n_layers; l++) {
         TRY(source_stage(w, l, e));
         pass.head0 = l * heads;
         par_for(be->par, heads, 1, run_heads, &pass);
@@ -116,7 +116,7 @@ int press_run(struct press *w, press_fn *fn, struct err *e)
     for (int i = 0; i < w->n_heads; i++)
         if (w->head[i].rc < 0)
             return err_set(e, w->head[i].rc, "no memory to press a KV cache in");
-    return at_once ? 0 : be->ops->sync(be, e);
+    return far ? be->ops->sync(be, e) : 0;
 }
 
 /* ---- the plan -------------------------------------------------------------------------------------------------- */
@@ -277,7 +277,7 @@ static int choose(struct press *w, struct err *e)
         w->head[i].n_protected = protect(w, i);
     for (;;) {
         TRY(share_out(w, budget, e));
-        TRY(press_run(w, press_choose, e));
+        TRY(press_run(w, press_choose, false, e));
         if (kv_seq_pressed(w->s) || o->mass_floor <= 0 || mean_mass(w) >= (double)o->mass_floor ||
             budget >= o->budget_max || budget >= w->s->n_tokens)
             return 0;
@@ -304,7 +304,7 @@ static int write_out(struct press *w, struct err *e)
     w->out_beta = room_piece(w->c->out.at, &used, beta);
     if (w->probed && n > 0)
         TRY(device_gather(w, e));
-    return press_run(w, press_write, e);
+    return press_run(w, press_write, true, e);
 }
 
 /* ---- the whole ------------------------------------------------------------------------------------------------- */
@@ -336,7 +336,7 @@ int kv_compact(struct kv_compactor *c, struct kv_seq *s, struct kv_report *r, st
     TRY(plan(&w, e));
     if (device_can(&w))
         TRY(device_probe(&w, e));
-    TRY(press_run(&w, press_probe, e));
+    TRY(press_run(&w, press_probe, true, e));
     TRY(choose(&w, e));
     TRY(write_out(&w, e));
     TRY(press_commit(&w, e));

@@ -11,7 +11,9 @@
 
 bool device_can(const struct press *w)
 {
-    return w->pool->be->ops->probe != NULL && !press_wants_kv(w);
+    const struct kv_options *o = &w->s->opt;
+    bool all_kv = o->policy->wants_kv || o->merge == KV_MERGE_MEAN;
+    return w->pool->be->ops->probe != NULL && !all_kv;
 }
 
 /* ---- the question ------------------------------------------------------------------------------------------------ */

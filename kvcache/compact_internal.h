@@ -2,9 +2,9 @@
  *
  * A compaction makes three passes over the heads, each head one item of the workers' loop: probe (compact_probe.c), choose
  * and write (compact_write.c). Between them only what struct press_head points to is kept; keys, values and queries are
- * read again. On a backend whose memory the CPU cannot read, the device probes all heads at once (compact_device.c); where it
- * cannot, a pass goes layer by layer, each brought to the host first (compact_source.c). compact_commit.c puts the result
- * in place.
+ * read again by a pass that wants them, which choose does not. On a backend whose memory the CPU cannot read, the device
+ * probes all heads at once (compact_device.c); where it cannot, a pass that reads goes layer by layer, each brought to the
+ * host first (compact_source.c). compact_commit.c puts the result in place.
  */
 #ifndef WRING_KVCACHE_COMPACT_INTERNAL_H
 #define WRING_KVCACHE_COMPACT_INTERNAL_H
@@ -59,7 +59,7 @@ struct press_head {
     int64_t out_block;                                 /* where it starts in out */
     size_t kept0;                                      /* where its slots start in kept_k, kept_v */
     float mass; /* of the references, on what is kept, the wide tail included */
-    int64_t merged;
+    int merged; /* candidates that a merge took in */
     int rc;
 };
 
@@ -103,8 +103,9 @@ struct record {
 };
 
 typedef int press_fn(struct item *t);
-/* Runs fn for every head; fn finds the head opened. The first error of the lowest head is returned. */
-int press_run(struct press *w, press_fn *fn, struct err *e) WARN_UNUSED;
+/* Runs fn for every head; fn finds the head opened and, if it reads them, its pages where the CPU can read them. The first
+ * error of the lowest head is returned. */
+int press_run(struct press *w, press_fn *fn, bool reads_pages, struct err *e) WARN_UNUSED;
 
 /* ---- compact_source.c */
 void source_direct(struct press *w);
@@ -116,8 +117,11 @@ struct record source_reference(const struct press *w, const struct source *src, 
 int source_turn(const struct press *w, int i, int pos);
 /* The wide candidates that a query at pos sees are those below. */
 int source_seen(const struct press *w, int pos);
-bool press_wants_kv(const struct press *w); /* keys and values of all candidates */
+/* Scores and positions; what else a pass wants it asks for, item_slots first. All: ERR_NOMEM. */
 int item_open(struct item *t, const struct press *w, int head, int thread) WARN_UNUSED;
+int item_slots(struct item *t) WARN_UNUSED;      /* where candidates and tail are, and biases */
+int item_references(struct item *t) WARN_UNUSED; /* kv_head.ref_pos, ref_turn, ref_q */
+int item_kv(struct item *t) WARN_UNUSED;         /* kv_head.k, .v */
 /* The queries of n records for this head: q[n * group][dim], lse[n * group] and, unless NULL, see[n * group]. */
 void item_queries(const struct item *t, const struct record *r, int n, float *q, float *lse,
                   int32_t *see);

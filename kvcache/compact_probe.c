@@ -181,9 +181,14 @@ bool press_protected(const struct press *w, int pos)
 int press_probe(struct item *t)
 {
     struct press_head *st = t->st;
+    const struct kv_policy *policy = t->h.opt->policy;
+    TRY(item_slots(t));
+    TRY(item_references(t));
+    if (policy->wants_kv)
+        TRY(item_kv(t));
     TRY(t->w->probed ? share_references(t, st->tail_lse) : probe_on_host(t));
     /* Samples of the pages still held say little of slots that older queries chose. */
     for (int j = 0; j < t->probe.n_narrow; j++)
         st->global[j] = t->w->s->slot[t->h.layer * t->h.n_kv_heads + t->h.head][j].score;
-    return t->h.opt->policy->score(&t->h, st->score);
+    return policy->score(&t->h, st->score);
 }

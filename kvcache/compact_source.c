@@ -188,15 +188,14 @@ int press_candidate_pos(const struct press *w, int head, int j)
     return j < n_narrow ? w->s->slot[head][j].pos : w->s->wide_pos0 + j - n_narrow;
 }
 
-static int open_slots(struct item *t, int head)
+int item_slots(struct item *t)
 {
     const struct press *w = t->w;
     struct kv_head *h = &t->h;
     int n_pages = w->n_wide / KV_PAGE;
-    int32_t *pos = arena_alloc(h->arena, (size_t)h->n * sizeof *pos);
     float *beta = arena_alloc(h->arena, (size_t)h->n * sizeof *beta);
     int32_t *block = arena_alloc(h->arena, ((size_t)n_pages + 1) * sizeof *block);
-    if (pos == NULL || beta == NULL || block == NULL)
+    if (beta == NULL || block == NULL)
         return ERR_NOMEM;
     for (int b = 0; b < n_pages + (w->n_tail > 0); b++)
         block[b] = t->src->wide[b] * h->n_kv_heads + h->head;
@@ -210,11 +209,8 @@ static int open_slots(struct item *t, int head)
                                     .n_wide = w->n_wide,
                                     .scale = h->scale };
     t->tail = block + n_pages;
-    for (int j = 0; j < h->n; j++)
-        pos[j] = press_candidate_pos(w, head, j);
     for (int j = 0; !w->probed && t->probe.narrow != NULL && j < t->probe.n_narrow; j++)
         beta[j] = t->src->beta[(size_t)t->probe.narrow[j / KV_PAGE] * KV_PAGE + j % KV_PAGE];
-    h->pos = pos;
     h->beta = w->probed ? t->st->beta : beta;
     return 0;
 }
@@ -234,7 +230,7 @@ static int turn_references(struct item *t, const struct record *r)
     return 0;
 }
 
-static int open_references(struct item *t)
+int item_references(struct item *t)
 {
     const struct press *w = t->w;
     struct kv_head *h = &t->h;
@@ -255,12 +251,7 @@ static int open_references(struct item *t)
     return w->probed ? 0 : turn_references(t, r);
 }
 
-bool press_wants_kv(const struct press *w)
-{
-    return w->s->opt.policy->wants_kv || w->s->opt.merge == KV_MERGE_MEAN;
-}
-
-static int open_kv(struct item *t)
+int item_kv(struct item *t)
 {
     struct kv_head *h = &t->h;
     size_t bytes = (size_t)h->n * h->dim * sizeof(float);
@@ -281,6 +272,12 @@ int item_open(struct item *t, const struct press *w, int head, int thread)
     const struct kv_shape *s = &w->pool->shape;
     const struct kv_options *o = &w->s->opt;
     struct press_head *st = &w->head[head];
+    struct arena *a = &w->c->arena[thread];
+    int32_t *pos = arena_alloc(a, (size_t)st->n * sizeof *pos);
+    if (pos == NULL)
+        return ERR_NOMEM;
+    for (int j = 0; j < st->n; j++)
+        pos[j] = press_candidate_pos(w, head, j);
     *t = (struct item){
         .w = w,
         .src = &w->source[head / s->n_kv_heads],
@@ -297,6 +294,7 @@ int item_open(struct item *t, const struct press *w, int head, int thread)
                .group = w->c->group,
                .scale = w->c->scale,
                .isa = w->pool->be->isa,
+               .pos = pos,
                .local = st->local,
                .global = st->global,
                .last = st->last,
@@ -306,9 +304,7 @@ int item_open(struct item *t, const struct press *w, int head, int thread)
                .ref_lse = st->ref_lse,
                .ref_weight = st->ref_weight,
                .rope = &w->c->rope,
-               .arena = &w->c->arena[thread] },
+               .arena = a },
     };
-    TRY(open_slots(t, head));
-    TRY(open_references(t));
-    return press_wants_kv(w) ? open_kv(t) : 0;
+    return 0;
 }

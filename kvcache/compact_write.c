@@ -1,5 +1,4 @@
 /* The second and third pass: what a head keeps, what becomes of the rest, and the pages it will lie in. */
-#include <math.h>
 #include <string.h>
 
 #include "kvcache/compact_internal.h"
@@ -28,27 +27,18 @@ static int merge(struct item *t, struct kv_kept *kept)
 {
     const struct kv_options *o = t->h.opt;
     switch (o->merge) {
-    case KV_MERGE_DEFAULT: return o->policy->merge_own(&t->h, t->st->score, kept);
+    case KV_MERGE_DEFAULT:
+        TRY(item_references(t));
+        if (o->policy->wants_kv)
+            TRY(item_kv(t));
+        return o->policy->merge_own(&t->h, t->st->score, kept);
     case KV_MERGE_VOTES:
     case KV_MERGE_VALUES:
-    case KV_MERGE_FIT: return kv_fit(&t->h, kept, o->merge);
-    case KV_MERGE_MEAN: return kv_merge_mean(&t->h, kept);
+    case KV_MERGE_FIT: TRY(item_references(t)); return kv_fit(&t->h, kept, o->merge);
+    case KV_MERGE_MEAN: TRY(item_kv(t)); return kv_merge_mean(&t->h, kept);
     case KV_MERGE_NONE: break;
     }
     return 0;
-}
-
-/* Candidates that a merge took in: all that were evicted, except where votes count them. */
-static int64_t merged(const struct item *t, const struct kv_kept *kept)
-{
-    if (t->h.opt->merge == KV_MERGE_NONE)
-        return 0;
-    if (t->h.opt->merge != KV_MERGE_MEAN)
-        return t->h.n - kept->n;
-    double votes = 0;
-    for (int i = 0; i < kept->n; i++)
-        votes += exp((double)kept->beta[i]) - exp((double)t->h.beta[kept->keep[i]]);
-    return llrint(votes);
 }
 
 int press_write(struct item *t)
@@ -59,13 +49,14 @@ int press_write(struct item *t)
     int dim = h->dim, n = st->n_keep;
     if (n == 0)
         return 0;
+    TRY(item_slots(t));
     size_t bytes = (size_t)n * dim * sizeof(float);
-    struct kv_kept kept = { n,
-                            st->keep,
-                            st->exact,
-                            arena_alloc(h->arena, bytes),
-                            arena_alloc(h->arena, bytes),
-                            arena_alloc(h->arena, (size_t)n * sizeof(float)) };
+    struct kv_kept kept = { .n = n,
+                            .keep = st->keep,
+                            .exact = st->exact,
+                            .k = arena_alloc(h->arena, bytes),
+                            .v = arena_alloc(h->arena, bytes),
+                            .beta = arena_alloc(h->arena, (size_t)n * sizeof(float)) };
     if (kept.k == NULL || kept.v == NULL || kept.beta == NULL)
         return ERR_NOMEM;
     if (t->w->probed) {
@@ -77,7 +68,7 @@ int press_write(struct item *t)
     for (int i = 0; i < n; i++)
         kept.beta[i] = h->beta[kept.keep[i]];
     TRY(merge(t, &kept));
-    st->merged = merged(t, &kept);
+    st->merged = kept.merged;
     for (int i = 0; i < n; i += KV_PAGE) {
         size_t block = (size_t)st->out_block + (size_t)(i / KV_PAGE), at = (size_t)i * dim;
         int some = n - i < KV_PAGE ? n - i : KV_PAGE;

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "kernels/dense.h"
+#include "kvcache/score.h"
 
 /* ---- the system: what the reference queries see of the kept slots ------------------------------------------------ */
 
@@ -236,6 +237,7 @@ int kv_fit(const struct kv_head *h, struct kv_kept *kept, enum kv_merge mode)
     if (h->n_ref == 0 || kept->n == 0)
         return 0;
     TRY(fit_open(&f, h, kept));
+    kept->merged = h->n - kept->n;
     if (mode != KV_MERGE_VALUES)
         TRY(fit_votes(&f, kept));
     return mode == KV_MERGE_VOTES ? 0 : fit_values(&f, kept);
@@ -246,17 +248,6 @@ int kv_fit(const struct kv_head *h, struct kv_kept *kept, enum kv_merge mode)
 /* Merging what is less alike is worse than evicting it: SmolLM2-135M, divergence .35 against .22. */
 enum { MEAN_VOTES_MAX = 16 };
 static const float MEAN_COSINE_MIN = 0.8f;
-
-/* x / |x|, or zeros. */
-static void normalise(float *y, const float *x, int dim)
-{
-    double square = 0;
-    for (int i = 0; i < dim; i++)
-        square += (double)x[i] * (double)x[i];
-    float s = square > 0 ? (float)(1 / sqrt(square)) : 0;
-    for (int i = 0; i < dim; i++)
-        y[i] = x[i] * s;
-}
 
 /* The slots that take others in, by rising position. */
 struct centers {
@@ -278,7 +269,7 @@ static int centers_open(struct centers *t, const struct kv_head *h, const struct
     for (int c = 0; c < kept->n; c++) {
         if (kept->exact[c] || h->pos[kept->keep[c]] < h->opt->sinks)
             continue;
-        normalise(t->key + (size_t)t->n * dim, kept->k + (size_t)c * dim, h->dim);
+        kv_unit(t->key + (size_t)t->n * dim, kept->k + (size_t)c * dim, h->dim);
         t->slot[t->n++] = c;
     }
     return 0;
@@ -297,6 +288,7 @@ static void join(struct centers *t, const struct kv_head *h, struct kv_kept *kep
     t->votes[c] += votes;
     for (int i = 0; i < h->dim; i++)
         v[i] += votes * from[i];
+    kept->merged++;
 }
 
 /* n evicted candidates to the centers of the nearest keys, the first of equals. cosine: [n][t->n]. */
@@ -317,6 +309,7 @@ int kv_merge_mean(const struct kv_head *h, struct kv_kept *kept)
     struct centers t;
     size_t dim = (size_t)h->dim;
     TRY(centers_open(&t, h, kept));
+    kept->merged = 0;
     if (t.n == 0)
         return 0;
     float *key = arena_alloc(h->arena, ROWS_AT_ONCE * dim * sizeof *key);
@@ -333,7 +326,7 @@ int kv_merge_mean(const struct kv_head *h, struct kv_kept *kept)
         if (next < kept->n && kept->keep[next] == j) {
             next++;
         } else if (j < h->n) {
-            normalise(key + (size_t)n * dim, h->k + (size_t)j * dim, h->dim);
+            kv_unit(key + (size_t)n * dim, h->k + (size_t)j * dim, h->dim);
             evicted[n++] = j;
         }
     }

@@ -74,6 +74,15 @@ void *pool_block_at(const struct kv_pool *p, int32_t block);
 void *pool_sample_at(const struct kv_pool *p, int32_t page); /* NULL: none are kept */
 float *pool_beta_at(const struct kv_pool *p, int32_t block);
 
+static inline int min_int(int a, int b)
+{
+    return a < b ? a : b;
+}
+static inline int max_int(int a, int b)
+{
+    return a > b ? a : b;
+}
+
 /* The first token whose query is kept for pressing the prompt. */
 static inline int seq_window0(const struct kv_seq *s)
 {

@@ -71,6 +71,8 @@ int kv_options_fill(struct kv_options *o, int n_prompt, int64_t slot_bytes,
                     struct err *e) WARN_UNUSED;
 enum kv_merge kv_merge_find(const char *name); /* "none", "votes", ...; KV_MERGE_DEFAULT: unknown */
 enum kv_split kv_split_find(const char *name); /* "uniform", ...; KV_SPLIT_DEFAULT: unknown */
+const char *kv_merge_names(void);              /* for messages: "fit, votes, ..." */
+const char *kv_split_names(void);
 
 /* How the model turns queries: for asking from another position. Host memory. */
 struct kv_rope {
@@ -91,14 +93,14 @@ struct kv_head {
     float scale;
     enum cpu_isa isa;   /* for kernels/dense.h */
     const int32_t *pos; /* [n] */
-    const float *beta;  /* [n] log votes so far */
+    const float *beta;  /* [n] log votes so far; NULL in a choice */
     /* [n] average attention per query: of the local and the global queries, each from where it stood, and of the last query
-     * alone; */
+     * alone. */
     const float *local, *global, *last;
     /* [n] of the reference queries, turned to the positions to come: mean_i P_ij and sqrt(mean_i P_ij^2). */
     const float *mean, *rms;
-    const float *k, *v; /* [n][dim]; NULL unless the policy's wants_kv */
-    /* Reference queries: n_ref positions times `group` heads, position-major. */
+    const float *k, *v; /* [n][dim]; NULL unless the policy's wants_kv, and in a choice */
+    /* Reference queries: n_ref positions times `group` heads, position-major; none in a choice. */
     int n_ref;
     const int32_t *ref_pos;  /* [n_ref] where each stood */
     const float *ref_q;      /* [n_ref * group][dim] turned to n_tokens and on */
@@ -117,6 +119,7 @@ struct kv_kept {
     bool *exact;   /* [n] its value is not to be touched */
     float *k, *v;  /* [n][dim] */
     float *beta;   /* [n] */
+    int merged;    /* candidates that a merge took in; 0 before */
 };
 
 struct kv_policy {
@@ -132,7 +135,7 @@ struct kv_policy {
     /* Chooses kept->n candidates: keep and exact. NULL: the best scores, ties to the later position. Protected ones (score
      * +inf) are never more than kept->n and must stay. ERR_NOMEM only. */
     int (*select)(const struct kv_head *h, const float *score, struct kv_kept *kept);
-    /* Its own way to merge what is not kept into what is; NULL: one of enum kv_merge. ERR_NOMEM only. */
+    /* Its own way to merge what is not kept into what is, see kept->merged; NULL: one of enum kv_merge. ERR_NOMEM only. */
     int (*merge_own)(const struct kv_head *h, const float *score, struct kv_kept *kept);
 };
 extern const struct kv_policy

@@ -101,3 +101,10 @@ float kv_norm(const float *x, int dim)
         sum[i % 2] += (double)x[i] * (double)x[i];
     return (float)sqrt(sum[0] + sum[1]);
 }
+
+void kv_unit(float *out, const float *x, int dim)
+{
+    float size = kv_norm(x, dim);
+    for (int i = 0; i < dim; i++)
+        out[i] = size > 0 ? x[i] / size : 0;
+}

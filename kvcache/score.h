@@ -28,5 +28,7 @@ int kv_count_protected(const float *score, int n);
 
 /* |x|, summed in double. */
 float kv_norm(const float *x, int dim);
+/* out = x / |x|, or zeros. */
+void kv_unit(float *out, const float *x, int dim);
 
 #endif

@@ -4,16 +4,6 @@
 #include "kvcache/compact.h"
 #include "kvcache/kv_internal.h"
 
-static int least(int a, int b)
-{
-    return a < b ? a : b;
-}
-
-static int most(int a, int b)
-{
-    return a > b ? a : b;
-}
-
 /* ---- what a compaction will need ------------------------------------------------------------------------------- */
 
 /* Pressed as soon as its prompt is there. A prompt without a full page has nothing to press. */
@@ -34,8 +24,9 @@ static bool ever_pressed(const struct kv_seq *s, int max_tokens)
 static int spares_most(const struct kv_seq *s, const struct kv_pool *p, int max_tokens)
 {
     const struct kv_options *o = &s->opt;
-    int budget = least(o->mass_floor > 0 ? o->budget_max : o->budget, most(max_tokens, KV_PAGE));
-    int slots = most(budget, o->sinks + o->protect + most(o->window, KV_PAGE - 1));
+    int budget =
+        min_int(o->mass_floor > 0 ? o->budget_max : o->budget, max_int(max_tokens, KV_PAGE));
+    int slots = max_int(budget, o->sinks + o->protect + max_int(o->window, KV_PAGE - 1));
     int64_t heads = pool_heads(p);
     int64_t n = o->split == KV_SPLIT_UNIFORM ? heads * pages_of_slots(slots)
                                              : heads * (slots + KV_PAGE - 1) / KV_PAGE;
@@ -97,7 +88,7 @@ static int plan_compaction(struct kv_seq *s, const struct kv_pool *p, int max_to
                        "%d query heads over %d KV heads: the queries of a token take %zu bytes, "
                        "more than a page of %zu",
                        p->shape.n_heads, p->shape.n_kv_heads, p->record_bytes, p->page_bytes);
-    int n = least(s->n_prompt, KV_WINDOW_QUERIES);
+    int n = min_int(s->n_prompt, KV_WINDOW_QUERIES);
     s->want_query = (n + a_page - 1) / a_page;
     if (first_peak(s, p) > p->n_pages)
         return err_set(e, ERR_LIMIT,
@@ -115,7 +106,7 @@ int kv_seq_open(struct kv_seq *s, struct kv_pool *p, const struct kv_options *op
 {
     *s = (struct kv_seq){ .opt = *opt,
                           .n_prompt = n_prompt,
-                          .max_blocks = most(pages_of_slots(max_tokens), 1) };
+                          .max_blocks = max_int(pages_of_slots(max_tokens), 1) };
     TRY(kv_options_fill(&s->opt, n_prompt, kv_slot_bytes(&p->shape), e));
     s->wide = mem_zalloc((size_t)p->shape.n_layers * (size_t)s->max_blocks, sizeof *s->wide);
     int rc = s->wide != NULL ? plan_compaction(s, p, max_tokens, e) : no_tables(e);
@@ -192,9 +183,9 @@ int64_t kv_seq_need(const struct kv_seq *s, const struct kv_pool *p, int n_token
 {
     if (s->swap != NULL)
         return swap_need(s, p);
-    int wide = most(blocks_for(s, n_tokens) - s->n_blocks, 0);
-    int query = most(query_for(s) - s->n_query, 0);
-    int spare = most(spares_for(s, n_tokens) - s->n_spare, 0);
+    int wide = max_int(blocks_for(s, n_tokens) - s->n_blocks, 0);
+    int query = max_int(query_for(s) - s->n_query, 0);
+    int spare = max_int(spares_for(s, n_tokens) - s->n_spare, 0);
     return ((int64_t)wide + query) * p->shape.n_layers + pool_narrow_need(p, spare);
 }
 
@@ -278,7 +269,7 @@ int kv_seq_slots(const struct kv_seq *s, const struct kv_pool *p)
 {
     int slots = 0;
     for (int i = 0; kv_seq_pressed(s) && i < pool_heads(p); i++)
-        slots = most(slots, s->n_narrow[i]);
+        slots = max_int(slots, s->n_narrow[i]);
     return slots + s->n_tokens - s->wide_pos0;
 }
 

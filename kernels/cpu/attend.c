@@ -24,11 +24,6 @@ struct result {
 
 static const float LOG2E = 1.44269504088896340736f, LN2 = 0.69314718055994530942f;
 
-static int min_int(int a, int b)
-{
-    return a < b ? a : b;
-}
-
 static int max_int(int a, int b)
 {
     return a > b ? a : b;

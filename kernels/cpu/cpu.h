@@ -36,6 +36,11 @@ static inline struct cpu_state *cpu_state(const struct be *be)
     return be->state;
 }
 
+static inline int min_int(int a, int b)
+{
+    return a < b ? a : b;
+}
+
 /* Runs fn over [0, n) by the pool, or at once on the caller when `work` (bytes touched, or about as many simple
  * operations) is too small to be worth a barrier. */
 void cpu_for(struct be *be, int n, int grain, size_t work, par_fn *fn, void *arg);

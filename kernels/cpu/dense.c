@@ -74,24 +74,27 @@ void dense_nt(enum cpu_isa isa, float *c, const float *a, const float *b, int m,
     kernel_of(isa)->product(&t);
 }
 
-void dense_nn(enum cpu_isa isa, float *c, const float *a, const float *b, int m, int n, int k)
+/* c[m][n] += a b[k][n], a's numbers a_row and a_col apart. */
+static void add_product(enum cpu_isa isa, float *c, const float *a, size_t a_row, size_t a_col,
+                        const float *b, int m, int n, int k)
 {
     struct dense_product t = { .c = c, .a = a, .b = b, .m = m, .n = n, .k = k, .scale = 1 };
     t.c_row = t.b_row = (size_t)n;
-    t.a_row = (size_t)k;
-    t.a_col = t.b_col = 1;
+    t.a_row = a_row;
+    t.a_col = a_col;
+    t.b_col = 1;
     t.add = true;
     kernel_of(isa)->product(&t);
 }
 
+void dense_nn(enum cpu_isa isa, float *c, const float *a, const float *b, int m, int n, int k)
+{
+    add_product(isa, c, a, (size_t)k, 1, b, m, n, k);
+}
+
 void dense_tn(enum cpu_isa isa, float *c, const float *a, const float *b, int m, int n, int k)
 {
-    struct dense_product t = { .c = c, .a = a, .b = b, .m = m, .n = n, .k = k, .scale = 1 };
-    t.c_row = t.b_row = (size_t)n;
-    t.a_col = (size_t)m;
-    t.a_row = t.b_col = 1;
-    t.add = true;
-    kernel_of(isa)->product(&t);
+    add_product(isa, c, a, 1, (size_t)m, b, m, n, k);
 }
 
 void dense_gram(enum cpu_isa isa, float *c, const float *a, int rows, int cols, bool of_rows)

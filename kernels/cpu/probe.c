@@ -14,11 +14,6 @@
 
 static const float LOG2E = 1.44269504088896340736f, LN2 = 0.69314718055994530942f;
 
-static int min_int(int a, int b)
-{
-    return a < b ? a : b;
-}
-
 /* The wide slots that query i sees are those below: */
 static int wide_seen(const struct probe_head *h, const struct probe_queries *q, int i)
 {

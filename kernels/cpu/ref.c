@@ -344,11 +344,6 @@ static void lane_tile(const struct lane *t, int lo, int hi, struct softsum *sum)
     }
 }
 
-static int min_int(int a, int b)
-{
-    return a < b ? a : b;
-}
-
 /* Slots [lo, hi), cut at multiples of the span and of the tile. */
 static void lane_spans(const struct lane *t, int lo, int hi, struct softsum *total)
 {

@@ -211,7 +211,7 @@ static struct probe_job job_of(const struct be_probe *p)
     j.dim = p->kv.head_dim;
     j.n_wide = p->n_wide;
     j.n_tail = p->n_tail;
-    j.wide_pages = (p->n_wide + KV_PAGE - 1) / KV_PAGE + (p->n_tail > 0);
+    j.wide_pages = pages_of(p->n_wide) + (p->n_tail > 0);
     j.narrow_pages = p->narrow_pages;
     j.n_records = p->n_records;
     memcpy(j.n_set, p->n_set, sizeof j.n_set);

@@ -68,11 +68,6 @@ static __device__ __forceinline__ const char *item_record(const struct probe_job
     return (const char *)j.record[(size_t)t.layer * (size_t)j.n_records + (size_t)i];
 }
 
-static __device__ __forceinline__ int pages_of(int slots)
-{
-    return (slots + KV_PAGE - 1) / KV_PAGE;
-}
-
 /* ---- references: turned on --------------------------------------------------------------------------------------- */
 
 template <enum kv_type T> static __device__ __forceinline__ float element_at(const void *p, int i)

@@ -82,6 +82,11 @@ static inline unsigned cu_div_up(size_t a, size_t b)
     return (unsigned)((a + b - 1) / b);
 }
 
+static inline __host__ __device__ int pages_of(int slots)
+{
+    return (slots + KV_PAGE - 1) / KV_PAGE;
+}
+
 /* Each file fills its slots. */
 void cu_ops_bound(struct be_ops *ops);  /* bound.cu: bounds */
 void cu_ops_step(struct be_ops *ops);   /* step.cu: step_begin, step_end */

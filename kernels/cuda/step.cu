@@ -98,11 +98,6 @@ static const int32_t *pack_ints(struct packer *p, const int32_t *src, int n, int
     return (const int32_t *)device;
 }
 
-static int pages_of(int slots)
-{
-    return (slots + KV_PAGE - 1) / KV_PAGE;
-}
-
 /* The tables of one sequence in one layer. */
 static void pack_view(struct packer *p, struct be_seq *q, int n_kv_heads)
 {

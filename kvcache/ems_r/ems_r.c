@@ -48,13 +48,6 @@ static int score(const struct kv_head *h, float *out)
     return 0;
 }
 
-static void unit(float *out, const float *x, int dim)
-{
-    float size = kv_norm(x, dim);
-    for (int i = 0; i < dim; i++)
-        out[i] = size > 0 ? x[i] / size : 0;
-}
-
 /* order[n] = all candidates by rank: the protected ones, the important ones, those to be merged (returns how many), the rest. */
 static int classify(const struct kv_head *h, const float *s, const struct kv_kept *kept,
                     const struct kv_ems_r_limits *limits, int32_t *order, int32_t *scratch)
@@ -90,8 +83,8 @@ static int centers_make(const struct kv_head *h, const float *weight, const stru
             continue;
         size_t at = (size_t)c->n * dim, from = (size_t)i * dim;
         float w = c->weight[c->n] = fmaxf(weight[kept->keep[i]], LEAST_WEIGHT);
-        unit(c->k + at, kept->k + from, h->dim);
-        unit(c->v + at, kept->v + from, h->dim);
+        kv_unit(c->k + at, kept->k + from, h->dim);
+        kv_unit(c->v + at, kept->v + from, h->dim);
         for (size_t d = 0; d < dim; d++) {
             c->sum_k[at + d] = w * c->k[at + d];
             c->sum_v[at + d] = w * kept->v[from + d];
@@ -130,8 +123,8 @@ static int route(const struct kv_head *h, const float *weight, const int32_t *tb
     for (int first = 0; first < n; first += TILE) {
         int rows = n - first < TILE ? n - first : TILE;
         for (int r = 0; r < rows; r++) {
-            unit(k + (size_t)r * dim, h->k + (size_t)tbm[first + r] * dim, h->dim);
-            unit(v + (size_t)r * dim, h->v + (size_t)tbm[first + r] * dim, h->dim);
+            kv_unit(k + (size_t)r * dim, h->k + (size_t)tbm[first + r] * dim, h->dim);
+            kv_unit(v + (size_t)r * dim, h->v + (size_t)tbm[first + r] * dim, h->dim);
         }
         dense_nt(h->isa, cos_k, k, c->k, rows, c->n, h->dim, 1);
         dense_nt(h->isa, cos_v, v, c->v, rows, c->n, h->dim, 1);
@@ -200,7 +193,10 @@ int kv_ems_r_merge(const struct kv_head *h, const float *s, struct kv_kept *kept
 
 static int merge(const struct kv_head *h, const float *s, struct kv_kept *kept)
 {
-    return kv_ems_r_merge(h, s, kept, &kv_ems_r_defaults, NULL);
+    struct kv_ems_r_counts counts;
+    TRY(kv_ems_r_merge(h, s, kept, &kv_ems_r_defaults, &counts));
+    kept->merged = counts.merged;
+    return 0;
 }
 
 const struct kv_policy kv_ems_r = { .name = "ems-r",
