@@ -5,8 +5,8 @@
  * Thread: one owner per struct.
  *
  * Order of a stream, per choice: with "detail" (once) a chunk with choices [] and compression; chunk with the role and
- * content "" (chat only), text chunks, a chunk without text that has finish_reason; then, when include_usage was set, one chunk with choices [] and usage (all earlier chunks have
- * usage null); then "data: [DONE]".
+ * content "" (chat only), text chunks, a chunk without text that has finish_reason; then, when include_usage was set, one
+ * chunk with choices [] and usage (all earlier chunks have usage null); then "data: [DONE]".
  */
 #ifndef WRING_API_REPLY_H
 #define WRING_API_REPLY_H

@@ -79,7 +79,7 @@ struct api_sampling {
 struct api_budget {
     int tokens;      /* a KV head, at least API_MIN_BUDGET */
     double fraction; /* of the prompt, in (0, 1) */
-    int64_t bytes;   /* of the whole request */
+    int64_t bytes;   /* of the cache of one choice */
 };
 /* "256", "0.25" or "4MiB" (K, M, G; in powers of 1024). false: none of these. */
 bool api_budget_parse(struct api_budget *out, const char *text);

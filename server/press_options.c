@@ -64,6 +64,21 @@ int press_rules_read(struct press_rules *r, const struct config *c, struct err *
     return 0;
 }
 
+int press_rules_check(const struct press_rules *r, int64_t slot_bytes, struct err *e)
+{
+    const struct {
+        const char *option;
+        const struct api_budget *budget;
+    } given[] = { { "kv-budget", &r->budget }, { "kv-budget-max", &r->ceiling } };
+    for (int i = 0; i < 2; i++) {
+        struct kv_options o = { .policy = kv_policy_find(presets[0].policy) };
+        set_budget(&o, given[i].budget);
+        if (kv_options_fill(&o, 1, slot_bytes, e) < 0)
+            return err_prefix(e, "%s", given[i].option);
+    }
+    return 0;
+}
+
 /* ---- one request ------------------------------------------------------------------------------------------------- */
 
 static int find_preset(const struct api_compression *c, const struct preset **out,
@@ -107,9 +122,9 @@ static int find_policy(const struct press_rules *r, const struct api_compression
 static int find_ways(const struct api_compression *c, struct kv_options *o, struct api_error *e)
 {
     if (c->merge && !(o->merge = kv_merge_find(c->merge)))
-        return bad_name(e, "merge", c->merge, "fit, votes, values, mean, none");
+        return bad_name(e, "merge", c->merge, kv_merge_names());
     if (c->split && !(o->split = kv_split_find(c->split)))
-        return bad_name(e, "split", c->split, "uniform, pyramid, ada, mass");
+        return bad_name(e, "split", c->split, kv_split_names());
     return 0;
 }
 

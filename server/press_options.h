@@ -12,8 +12,8 @@
 
 /* The server's options kv-policy to kv-samples. A zeroed one: everything is kept, and nobody may ask for less. */
 struct press_rules {
-    const struct kv_policy
-        *policy; /* of a request that names none; NULL: the first, which keeps everything */
+    /* Of a request that names none; NULL: the first, which keeps everything. */
+    const struct kv_policy *policy;
     struct api_budget budget;  /* of a request that gives none */
     struct api_budget ceiling; /* what a request may ask for and the guard may give; empty: any */
     double mass_floor;
@@ -21,6 +21,8 @@ struct press_rules {
 };
 /* ERR_INVALID names the option. */
 int press_rules_read(struct press_rules *r, const struct config *c, struct err *e) WARN_UNUSED;
+/* Whether some prompt can meet the budgets, now that the size of a slot of all heads is known. ERR_INVALID names the option. */
+int press_rules_check(const struct press_rules *r, int64_t slot_bytes, struct err *e) WARN_UNUSED;
 
 /* The options that the request asks for; budgets are as given. */
 int press_options(struct kv_options *out, const struct press_rules *r,

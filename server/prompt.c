@@ -88,6 +88,7 @@ static int count_tokens(const struct tokenizer *tok, struct tmpl_output *out, si
     return rc;
 }
 
+/* In a template that rewrites texts, looking for thousands of them is not worth it. */
 enum { MISSES_MOST = 64 };
 
 /* Messages come in order, so each is looked for behind the one before. */
@@ -96,8 +97,7 @@ static int find_marks(const struct tokenizer *tok, const json_t *messages, struc
 {
     size_t n = json_array_size(messages), from = 0, start = 0;
     size_t system = 0, question0 = 0, question1 = 0;
-    int missed =
-        0; /* a template that rewrites texts: looking for thousands of them is not worth it */
+    int missed = 0;
 
     for (size_t i = 0; i < n && missed < MISSES_MOST; i++) {
         const json_t *message = json_array_get(messages, i);

@@ -33,16 +33,9 @@ struct bench {
     double seconds[1000]; /* of the repeats */
 };
 
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a;
-    double y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 double bench_median(double *v, int n)
 {
-    qsort(v, (size_t)n, sizeof *v, by_value);
+    cli_sort(v, n);
     return n % 2 ? v[n / 2] : (v[n / 2 - 1] + v[n / 2]) / 2;
 }
 

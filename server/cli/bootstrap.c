@@ -3,16 +3,9 @@
 
 #include <math.h>
 #include <stdint.h>
-#include <stdlib.h>
 
 #include "server/base/mem.h"
-
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a;
-    double y = *(const double *)b;
-    return (x > y) - (x < y);
-}
+#include "server/cli/cli.h"
 
 static double mean_of(const double *d, int n)
 {
@@ -50,7 +43,7 @@ int bootstrap_mean(const double *d, int n, struct interval *out)
     uint64_t state = 1;
     for (int k = 0; k < BOOTSTRAP_DRAWS; k++)
         mean[k] = draw_mean(d, n, &state);
-    qsort(mean, BOOTSTRAP_DRAWS, sizeof *mean, by_value);
+    cli_sort(mean, BOOTSTRAP_DRAWS);
     *out = (struct interval){ mean_of(d, n), mean[BOOTSTRAP_DRAWS / 40],
                               mean[BOOTSTRAP_DRAWS - 1 - BOOTSTRAP_DRAWS / 40] };
     mem_free(mean);

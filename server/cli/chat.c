@@ -206,6 +206,7 @@ int cmd_chat(int argc, char **argv)
     int code = cli_config(&c, CONFIG_CHAT, usage, 1, argc, argv, &done);
     if (done)
         return code;
+    c.kv_samples = 0; /* nothing is pressed here: no query is worth its memory */
     code = run_chat(&c, &e) < 0 ? cli_fail(&e) : 0;
     config_free(&c);
     return code;

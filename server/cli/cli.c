@@ -72,6 +72,18 @@ int cli_numbers(const char *option, const char *text, int min, int max, struct c
     return 0;
 }
 
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a;
+    double y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+void cli_sort(double *v, int n)
+{
+    qsort(v, (size_t)n, sizeof *v, by_value);
+}
+
 static void setup_log(const struct config *c)
 {
     enum log_level level = strcmp(c->log_level, "error") == 0  ? LOG_E

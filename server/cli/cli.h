@@ -40,6 +40,8 @@ struct cli_list {
 /* "1,2,8": whole numbers from min to max; "" is none. ERR_INVALID names the option. */
 int cli_numbers(const char *option, const char *text, int min, int max, struct cli_list *out,
                 struct err *e) WARN_UNUSED;
+/* Puts v[n] in rising order. */
+void cli_sort(double *v, int n);
 
 /* ---- for the commands that run a model ------------------------------------------------------------------------- */
 

@@ -8,13 +8,17 @@
 int cmd_eval(int argc, char **argv)
 {
     static const char usage[] = "eval ppl MODEL TEXT | eval kv MODEL [options]";
-    const char *kind = argc > 0 ? argv[0] : "";
+    struct config c;
+    struct err e;
+    bool done;
+    /* Read for the kind alone, which may stand behind options; what is wrong with them is said below. */
+    bool has_kind = config_parse(&c, CONFIG_EVAL, argc, argv, &e) == 0 && c.n_words > 0;
+    const char *kind = has_kind ? c.word[0] : "";
+    config_free(&c);
     if (strcmp(kind, "ppl") == 0)
         return eval_ppl(argc, argv);
     if (strcmp(kind, "kv") == 0)
         return eval_kv(argc, argv);
-    struct config c;
-    bool done;
     int code = cli_config(&c, CONFIG_EVAL, usage, 0, argc, argv, &done);
     if (done)
         return code;

@@ -29,8 +29,7 @@ struct kv_case {
     int32_t probe[KV_PROBE];  /* fed after it */
     uint8_t answer[KV_PROBE]; /* 0: not judged; k: a token of answer k */
     int n_probe, n_answers;
-    double
-        depth; /* where in the text the answer stands, 0 to 1; -1: in several places, or nowhere */
+    double depth; /* of the answer in the text, 0 to 1; -1: in several places, or nowhere */
 };
 
 /* A sentence planted in the text. */
@@ -111,8 +110,8 @@ struct kv_cell {
     int tokens;   /* judged */
     int answers;  /* judged; of the whole cache: asked for */
     double exact; /* share of answers that came out to the letter */
-    double kl, kl95,
-        top1; /* against the whole cache: mean and 95th percentile, share of equal choices */
+    /* Against the whole cache: mean and 95th percentile, share of equal choices. */
+    double kl, kl95, top1;
     double nll, nll_full; /* mean of the judged tokens, and the whole cache's of the same ones */
     double first;         /* judged tokens up to the first whose choice is not the whole cache's */
     double mass;          /* of kv_report, of the first pressing */
@@ -190,7 +189,8 @@ int kv_report_plots(const struct kv_grid *g, const char *dir, struct err *e) WAR
 /* Means over the samples of one task, variant and budget that have a cell there; variant -1: the whole cache. */
 struct kv_means {
     int n;
-    double exact, kl, kl95, top1, ppl_ratio, nll, first, mass, bytes, share, pressings, press_ms;
+    double exact; /* of a task without answers: NaN */
+    double kl, kl95, top1, ppl_ratio, nll, first, mass, bytes, share, pressings, press_ms;
     double press_share; /* of the prefill; of a stream, whose prefill is short: NaN */
 };
 void kv_grid_means(const struct kv_grid *g, int task, int variant, int budget,

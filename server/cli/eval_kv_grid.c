@@ -272,5 +272,7 @@ void kv_grid_means(const struct kv_grid *g, int task, int variant, int budget, s
         *sums[i] /= n;
     if (g->task[task]->kind == KV_LONG)
         out->press_share = (double)NAN;
+    if (g->task[task]->kind != KV_ANSWER)
+        out->exact = (double)NAN;
     out->ppl_ratio = exp(worse / n);
 }

@@ -40,6 +40,7 @@ static int compare(const struct kv_grid *g, int task, int variant, int base, int
                    struct diff *out)
 {
     double *d = mem_alloc((size_t)g->n_samples * N_DIFFS * sizeof *d);
+    bool answers = g->task[task]->kind == KV_ANSWER;
     int n = 0;
     int rc = d != NULL ? 0 : ERR_NOMEM;
     for (int s = 0; rc == 0 && s < g->n_samples; s++) {
@@ -48,7 +49,7 @@ static int compare(const struct kv_grid *g, int task, int variant, int base, int
         if (!a->have || !b->have)
             continue;
         d[KL * g->n_samples + n] = a->kl - b->kl;
-        d[EXACT * g->n_samples + n] = a->exact - b->exact;
+        d[EXACT * g->n_samples + n] = answers ? a->exact - b->exact : NAN;
         d[NLL * g->n_samples + n] = a->nll - b->nll;
         d[FIRST * g->n_samples + n] = a->first - b->first;
         n++;
@@ -86,8 +87,6 @@ static int add_diffs(const struct kv_grid *g, int task, int base, struct buf *b)
                 continue;
             buf_addf(b, "| `%s` | %d | %d |", g->variant[v].word, g->budget.v[k], d.n);
             add_interval(b, &d.d[KL], 1, 4);
-            if (g->task[task]->kind != KV_ANSWER)
-                d.d[EXACT].mean = NAN;
             add_interval(b, &d.d[EXACT], 100, 1);
             add_interval(b, &d.d[NLL], 1, 3);
             add_interval(b, &d.d[FIRST], 1, 1);
@@ -110,7 +109,7 @@ static void add_whole(const struct kv_grid *g, struct buf *b)
         for (int s = 0; s < g->n_samples; s++)
             prefill += kv_grid_at(g, t, s, -1, 0)->prefill_ms;
         buf_addf(b, "| %s | %s | %d |", g->task[t]->name, g->task[t]->title, m.n);
-        add_cell(b, g->task[t]->kind == KV_ANSWER ? 100 * m.exact : NAN, 1);
+        add_cell(b, 100 * m.exact, 1);
         add_cell(b, m.nll, 3);
         add_cell(b, m.bytes, 0);
         add_cell(b, prefill / m.n, 0);
@@ -137,7 +136,7 @@ static void add_rows(const struct kv_grid *g, int task, struct buf *b)
             add_cell(b, m.kl95, 3);
             add_cell(b, 100 * m.top1, 1);
             add_cell(b, m.ppl_ratio, 3);
-            add_cell(b, g->task[task]->kind == KV_ANSWER ? 100 * m.exact : NAN, 1);
+            add_cell(b, 100 * m.exact, 1);
             add_cell(b, m.nll, 3);
             add_cell(b, m.first, 1);
             add_cell(b, m.mass, 3);
@@ -203,15 +202,29 @@ int kv_report_md(const struct kv_grid *g, const char *title, const char *path, s
 
 /* ---- CSV --------------------------------------------------------------------------------------------------------- */
 
+/* Nothing for what there is nothing of. */
+static void add_value(struct buf *b, double v)
+{
+    buf_adds(b, ",");
+    if (isfinite(v))
+        buf_addf(b, "%.6g", v);
+}
+
+/* The whole cache is compared with nothing. */
 static int add_csv_diffs(const struct kv_grid *g, int task, int variant, int budget, struct buf *b)
 {
+    static const struct interval none = { NAN, NAN, NAN };
     for (int v = 0; v < g->n_variants; v++) {
-        struct diff d;
+        struct diff d = { 0, { none, none, none, none } };
         if (!g->variant[v].base)
             continue;
-        TRY(compare(g, task, variant, v, budget, &d));
-        for (int i = 0; i < N_DIFFS; i++)
-            buf_addf(b, ",%.6g,%.6g,%.6g", d.d[i].mean, d.d[i].low, d.d[i].high);
+        if (variant >= 0)
+            TRY(compare(g, task, variant, v, budget, &d));
+        for (int i = 0; i < N_DIFFS; i++) {
+            add_value(b, d.d[i].mean);
+            add_value(b, d.d[i].low);
+            add_value(b, d.d[i].high);
+        }
     }
     return 0;
 }
@@ -231,9 +244,8 @@ static int add_csv_row(const struct kv_grid *g, int task, int variant, int budge
                          m.nll,   m.first, m.mass, m.pressings, m.press_ms, m.press_share };
     buf_addf(b, ",%d", m.n);
     for (size_t i = 0; i < sizeof x / sizeof *x; i++)
-        buf_addf(b, ",%.6g", x[i]);
-    if (variant >= 0)
-        TRY(add_csv_diffs(g, task, variant, budget, b));
+        add_value(b, x[i]);
+    TRY(add_csv_diffs(g, task, variant, budget, b));
     buf_adds(b, "\n");
     return 0;
 }

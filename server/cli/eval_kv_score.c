@@ -5,7 +5,6 @@
  * not depend on how many share a step, so it is the same one to the bit.
  */
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "server/base/mem.h"
@@ -159,13 +158,6 @@ static int start(struct kv_judge *j, int i_seq, struct kv_row *row, struct err *
 
 /* ---- sums -------------------------------------------------------------------------------------------------------- */
 
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a;
-    double y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 /* Mean and 95th percentile of the divergences that were measured. */
 static void sum_up_kl(const struct kv_judge *j, const bool *counts, struct kv_cell *out)
 {
@@ -179,7 +171,7 @@ static void sum_up_kl(const struct kv_judge *j, const bool *counts, struct kv_ce
     }
     if (n == 0)
         return;
-    qsort(kl, (size_t)n, sizeof *kl, by_value);
+    cli_sort(kl, n);
     out->kl95 = kl[(n - 1) * 95 / 100];
     out->kl /= n;
 }

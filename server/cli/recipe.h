@@ -4,7 +4,7 @@
  * lies:
  *
  *     name: tiny                     description: ...            licence: MIT
- *     import: llama2c                # optional: what turns the files into a model folder; folder: they lie in one as they are
+ *     import: llama2c                # optional: what turns the files into a model folder; folder: they stay as they are
  *     files:
  *       - file: tiny.gguf
  *         size: 1234                 # bytes

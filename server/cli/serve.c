@@ -57,17 +57,14 @@ static void print_plan(struct serve *s)
 }
 
 /* A default that no request could meet is found at the start, not by the first client. */
-static int check_default(const struct engine *en, const struct press_rules *r,
-                         const struct api_budget *b, const char *option, struct err *e)
+static int check_defaults(const struct serve *s, const struct press_rules *r, struct err *e)
 {
     static const int32_t token;
-    const struct job j = { .prompt = &token,
-                           .n_prompt = 1,
-                           .kv = { .policy = r->policy,
-                                   .budget = b->tokens,
-                                   .budget_fraction = b->fraction,
-                                   .budget_bytes = b->bytes } };
-    return engine_check(en, &j, e) < 0 ? err_prefix(e, "%s", option) : 0;
+    const struct job j = { .prompt = &token, .n_prompt = 1, .kv = { .policy = r->policy } };
+    struct kv_shape shape;
+    model_kv_shape(s->session.model, engine_settings(s->engine)->kv_type, 0, &shape);
+    TRY(press_rules_check(r, kv_slot_bytes(&shape), e));
+    return engine_check(s->engine, &j, e) < 0 ? err_prefix(e, "kv-policy") : 0;
 }
 
 static int open_all(struct serve *s, struct err *e)
@@ -76,8 +73,7 @@ static int open_all(struct serve *s, struct err *e)
     struct press_rules press;
     TRY(press_rules_read(&press, c, e));
     TRY(session_engine(&s->session, &s->engine, c, 0, isatty(STDERR_FILENO), e));
-    TRY(check_default(s->engine, &press, &press.budget, "kv-policy, kv-budget", e));
-    TRY(check_default(s->engine, &press, &press.ceiling, "kv-policy, kv-budget-max", e));
+    TRY(check_defaults(s, &press, e));
     if (strcmp(c->log_format, "json") != 0)
         print_plan(s);
     name_model(s);

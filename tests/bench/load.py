@@ -7,7 +7,8 @@ COMMAND is a `wring serve` that listens on a port of its choice ("--port 0" is a
 --prompt bytes, and every answer has --tokens tokens (ignore_eos), streamed; --kv is the request's compression.kv, as
 '{"policy": "window", "budget": 512}'. Needs nothing but Python's standard library.
 Prints one JSON object: tokens a second of all streams together, counted by the server's own usage figures, from
-the first request to the last answer; time to the first token and between tokens, medians and 99th percentiles; the most sequences that ran at once, and swaps.
+the first request to the last answer; time to the first token and between tokens, medians and 99th percentiles; the most
+sequences that ran at once, and swaps.
 """
 import argparse
 import asyncio

@@ -9,21 +9,13 @@
 #include <cmocka.h>
 
 #include "server/press_options.h"
+#include "tests/tools/pressing.h"
 
 enum { PROMPT = 1000, SLOT = 1024 };
 
-static const struct kv_policy *pressing(void)
-{
-    for (size_t i = 0; kv_policy_list[i] != NULL; i++)
-        if (!kv_policy_list[i]->keeps_all)
-            return kv_policy_list[i];
-    fail_msg("%s", "no policy presses");
-    return NULL;
-}
-
 static struct press_rules rules(void)
 {
-    return (struct press_rules){ .policy = pressing(),
+    return (struct press_rules){ .policy = pressing(0),
                                  .budget = { .tokens = 64 },
                                  .keeps_queries = true };
 }
@@ -71,7 +63,7 @@ static void defaults_are_the_servers(void **state)
     (void)state;
     struct press_rules r = rules();
     struct kv_options o = good("", &r);
-    assert_ptr_equal(o.policy, pressing());
+    assert_ptr_equal(o.policy, pressing(0));
     assert_int_equal(o.budget, 64);
     assert_int_equal(o.budget_max, 0);
     r.mass_floor = 0.75;
@@ -125,7 +117,7 @@ static void bad_ones_are_named(void **state)
     check_bad("\"budget\":\"8KiB\"", &r, "compression.kv.budget", "8192");
     check_bad("\"budget\":64,\"mass_floor\":0.9,\"budget_max\":32", &r, "compression.kv.budget_max",
               "less than the budget 64");
-    check_bad("\"queries\":32,\"budget\":64", &(struct press_rules){ .policy = pressing() },
+    check_bad("\"queries\":32,\"budget\":64", &(struct press_rules){ .policy = pressing(0) },
               "compression.kv.policy", "keeps none");
     check_bad("\"preset\":\"extreme\"", &(struct press_rules){ .policy = NULL },
               "compression.kv.preset", "keeps none");
@@ -152,6 +144,20 @@ static void ceiling_holds(void **state)
     assert_int_equal(good("", &r).budget, 100);
     r = rules();
     assert_int_equal(good("\"budget\":1073741824,\"mass_floor\":1", &r).budget_max, 1 << 30);
+}
+
+/* Budgets in bytes are known to be too small once a slot has a size, also beside a policy that keeps everything. */
+static void budgets_can_be_met(void **state)
+{
+    (void)state;
+    struct err e;
+    struct press_rules r = { .policy = kv_policy_list[0], .ceiling = { .bytes = 1024 } };
+    assert_int_equal(press_rules_check(&r, 64, &e), 0);
+    assert_int_equal(press_rules_check(&r, 65, &e), ERR_INVALID);
+    assert_non_null(strstr(e.text, "kv-budget-max"));
+    r.budget = r.ceiling;
+    assert_int_equal(press_rules_check(&r, 65, &e), ERR_INVALID);
+    assert_null(strstr(e.text, "kv-budget-max"));
 }
 
 /* A preset of a request is the profile of the same name. */
@@ -225,7 +231,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(defaults_are_the_servers), cmocka_unit_test(fields_become_options),
         cmocka_unit_test(bad_ones_are_named),       cmocka_unit_test(ceiling_holds),
-        cmocka_unit_test(presets_are_profiles),     cmocka_unit_test(options_are_checked),
+        cmocka_unit_test(budgets_can_be_met),       cmocka_unit_test(presets_are_profiles),
+        cmocka_unit_test(options_are_checked),
     };
     return cmocka_run_group_tests_name("press options", tests, NULL, NULL);
 }
