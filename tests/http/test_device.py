@@ -1,7 +1,6 @@
 """The server on the CUDA backend says what it says on the CPU. Here its kernels run on the host (tests/simt)."""
 
 import concurrent.futures
-import json
 import os
 import pathlib
 import subprocess
@@ -18,12 +17,7 @@ def model(tmp_path_factory):
     """stories260K as a folder, with a chat template of its own: the text goes on where the last message ends."""
     if not SIMT.exists():
         pytest.skip(f"{SIMT} is not built: run make simt")
-    folder = tmp_path_factory.mktemp("models") / "stories260K"
-    golden = wire.ROOT / "tests/golden/models"
-    subprocess.run([wire.BINARY, "import", "llama2c", golden / "stories260K.bin", golden / "tok512.bin", folder], check=True)
-    config = folder / "tokenizer_config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "chat_template": TEMPLATE}))
-    return folder
+    return wire.import_small(tmp_path_factory.mktemp("models") / "stories260K", TEMPLATE)
 
 
 def serve(binary, model, *options):

@@ -1,7 +1,6 @@
 """Requests whose KV cache is pressed: what they ask for, what they get, what they are told. stories260K, 512 tokens of context."""
 
 import concurrent.futures
-import json
 import random
 import subprocess
 
@@ -19,12 +18,7 @@ KV = {"policy": "ems", "budget": BUDGET}
 def model(tmp_path_factory):
     if not wire.BINARY.exists():
         pytest.skip(f"{wire.BINARY} is not built")
-    folder = tmp_path_factory.mktemp("models") / "stories260K"
-    golden = wire.ROOT / "tests/golden/models"
-    subprocess.run([wire.BINARY, "import", "llama2c", golden / "stories260K.bin", golden / "tok512.bin", folder], check=True)
-    config = folder / "tokenizer_config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "chat_template": TEMPLATE}))
-    return folder
+    return wire.import_small(tmp_path_factory.mktemp("models") / "stories260K", TEMPLATE)
 
 
 def serve(model, *options):
@@ -80,7 +74,9 @@ def test_full_says_little(small):
 
 
 def test_every_policy(small):
-    for policy in small.get("/v1/models").json()["data"][0]["meta"]["kv_policies"][1:]:
+    full, *pressing = small.get("/v1/models").json()["data"][0]["meta"]["kv_policies"]
+    assert full == "full" and pressing
+    for policy in pressing:
         kv = usage(complete(small, ids(PROMPT), {"policy": policy, "budget": BUDGET}))
         assert kv["policy"] == policy and 0 < kv["kept"] <= BUDGET * LAYERS * HEADS, kv
         assert kv["bytes"] < kv["full_bytes"]
@@ -246,13 +242,14 @@ def test_turns_hit_the_prefix_cache(model):
         assert before > 100 and again["prompt_tokens_details"]["cached_tokens"] == 0
         assert server.stop() == 0
     for full, pressed in zip(found["full"], found["ems"]):
-        assert full - 32 - 16 <= pressed <= full, found
+        assert full - 32 <= pressed <= full, found
 
 
 def test_recompute_gives_the_same(small):
+    complete(small, ids(PROMPT, 6), KV)
     a = complete(small, ids(PROMPT, 6), KV)
     b = complete(small, ids(PROMPT, 6), {**KV, "recompute": True})
-    assert a["usage"]["prompt_tokens_details"]["cached_tokens"] >= 0
+    assert a["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
     assert b["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
     assert answer(a) == answer(b) and usage(a)["kept"] == usage(b)["kept"]
 

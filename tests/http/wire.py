@@ -1,4 +1,4 @@
-"""Helpers: starting a server, raw sockets, server-sent events, schemas, metrics."""
+"""Helpers: a small model, starting a server, raw sockets, server-sent events, schemas, metrics."""
 
 import json
 import os
@@ -29,6 +29,15 @@ def find_model():
         if found:
             return str(min(found, key=lambda p: p.stat().st_size))
     return None
+
+
+def import_small(folder, template):
+    """stories260K as a folder, with a chat template of its own."""
+    golden = ROOT / "tests/golden/models"
+    subprocess.run([BINARY, "import", "llama2c", golden / "stories260K.bin", golden / "tok512.bin", folder], check=True)
+    config = folder / "tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "chat_template": template}))
+    return folder
 
 
 class Server:

@@ -4,9 +4,9 @@
 #include <math.h>
 #include <string.h>
 
-#include "kernels/half.h"
 #include "kernels/probe.h"
 #include "tests/ops/check.h"
+#include "tests/tools/elem.h"
 #include "tests/tools/levels.h"
 
 struct probe_shape {
@@ -185,17 +185,6 @@ static int32_t *seen_of(struct check *c, const struct probe_case *t, int record,
 
 /* ---- records ----------------------------------------------------------------------------------------------------- */
 
-static void put_element(enum kv_type type, char *p, float *x)
-{
-    uint16_t h = type == KV_F16 ? half_to_f16(*x) : half_to_bf16(*x);
-    if (type == KV_F32) {
-        memcpy(p, x, sizeof *x);
-        return;
-    }
-    memcpy(p, &h, sizeof h);
-    *x = type == KV_F16 ? half_from_f16(h) : half_from_bf16(h);
-}
-
 /* The log-sum-exp that a record keeps is that of what its query saw of the candidates. */
 static void fill_lse(struct check *c, struct probe_case *t, int item)
 {
@@ -219,7 +208,7 @@ static void fill_records(struct check *c, struct probe_case *t)
 {
     const struct probe_shape *s = &t->s;
     int n_heads = s->n_kv * s->group, n = t->p.n_records, seen = n - s->n_ref, at = 0;
-    size_t floats = (size_t)n_heads * (size_t)s->dim, elem = kv_elem_bytes(t->type);
+    size_t floats = (size_t)n_heads * (size_t)s->dim;
     t->record_bytes = kv_record_bytes(t->type, n_heads, s->dim);
     t->records = check_host(c, (size_t)(s->n_layers * n) * t->record_bytes);
     memset(t->records, 0xff, (size_t)(s->n_layers * n) * t->record_bytes);
@@ -237,8 +226,10 @@ static void fill_records(struct check *c, struct probe_case *t)
             continue;
         }
         char *record = t->records + (size_t)t->record_at[i] * t->record_bytes;
-        for (size_t d = 0; d < floats; d++)
-            put_element(t->type, record + d * elem, &q[d]);
+        for (size_t d = 0; d < floats; d++) {
+            elem_store(t->type, record, d, q[d]);
+            q[d] = elem_rounded(t->type, q[d]);
+        }
     }
     for (int i = 0; i < kinds(s) * s->n_kv; i++)
         fill_lse(c, t, i);

@@ -1,6 +1,6 @@
 /* Steps that a backend has recorded: a small pass of two layers, again and again under one name, with other tokens, lengths
- * and pages each time, with and without queries to keep, and now and then another number of sequences. Whether it was replayed or not, the results are those of
- * a pass that was called op by op under a new name. */
+ * and pages each time, with and without queries to keep, and now and then another number of sequences. Whether it was
+ * replayed or not, the results are those of a pass that was called op by op under a new name. */
 #include <math.h>
 #include <string.h>
 

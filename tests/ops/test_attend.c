@@ -12,8 +12,8 @@
 #include <cmocka.h>
 
 #include "kernels/backend.h"
-#include "kernels/half.h"
 #include "server/base/mem.h"
+#include "tests/tools/elem.h"
 #include "tests/tools/levels.h"
 #include "tests/tools/world.h"
 
@@ -25,12 +25,6 @@ static float *room(size_t n)
 }
 
 /* ---- the definition against doubles --------------------------------------------------------------------------------- */
-
-static double rounded(enum kv_type t, float x)
-{
-    float y = t == KV_F16 ? half_from_f16(half_to_f16(x)) : half_from_bf16(half_to_bf16(x));
-    return (double)(t == KV_F32 ? x : y);
-}
 
 /* Without narrow slots: straight from the tensors. */
 static void naive_row(const struct world *w, int i, int r, int h, double *out, double *lse)
@@ -46,7 +40,8 @@ static void naive_row(const struct world *w, int i, int r, int h, double *out, d
         size_t kat = (size_t)((j - s->from[i]) * s->n_kv + h / s->group) * (size_t)s->dim;
         p[j] = 0;
         for (int d = 0; d < s->dim; d++)
-            p[j] += (double)w->q[at + (size_t)d] * rounded(w->kv.type, w->k[i][kat + (size_t)d]);
+            p[j] += (double)w->q[at + (size_t)d] *
+                    (double)elem_rounded(w->kv.type, w->k[i][kat + (size_t)d]);
         p[j] /= sqrt(s->dim);
         max = fmax(max, p[j]);
     }
@@ -55,7 +50,7 @@ static void naive_row(const struct world *w, int i, int r, int h, double *out, d
         size_t vat = (size_t)((j - s->from[i]) * s->n_kv + h / s->group) * (size_t)s->dim;
         sum += exp(p[j] - max);
         for (int d = 0; d < s->dim; d++)
-            out[d] += exp(p[j] - max) * rounded(w->kv.type, w->v[i][vat + (size_t)d]);
+            out[d] += exp(p[j] - max) * (double)elem_rounded(w->kv.type, w->v[i][vat + (size_t)d]);
     }
     for (int d = 0; d < s->dim; d++)
         out[d] /= sum;

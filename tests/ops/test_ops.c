@@ -12,6 +12,7 @@
 #include "kernels/backend.h"
 #include "kernels/half.h"
 #include "server/base/mem.h"
+#include "tests/tools/elem.h"
 #include "tests/tools/levels.h"
 
 enum { MAX = 1 << 16 };
@@ -352,12 +353,8 @@ static void test_query_keep(void **state)
                 bool kept = r == 2 || (r == 0 && k == 0);
                 char want[128];
                 memset(want, 0x11, sizeof want);
-                for (int i = 0; kept && i < SIZE; i++) {
-                    float x = xa[r * SIZE + i];
-                    uint16_t h = type == KV_F16 ? half_to_f16(x) : half_to_bf16(x);
-                    memcpy(want + (size_t)i * kv_elem_bytes(type),
-                           type == KV_F32 ? (void *)&x : (void *)&h, kv_elem_bytes(type));
-                }
+                for (int i = 0; kept && i < SIZE; i++)
+                    elem_store(type, want, (size_t)i, xa[r * SIZE + i]);
                 if (kept)
                     memcpy(want + at, w + r * HEADS, HEADS * sizeof(float));
                 assert_memory_equal(record[r][k], want, sizeof want);

@@ -10,9 +10,9 @@
 
 #include <cmocka.h>
 
-#include "kernels/half.h"
 #include "kernels/probe.h"
 #include "server/base/mem.h"
+#include "tests/tools/elem.h"
 #include "tests/tools/levels.h"
 
 enum { DIM_MAX = 128, SLOTS_MAX = 1100, QUERIES_MAX = 100, BLOCKS = 2 * SLOTS_MAX / KV_PAGE + 8 };
@@ -47,13 +47,6 @@ static struct world world;
 static size_t elem_at(const struct world *w, int slot, int i)
 {
     return (size_t)slot * (size_t)w->s.dim + (size_t)i;
-}
-
-/* As the cache stores it. */
-static float rounded(enum kv_type t, float x)
-{
-    float y = t == KV_F16 ? half_from_f16(half_to_f16(x)) : half_from_bf16(half_to_bf16(x));
-    return t == KV_F32 ? x : y;
 }
 
 static void spoil(struct world *w, char *block, size_t i)
@@ -176,9 +169,9 @@ static double truth_logit(const struct world *w, int i, int j, bool rough)
     double dot = 0;
     for (int d = 0; d < w->s.dim; d++) {
         float q = w->queries[elem_at(w, i, d)];
-        double x = rough ? (double)rounded(KV_BF16, q * (w->h.scale * log2e)) * log(2)
+        double x = rough ? (double)elem_rounded(KV_BF16, q * (w->h.scale * log2e)) * log(2)
                          : (double)q * (double)w->h.scale;
-        dot += x * (double)rounded(w->h.type, w->k[elem_at(w, j, d)]);
+        dot += x * (double)elem_rounded(w->h.type, w->k[elem_at(w, j, d)]);
     }
     return dot + (w->s.beta && j < w->s.n_narrow ? (double)w->bias[j] : 0);
 }
@@ -199,7 +192,8 @@ static void truth_of(const struct world *w, bool rough, struct truth *t)
             t->sum[j] += (double)w->weight[i] * p;
             t->square[j] += (double)w->weight[i] * p * p;
             for (int d = 0; d < w->s.dim; d++)
-                t->o[elem_at(w, i, d)] += p * (double)rounded(w->h.type, w->v[elem_at(w, j, d)]);
+                t->o[elem_at(w, i, d)] +=
+                    p * (double)elem_rounded(w->h.type, w->v[elem_at(w, j, d)]);
         }
     }
 }
@@ -424,8 +418,8 @@ static void test_gather(void **state)
         for (int j = 0; j < 7; j++) {
             for (int i = 0; i < 80; i++) {
                 size_t from = elem_at(&world, slot[j], i);
-                assert_true(k[j * 80 + i] == rounded(type, world.k[from]));
-                assert_true(v[j * 80 + i] == rounded(type, world.v[from]));
+                assert_true(k[j * 80 + i] == elem_rounded(type, world.k[from]));
+                assert_true(v[j * 80 + i] == elem_rounded(type, world.v[from]));
             }
         }
         probe_gather(&world.h, slot, 7, only, NULL);

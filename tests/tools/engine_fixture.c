@@ -95,26 +95,12 @@ void make_run(struct run *r, int kind, int n_prompt, int max_tokens)
                            .user = r };
 }
 
-int n_pressing(void)
-{
-    int n = 0;
-    for (int i = 0; kv_policy_list[i] != NULL; i++)
-        n += !kv_policy_list[i]->keeps_all;
-    assert_true(n > 0);
-    return n;
-}
-
 void make_pressed(struct run *r, int i, int kind, int n_prompt, int max_tokens)
 {
-    int at = 0;
-    for (int k = i % n_pressing(); kv_policy_list[at]->keeps_all || k-- > 0;)
-        at++;
     make_run(r, kind, n_prompt, max_tokens);
-    r->job.kv = (struct kv_options){ .policy = kv_policy_list[at],
-                                     .budget = PRESS_BUDGET,
-                                     .tail = PRESS_TAIL,
-                                     .window = 8,
-                                     .seed = 7 };
+    r->job.kv = (struct kv_options){
+        .policy = pressing(i), .budget = PRESS_BUDGET, .tail = PRESS_TAIL, .window = 8, .seed = 7
+    };
 }
 
 struct engine *open_engine(const struct engine_config *c)

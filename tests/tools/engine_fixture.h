@@ -7,6 +7,7 @@
 #include <semaphore.h>
 
 #include "server/engine/engine.h"
+#include "tests/tools/pressing.h"
 #include "tests/tools/toy.h"
 
 enum { MAX_EVENTS = 700, MAX_TEXT = 8192, MAX_PROMPT = 1200 };
@@ -37,9 +38,7 @@ struct run {
 void on_event(struct job *j, const struct job_event *ev); /* job->on_event of a run */
 /* Kinds of jobs: greedy, drawn, with penalties (kind % 3). A kind and a length give the same prompt always. */
 void make_run(struct run *r, int kind, int n_prompt, int max_tokens);
-/* Policies that press: every one of the list but those that keep all. */
-int n_pressing(void);
-/* A job whose cache policy i % n_pressing() presses to PRESS_BUDGET slots. */
+/* A job whose cache pressing(i) presses to PRESS_BUDGET slots. */
 void make_pressed(struct run *r, int i, int kind, int n_prompt, int max_tokens);
 struct engine *open_engine(const struct engine_config *c);
 void submit(struct engine *en, struct run *r);

@@ -75,6 +75,15 @@ void head_make(int n, enum cpu_isa isa)
                             .arena = &f.arena };
 }
 
+int head_close(void **state)
+{
+    (void)state;
+    struct mem_stats m;
+    arena_clear(&f.arena);
+    mem_stats(&m);
+    return m.blocks == 0 ? 0 : -1;
+}
+
 void head_score(const char *policy, float *score)
 {
     assert_int_equal(kv_policy_find(policy)->score(&f.h, score), 0);

@@ -1,5 +1,4 @@
-/* What tests of cache policies share: one KV head of random content, and what a policy keeps of it.
- */
+/* What tests of cache policies share: one KV head of random content, and what a policy keeps of it. */
 #ifndef WRING_TESTS_TOOLS_HEAD_H
 #define WRING_TESTS_TOOLS_HEAD_H
 
@@ -27,6 +26,7 @@ extern struct head f; /* the only one */
 /* n <= HEAD_N candidates of a sequence of twice as many tokens, 4 sinks, a window of 8. Keys and values come in kinds, so that
  * some are alike. ref_o, ref_lse and ref_weight stay NULL. */
 void head_make(int n, enum cpu_isa isa);
+int head_close(void **state); /* a cmocka group's end: -1 when memory is left behind */
 void head_score(const char *policy, float *score); /* no +inf yet */
 void head_protect(float *score);                   /* sinks and window: +inf */
 /* Fills f.kept as compaction does: n candidates, copies of their keys and values. */

@@ -8,9 +8,9 @@
 
 #include <cmocka.h>
 
-#include "kernels/half.h"
 #include "kvcache/score.h"
 #include "server/base/mem.h"
+#include "tests/tools/elem.h"
 
 /* ---- a device -------------------------------------------------------------------------------------------------- */
 
@@ -111,38 +111,12 @@ void kv_world_close(struct kv_world *w)
     be_close(w->be);
 }
 
-static float rounded(enum kv_type type, float x)
-{
-    return type == KV_F32    ? x
-           : type == KV_BF16 ? half_from_bf16(half_to_bf16(x))
-                             : half_from_f16(half_to_f16(x));
-}
-
 /* In [-2, 2). */
 float kv_made_up(enum kv_type type, int kind, int layer, int head, int pos, int i)
 {
     uint32_t x = (uint32_t)((((kind * 8 + layer) * 8 + head) * 4096 + pos) * 64 + i) * 2654435761u;
     x = (x ^ x >> 15) * 2246822519u;
-    return rounded(type, (float)(x >> 8 & 0xffff) / 16384 - 2);
-}
-
-static void store(enum kv_type type, void *at, size_t i, float x)
-{
-    uint16_t u = type == KV_BF16 ? half_to_bf16(x) : half_to_f16(x);
-    size_t bytes = kv_elem_bytes(type);
-    memcpy((char *)at + i * bytes, type == KV_F32 ? (void *)&x : (void *)&u, bytes);
-}
-
-static float load(enum kv_type type, const void *at, size_t i)
-{
-    float x;
-    uint16_t u;
-    memcpy(&u, (const char *)at + i * 2, sizeof u);
-    if (type == KV_F32)
-        memcpy(&x, (const char *)at + i * 4, sizeof x);
-    else
-        x = type == KV_BF16 ? half_from_bf16(u) : half_from_f16(u);
-    return x;
+    return elem_rounded(type, (float)(x >> 8 & 0xffff) / 16384 - 2);
 }
 
 void kv_slots_read(const struct kv_world *w, const struct kv_seq *s, int layer, int head,
@@ -165,8 +139,8 @@ void kv_slots_read(const struct kv_world *w, const struct kv_seq *s, int layer, 
         out->pos[j] = narrow ? s->slot[i_head][j].pos : s->wide_pos0 + at;
         out->beta[j] = narrow ? beta[t] : 0;
         for (int i = 0; i < KV_DIM; i++) {
-            out->k[j][i] = load(type, block, kv_k_index(t, i));
-            out->v[j][i] = load(type, block, KV_PAGE * KV_DIM + kv_v_index(t, i, KV_DIM));
+            out->k[j][i] = elem_load(type, block, kv_k_index(t, i));
+            out->v[j][i] = elem_load(type, block, KV_PAGE * KV_DIM + kv_v_index(t, i, KV_DIM));
         }
     }
 }
@@ -197,9 +171,9 @@ static void put_token(const struct kv_world *w, const struct kv_seq *s, int laye
         void *there = pool_block_at(w->p, seq_wide(s, layer)[at / KV_PAGE] * KV_HEADS + h);
         be->ops->download(be, block, there, w->p->block_bytes);
         for (int i = 0; i < KV_DIM; i++) {
-            store(type, block, kv_k_index(t, i), kv_made_up(type, 0, layer, h, pos, i));
-            store(type, block, KV_PAGE * KV_DIM + kv_v_index(t, i, KV_DIM),
-                  kv_made_up(type, 1, layer, h, pos, i));
+            elem_store(type, block, kv_k_index(t, i), kv_made_up(type, 0, layer, h, pos, i));
+            elem_store(type, block, KV_PAGE * KV_DIM + kv_v_index(t, i, KV_DIM),
+                       kv_made_up(type, 1, layer, h, pos, i));
         }
         be->ops->upload(be, there, block, w->p->block_bytes);
     }
@@ -222,7 +196,7 @@ static void put_record(const struct kv_world *w, const struct kv_seq *s, int lay
             kv_slots_read(w, s, layer, h / KV_GROUP, &k);
         for (int i = 0; i < KV_DIM; i++) {
             q[i] = kv_made_up(type, 2, layer, h, pos, i);
-            store(type, record, (size_t)h * KV_DIM + (size_t)i, q[i]);
+            elem_store(type, record, (size_t)h * KV_DIM + (size_t)i, q[i]);
         }
         float lse = (float)kv_slots_lse(&k, q, pos);
         memcpy(record + kv_record_lse(type, KV_HEADS * KV_GROUP, KV_DIM) + (size_t)h * sizeof lse,

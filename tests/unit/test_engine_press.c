@@ -139,7 +139,7 @@ static void test_refusals(void **state)
     make_pressed(&r, 0, 0, 100, 5);
     r.job.kv.budget = -1;
     assert_int_equal(engine_submit(en, &r.job, &e), ERR_INVALID);
-    assert_true(strlen(e.text) > 10);
+    assert_non_null(strstr(e.text, "budget is -1"));
     make_pressed(&r, 0, 0, 100, 5);
     toy.model->config.window = 64;
     assert_int_equal(engine_submit(en, &r.job, &e), ERR_UNSUPPORTED);
@@ -155,10 +155,10 @@ static void test_refusals(void **state)
     en = open_engine(&c);
     for (int i = 0; i < n_pressing(); i++) {
         make_pressed(&r, i, 0, 100, 5);
-        if (engine_submit(en, &r.job, &e) < 0)
-            continue;
+        submit(en, &r);
         wait_done(&r);
-        assert_true(r.finish == FINISH_LENGTH || r.code == ERR_UNSUPPORTED);
+        assert_int_equal(r.finish, FINISH_ERROR);
+        assert_int_equal(r.code, ERR_UNSUPPORTED);
     }
     check_clean(en);
     engine_close(en);
@@ -399,7 +399,7 @@ static void test_no_memory(void **state)
         assert_true(now <= 1);
         failed += now;
     }
-    assert_true(failed > 20);
+    assert_true(failed > 20 && swaps > 0);
     mem_stats(&after);
     assert_int_equal(before.blocks, after.blocks);
     assert_int_equal(before.bytes, after.bytes);

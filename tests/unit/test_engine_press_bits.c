@@ -173,17 +173,15 @@ static void test_shared_prefix(void **state)
     c.prefix_cache = true;
     for (int policy = 0; policy < n_pressing(); policy++) {
         for (int i = 0; i < 2; i++) {
-            make_run(&lone[i], 2, 280, 100);
+            if (i == 0)
+                make_run(&lone[i], 2, 280, 100);
+            else
+                make_pressed(&lone[i], policy, 2, 280, 100);
             lone[i].prompt[270] = i;
-            if (i == 1) {
-                make_pressed(&lone[1], policy, 2, 280, 100);
-                lone[1].prompt[270] = 1;
-            }
             run_one(&plain, &lone[i]);
         }
         for (int first = 0; first < 2; first++) {
             struct engine *en = open_engine(&c);
-            memcpy(r, lone, sizeof r);
             for (int k = 0; k < 2; k++) {
                 int i = k == 0 ? first : 1 - first;
                 make_run(&r[i], 2, 280, 100);

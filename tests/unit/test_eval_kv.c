@@ -5,7 +5,6 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -15,27 +14,9 @@
 #include "server/base/mem.h"
 #include "server/cli/bootstrap.h"
 #include "server/cli/eval_kv.h"
-#include "server/cli/fetch.h"
 #include "server/cli/plot.h"
-
-static char root[64]; /* a folder of our own */
-
-static const char *in_root(const char *name)
-{
-    static char path[8][128];
-    static int next;
-    next = (next + 1) % 8;
-    snprintf(path[next], sizeof path[next], "%s/%s", root, name);
-    return path[next];
-}
-
-static void read_file(struct buf *b, const char *name)
-{
-    struct err e;
-    buf_init(b, 16 << 20);
-    if (buf_read_file(b, in_root(name), &e) < 0)
-        fail_msg("%s", e.text);
-}
+#include "tests/tools/pressing.h"
+#include "tests/tools/scratch.h"
 
 /* ---- statistics -------------------------------------------------------------------------------------------------- */
 
@@ -66,14 +47,6 @@ static void bootstraps(void **state)
 
 /* ---- words ------------------------------------------------------------------------------------------------------- */
 
-static const struct kv_policy *some_policy(void)
-{
-    int i = 0;
-    while (kv_policy_list[i]->keeps_all)
-        i++;
-    return kv_policy_list[i];
-}
-
 static void splits_lists(void **state)
 {
     (void)state;
@@ -93,10 +66,10 @@ static void parses_variants(void **state)
     struct kv_variant v;
     struct err e;
     char word[KV_WORD];
-    const char *name = some_policy()->name;
+    const char *name = pressing(0)->name;
     snprintf(word, sizeof word, "%s:merge=none,phi=0,pool=5,lambda=0.5,seed=7,split=uniform", name);
     assert_int_equal(kv_variant_parse(&v, word, &e), 0);
-    assert_ptr_equal(v.opt.policy, some_policy());
+    assert_ptr_equal(v.opt.policy, pressing(0));
     assert_string_equal(v.word, word);
     assert_int_equal(v.opt.merge, KV_MERGE_NONE);
     assert_int_equal(v.opt.split, KV_SPLIT_UNIFORM);
@@ -121,7 +94,7 @@ static void open_grid(struct kv_grid *g, struct config *c)
     struct err e;
     char policies[256];
     char base[64];
-    const char *name = some_policy()->name;
+    const char *name = pressing(0)->name;
     snprintf(policies, sizeof policies, "--policies=%s,%s:phi=0", name, name);
     snprintf(base, sizeof base, "--base=%s", name);
     const char *argv[] = { policies, base, "--tasks=continue,number", "--budgets=32,64" };
@@ -209,7 +182,7 @@ static void reports(void **state)
     open_grid(&g, &c);
     fill_grid(&g);
     write_report(&g, &md, &csv);
-    const char *name = some_policy()->name;
+    const char *name = pressing(0)->name;
     char want[256];
     snprintf(want, sizeof want,
              "| `%s:phi=0` | 64 | 131072 | 12.5 | 20 | 0.2950 | 0.333 | 75.0 | 1.649 | 100.0 | "
@@ -329,22 +302,6 @@ static void plots(void **state)
     assert_int_equal(plot_write(&p, in_root("absent/p.png"), &e), ERR_IO);
 }
 
-static int set_up(void **state)
-{
-    (void)state;
-    snprintf(root, sizeof root, "/tmp/wring-test-eval-kv.XXXXXX");
-    return mkdtemp(root) == NULL ? -1 : 0;
-}
-
-static int tear_down(void **state)
-{
-    (void)state;
-    struct mem_stats m;
-    fetch_remove(root);
-    mem_stats(&m);
-    return m.blocks == 0 ? 0 : -1;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -353,5 +310,5 @@ int main(void)
         cmocka_unit_test(reports),         cmocka_unit_test(comes_back),
         cmocka_unit_test(lacks_numbers),   cmocka_unit_test(plots),
     };
-    return cmocka_run_group_tests(tests, set_up, tear_down);
+    return cmocka_run_group_tests(tests, scratch_open, scratch_close);
 }

@@ -15,7 +15,7 @@ enum { N = 300 };
 
 static struct {
     float local[N], global[N], last[N], mean[N], rms[N];
-    int n, n_ref, n_strided;
+    int n, n_ref;
     float weight[2 * 256 * KV_GROUP];
     int turned[256];
 } shown; /* of layer 1, head 1 */

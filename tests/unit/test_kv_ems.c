@@ -264,13 +264,6 @@ static void test_ems_r_by_hand(void **state)
     assert_true(is_near(f.kept_k[1], 4 * y / n, 1e-5));
 }
 
-static int teardown(void **state)
-{
-    (void)state;
-    arena_clear(&f.arena);
-    return 0;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -278,5 +271,5 @@ int main(void)
         cmocka_unit_test(test_ems_r),         cmocka_unit_test(test_ems_r_zero_class),
         cmocka_unit_test(test_ems_r_by_hand),
     };
-    return cmocka_run_group_tests(tests, NULL, teardown);
+    return cmocka_run_group_tests(tests, NULL, head_close);
 }

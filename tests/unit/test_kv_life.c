@@ -209,6 +209,7 @@ static void test_lost(void **state)
 /* ---- anything --------------------------------------------------------------------------------------------------- */
 
 static uint32_t rng_state;
+static int n_pressed, n_swapped, n_forked; /* how often it came to that */
 
 static int rnd(int n)
 {
@@ -241,17 +242,21 @@ static void step(struct kv_world *w, struct kv_seq *s, const int32_t *token)
     if (s->swap != NULL) {
         int64_t need = kv_seq_need(s, w->p, s->n_tokens), room = kv_pool_available(w->p);
         assert_int_equal(kv_seq_swap_in(s, w->p, &e), need > room ? ERR_LIMIT : 0);
+        n_swapped += need <= room;
         return;
     }
     if (kv_compact_due(s)) {
         int64_t room = kv_pool_available(w->p);
         assert_int_equal(kv_compact(w->c, s, &r, &e), 0);
         assert_true(kv_pool_available(w->p) >= room);
+        n_pressed++;
         return;
     }
     int n = s->n_tokens < s->n_prompt ? s->n_prompt : s->n_tokens + 1;
-    if (n > s->max_blocks * KV_PAGE)
+    if (n > s->max_blocks * KV_PAGE) {
+        kv_seq_close(s, w->p);
         return;
+    }
     int64_t need = kv_seq_need(s, w->p, n), room = kv_pool_available(w->p);
     if (need > room) {
         assert_int_equal(kv_seq_reserve(s, w->p, n), ERR_LIMIT);
@@ -284,16 +289,18 @@ static void test_anything(void **state)
             kv_seq_close(a, w.p);
         else if (rnd(40) == 0 && kv_seq_pressed(a) && a->swap == NULL)
             assert_int_equal(kv_seq_swap_out(a, w.p, &e), 0);
-        else if (rnd(20) == 0 && b->wide == NULL && a->n_tokens >= a->n_prompt &&
-                 !kv_seq_pressed(a)) {
+        else if (rnd(20) == 0 && a != b && a->n_tokens >= a->n_prompt && !kv_seq_pressed(a)) {
+            kv_seq_close(b, w.p);
             struct kv_options o = evict_to(16 + rnd(80));
             int rc = kv_seq_fork(b, a, w.p, &o, a->n_tokens + rnd(100), &e);
             assert_true(rc == 0 || rc == ERR_LIMIT || rc == ERR_UNSUPPORTED);
+            n_forked += rc == 0;
         } else
             step(&w, a, token);
         if (n % 8 == 0)
             assert_true(kv_pool_check(w.p));
     }
+    assert_true(n_pressed > 20 && n_swapped > 10 && n_forked > 10);
     for (int i = 0; i < SEQS; i++)
         kv_seq_close(&s[i], w.p);
     kv_world_close(&w);

@@ -266,13 +266,6 @@ static void test_all_no_memory_and_again(void **state)
     }
 }
 
-static int teardown(void **state)
-{
-    (void)state;
-    arena_clear(&f.arena);
-    return 0;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -280,5 +273,5 @@ int main(void)
         cmocka_unit_test(test_snapkv_family), cmocka_unit_test(test_keydiff),
         cmocka_unit_test(test_expected),      cmocka_unit_test(test_all_no_memory_and_again),
     };
-    return cmocka_run_group_tests(tests, NULL, teardown);
+    return cmocka_run_group_tests(tests, NULL, head_close);
 }

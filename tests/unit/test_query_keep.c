@@ -11,6 +11,7 @@
 
 #include "server/base/mem.h"
 #include "server/cli/runner.h"
+#include "tests/tools/pressing.h"
 #include "tests/tools/toy.h"
 
 enum { TOKENS = 200, SAMPLES = 4, MAX_RECORDS = TOKENS / KV_PAGE * SAMPLES + SAMPLES + 32 };
@@ -36,25 +37,14 @@ static int close_toy(void **state)
     return m.blocks != 0;
 }
 
-/* A policy that presses, with so small a budget that the prompt's last queries are kept too. */
-static struct kv_options pressing(void)
-{
-    struct kv_options o = { .budget = 32 };
-    for (int i = 0; kv_policy_list[i] != NULL && o.policy == NULL; i++)
-        if (!kv_policy_list[i]->keeps_all)
-            o.policy = kv_policy_list[i];
-    assert_non_null(o.policy);
-    return o;
-}
-
-/* The prompt in steps of at most max_rows; the last logits come back. samples 0: without policy. The pool has room for two,
- * because pressing needs some. */
+/* The prompt in steps of at most max_rows; the last logits come back. samples 0: without policy, otherwise with so
+ * small a budget that the prompt's last queries are kept too. The pool has room for two, because pressing needs some. */
 static void open_prompt(struct runner *r, enum kv_type type, int samples, int max_rows,
                         float *logits)
 {
     struct err e = { 0 };
     const float *last;
-    struct kv_options o = pressing();
+    struct kv_options o = { .policy = pressing(0), .budget = 32 };
     assert_int_equal(runner_open_kv(r, toy.model, type, 2, TOKENS, max_rows, 1, samples, &e), 0);
     if (samples > 0)
         assert_int_equal(runner_begin(r, 0, &o, TOKENS, &e), 0);

@@ -19,20 +19,11 @@
 #include "server/base/mem.h"
 #include "server/cli/fetch.h"
 #include "server/cli/recipe.h"
+#include "tests/tools/scratch.h"
 
 enum { SIZE = 300000 };
 
-static char root[256]; /* a folder of our own */
 static char content[SIZE];
-
-static const char *in_root(const char *name)
-{
-    static char path[8][512];
-    static int next;
-    next = (next + 1) % 8;
-    snprintf(path[next], sizeof path[next], "%s/%s", root, name);
-    return path[next];
-}
 
 static void put(const char *path, const void *p, size_t n, mode_t mode)
 {
@@ -413,10 +404,8 @@ static void resolves(void **state)
 
 static int set_up(void **state)
 {
-    (void)state;
     char path[4096];
-    snprintf(root, sizeof root, "/tmp/wring-test-recipe.XXXXXX");
-    if (mkdtemp(root) == NULL)
+    if (scratch_open(state) < 0)
         return -1;
     uint32_t x = 1;
     for (int i = 0; i < SIZE; i++) {
@@ -435,13 +424,6 @@ static int set_up(void **state)
     return 0;
 }
 
-static int tear_down(void **state)
-{
-    (void)state;
-    fetch_remove(root);
-    return 0;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -456,5 +438,5 @@ int main(void)
         cmocka_unit_test(pulls_npm),
         cmocka_unit_test(resolves),
     };
-    return cmocka_run_group_tests(tests, set_up, tear_down);
+    return cmocka_run_group_tests(tests, set_up, scratch_close);
 }

@@ -4,7 +4,6 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -16,17 +15,7 @@
 #include "server/cli/fetch.h"
 #include "server/cli/import.h"
 #include "server/model/source.h"
-
-static char root[128]; /* a folder of our own */
-
-static const char *in_root(const char *name)
-{
-    static char path[8][512];
-    static int next;
-    next = (next + 1) % 8;
-    snprintf(path[next], sizeof path[next], "%s/%s", root, name);
-    return path[next];
-}
+#include "tests/tools/scratch.h"
 
 static void put(const char *name, const void *p, size_t n)
 {
@@ -525,20 +514,6 @@ static void refuses_imports(void **state)
     assert_int_equal(access(in_root("imported"), F_OK), -1);
 }
 
-static int set_up(void **state)
-{
-    (void)state;
-    snprintf(root, sizeof root, "/tmp/wring-test-folder.XXXXXX");
-    return mkdtemp(root) != NULL ? 0 : -1;
-}
-
-static int tear_down(void **state)
-{
-    (void)state;
-    fetch_remove(root);
-    return 0;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -552,5 +527,5 @@ int main(void)
         cmocka_unit_test(refuses_imports),
         cmocka_unit_test(survives_no_memory),
     };
-    return cmocka_run_group_tests(tests, set_up, tear_down);
+    return cmocka_run_group_tests(tests, scratch_open, scratch_close);
 }
