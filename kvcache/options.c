@@ -76,8 +76,9 @@ static int fill_budget(struct kv_options *o, int n_prompt, int64_t slot_bytes, s
     return check_int("budget_max", o->budget_max, o->budget, TOKENS_MOST, e);
 }
 
-/* 224 is where the fit stops gaining (six samples of 4,096 tokens, budget 128: KL .149; with 128 queries .152, with 64 .171). What they
- * cost grows with queries times tokens, so long prompts get fewer: at 8,192 tokens 96, 4.5 % of the prefill. */
+/* 224 is where the fit stops gaining (KL at 4,096 tokens and budget 128, six samples: .149; with 128 queries .152, with 64
+ * .171). What they cost grows with queries times tokens, so long prompts get fewer: at 8,192 tokens 96, 4.5 % of the
+ * prefill. */
 static int default_queries(int n_prompt)
 {
     enum { MOST = 224, LEAST = 96, QUERY_TOKENS = LEAST * 8192 };
