@@ -3,13 +3,12 @@
 #include <string.h>
 
 #include "quant/input.h"
+#include "quant/rotate.h"
 #include "server/base/mem.h"
 
 extern const struct codec codec_dense, codec_q8, codec_q4;
 
 const struct codec *const codec_list[] = { &codec_dense, &codec_q8, &codec_q4, NULL };
-
-static const char *const words[] = { "auto", "f32", "f16", "bf16", "q8", "q4", NULL };
 
 const char *codec_names(void)
 {
@@ -18,10 +17,10 @@ const char *codec_names(void)
 
 static bool known(const char *word)
 {
-    for (int i = 0; words[i] != NULL; i++)
-        if (strcmp(words[i], word) == 0)
+    for (int i = 0; codec_list[i] != NULL; i++)
+        if (codec_list[i]->knows != NULL && codec_list[i]->knows(word))
             return true;
-    return false;
+    return strcmp(word, "auto") == 0;
 }
 
 /* The best member for the word (NULL: without loss only); false when none takes it. */
@@ -40,18 +39,11 @@ static bool choose(struct weight *w, const char *word, enum dtype from)
     return best > 0;
 }
 
-int weight_open(struct weight *w, struct be *be, const char *word, bool int8_ok, enum dtype from,
-                int rows, int cols, struct err *e)
+/* The planes of a weight whose codec, variant and shape are set. */
+static int open_planes(struct weight *w, struct be *be, bool int8_ok, struct err *e)
 {
-    *w = (struct weight){ .rows = rows, .cols = cols };
-    if (!known(word))
-        return err_set(e, ERR_INVALID, "\"%s\" is no form of weights; known are %s", word,
-                       codec_names());
-    bool is_auto = strcmp(word, "auto") == 0;
-    if (!choose(w, is_auto ? NULL : word, from) && !choose(w, is_auto ? "q8" : word, from) &&
-        !choose(w, "f32", from))
-        return err_set(e, ERR_UNSUPPORTED, "no codec takes %d x %d of %s", rows, cols,
-                       dtype_name(from));
+    int rows = w->rows;
+    int cols = w->cols;
     if (!be->host && w->codec->cuda == NULL)
         return err_set(e, ERR_UNSUPPORTED, "weights of the codec %s do not run on %s yet",
                        w->codec->name, be->device);
@@ -75,6 +67,40 @@ int weight_open(struct weight *w, struct be *be, const char *word, bool int8_ok,
     return 0;
 }
 
+int weight_open(struct weight *w, struct be *be, const char *word, bool int8_ok, enum dtype from,
+                int rows, int cols, struct err *e)
+{
+    *w = (struct weight){ .rows = rows, .cols = cols };
+    if (!known(word))
+        return err_set(e, ERR_INVALID, "\"%s\" is no form of weights; known are %s", word,
+                       codec_names());
+    bool is_auto = strcmp(word, "auto") == 0;
+    if (!choose(w, is_auto ? NULL : word, from) && !choose(w, is_auto ? "q8" : word, from) &&
+        !choose(w, "f32", from))
+        return err_set(e, ERR_UNSUPPORTED, "no codec takes %d x %d of %s", rows, cols,
+                       dtype_name(from));
+    return open_planes(w, be, int8_ok, e);
+}
+
+int weight_open_form(struct weight *w, struct be *be, const char *form, bool int8_ok, int rows,
+                     int cols, struct err *e)
+{
+    *w = (struct weight){ .rows = rows, .cols = cols };
+    for (int i = 0; codec_list[i] != NULL; i++) {
+        const struct codec *c = codec_list[i];
+        if (c->fits(form, DT_F32, rows, cols, &w->variant) > 0) {
+            w->codec = c;
+            if (strcmp(c->form(w), form) == 0)
+                return open_planes(w, be, int8_ok, e);
+        }
+    }
+    w->codec = NULL;
+    if (!known(form))
+        return err_set(e, ERR_UNSUPPORTED, "\"%s\" is no form of weights; known are %s", form,
+                       codec_names());
+    return err_set(e, ERR_UNSUPPORTED, "the form %s does not fit %d x %d", form, rows, cols);
+}
+
 void weight_close(struct weight *w, struct be *be)
 {
     for (int i = 0; i < CODEC_PLANES; i++)
@@ -83,13 +109,88 @@ void weight_close(struct weight *w, struct be *be)
     *w = (struct weight){ 0 };
 }
 
+int codec_step(const struct codec *c)
+{
+    return (c->step > 0 ? c->step : 1) * CODEC_PANEL;
+}
+
+/* One thread, wherever it is called from, so the level is the plain one that all agree with. */
+static void to_codes(const struct weight *w, const float *src, float *dst, int n)
+{
+    rotate_rows(CPU_REF, src, dst, n, w->cols);
+}
+
 void weight_fill(struct weight *w, int row0, int n, enum dtype type, const void *src,
                  float *scratch)
 {
     if (w->codec->take != NULL && w->codec->take(w, row0, n, type, src))
         return;
     dtype_decode(type, src, scratch, (size_t)n * (size_t)w->cols);
+    if (w->codec->rotated)
+        to_codes(w, scratch, scratch, n);
     w->codec->encode(w, row0, n, scratch);
+}
+
+int weight_press(struct weight *w, int row0, int n, const float *src, float *scratch,
+                 const struct moments *m, struct err *e)
+{
+    if (w->codec->rotated) {
+        to_codes(w, src, scratch, n);
+        src = scratch;
+    }
+    if (m != NULL && w->codec->press != NULL)
+        return w->codec->press(w, row0, n, src, m, e);
+    w->codec->encode(w, row0, n, src);
+    return 0;
+}
+
+/* ---- parts ------------------------------------------------------------------------------------------------------- */
+
+int weight_parts(const struct weight *w, struct codec_part out[CODEC_PARTS])
+{
+    if (w->codec->parts != NULL)
+        return w->codec->parts(w, out);
+    size_t bytes[CODEC_PLANES] = { 0 };
+    w->codec->size(w, bytes);
+    int n = 0;
+    for (int i = 0; i < CODEC_PLANES; i++)
+        if (bytes[i] > 0)
+            out[n++] =
+                (struct codec_part){ w->codec->plane_name[i], DT_U8, 1, { (int64_t)bytes[i] } };
+    return n;
+}
+
+size_t codec_part_bytes(const struct codec_part *p)
+{
+    int64_t n = 1;
+    for (int i = 0; i < p->n_dims; i++)
+        n *= p->dim[i];
+    return (size_t)n * (size_t)dtype_block_bytes(p->type);
+}
+
+/* The plane that part i is. */
+static void *plane_of(const struct weight *w, int part)
+{
+    for (int i = 0; i < CODEC_PLANES; i++)
+        if (w->bytes[i] > 0 && part-- == 0)
+            return w->plane[i];
+    return NULL;
+}
+
+void weight_put(struct weight *w, int part, size_t offset, size_t n, const void *src)
+{
+    if (w->codec->put != NULL)
+        w->codec->put(w, part, offset, n, src);
+    else
+        memcpy((char *)plane_of(w, part) + offset, src, n);
+}
+
+void weight_get(const struct weight *w, int part, size_t offset, size_t n, void *dst)
+{
+    if (w->codec->get != NULL)
+        w->codec->get(w, part, offset, n, dst);
+    else
+        memcpy(dst, (const char *)plane_of(w, part) + offset, n);
 }
 
 /* ---- staging ----------------------------------------------------------------------------------------------------- */
@@ -188,7 +289,7 @@ enum { ALONE_BYTES = 48 << 10 };
 
 struct product {
     const struct matmul *m;
-    const struct input *in;
+    const struct input *in[MATMUL_MAX]; /* as it is, or rotated */
     int n_m;
     int end[MATMUL_MAX]; /* panels of all matrices up to this one */
     mul_fn *mul[MATMUL_MAX];
@@ -217,14 +318,26 @@ static void some_panels(void *arg, int first, int last, int i_thread)
         int b = last < p->end[i] ? last : p->end[i];
         const struct matmul *m = &p->m[i];
         if (a < b)
-            p->mul[i](m->w, p->in, m->bias, m->y, (size_t)m->w->rows, a - start, b - start);
+            p->mul[i](m->w, p->in[i], m->bias, m->y, (size_t)m->w->rows, a - start, b - start);
         start = p->end[i];
     }
+}
+
+/* The input as w wants it; rotated has room for the rotated one, made when the first matrix asks. */
+static struct input *input_for(const struct weight *w, struct be *be, struct input *in,
+                               struct input *rotated)
+{
+    if (!w->codec->rotated)
+        return in;
+    if (rotated->x == NULL)
+        rotate_input(be, in, rotated);
+    return rotated;
 }
 
 /* Matrices that one kernel can serve go to it together. */
 static void matmul_device(struct be *be, struct input *in, const struct matmul *m, int n_m)
 {
+    struct input rotated = { 0 };
     for (int i = 0, n; i < n_m; i += n) {
         const struct weight *a = m[i].w;
         for (n = 1; i + n < n_m; n++) {
@@ -232,9 +345,34 @@ static void matmul_device(struct be *be, struct input *in, const struct matmul *
             if (b->codec != a->codec || b->variant != a->variant || b->prep != a->prep)
                 break;
         }
-        input_prepare(in, be, a->prep);
-        a->codec->cuda->mul(be, in, m + i, n);
+        struct input *x = input_for(a, be, in, &rotated);
+        input_prepare(x, be, a->prep);
+        a->codec->cuda->mul(be, x, m + i, n);
     }
+}
+
+/* Plain inputs are prepared before rotated ones, which lie behind them. */
+static void prepare_all(struct be *be, struct product *p, struct input *in, struct input *rotated)
+{
+    for (int i = 0; i < p->n_m; i++)
+        if (!p->m[i].w->codec->rotated)
+            input_prepare(in, be, p->m[i].w->prep);
+    for (int i = 0; i < p->n_m; i++) {
+        struct input *x = input_for(p->m[i].w, be, in, rotated);
+        input_prepare(x, be, p->m[i].w->prep);
+        p->in[i] = x;
+    }
+}
+
+/* Panels of a loop's range: whole units of what every codec multiplies together. */
+static int unit_of(const struct matmul *m, int n_m)
+{
+    int unit = 1;
+    for (int i = 0; i < n_m; i++) {
+        int step = codec_step(m[i].w->codec) / CODEC_PANEL;
+        unit = step > unit ? step : unit;
+    }
+    return unit;
 }
 
 void weight_matmul(struct be *be, struct input *in, const struct matmul *m, int n_m)
@@ -243,11 +381,12 @@ void weight_matmul(struct be *be, struct input *in, const struct matmul *m, int 
         matmul_device(be, in, m, n_m);
         return;
     }
-    struct product p = { .m = m, .in = in, .n_m = n_m };
+    struct product p = { .m = m, .n_m = n_m };
+    struct input rotated = { 0 };
     int total = 0;
     size_t work = 0;
+    prepare_all(be, &p, in, &rotated);
     for (int i = 0; i < n_m; i++) {
-        input_prepare(in, be, m[i].w->prep);
         p.mul[i] = kernel(m[i].w, be->isa);
         p.end[i] = total += panels(m[i].w);
         work += weight_bytes(m[i].w) * (size_t)in->n;
@@ -257,6 +396,7 @@ void weight_matmul(struct be *be, struct input *in, const struct matmul *m, int 
         return;
     }
     /* Some ranges a thread, so that a slow one does not keep the others waiting; long enough to stream. */
-    int grain = total / (par_threads(be->par) * 6);
-    par_for(be->par, total, grain < 1 ? 1 : grain, some_panels, &p);
+    int unit = unit_of(m, n_m);
+    int grain = total / (par_threads(be->par) * 6) / unit * unit;
+    par_for(be->par, total, grain < unit ? unit : grain, some_panels, &p);
 }

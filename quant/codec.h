@@ -18,7 +18,7 @@
 #include "quant/dtype.h"
 #include "server/base/err.h"
 
-enum { CODEC_PANEL = 16, CODEC_PLANES = 3 };
+enum { CODEC_PANEL = 16, CODEC_PLANES = 3, CODEC_PARTS = 3 };
 
 /* What a kernel wants its input to look like. */
 enum prep {
@@ -36,7 +36,7 @@ struct input {
     const float *x;
     void *prep[PREP_N]; /* NULL until made */
     char *ws;
-    size_t ws_used;
+    size_t ws_used; /* bytes of ws that preparations have taken, the next one starts behind them */
 };
 size_t input_ws_bytes(const struct be *be, int n, int cols);
 void input_set(struct input *in, const float *x, int n, int cols, void *ws);
@@ -71,16 +71,43 @@ struct codec_cuda {
     void (*mul)(struct be *be, const struct input *in, const struct matmul *to, int n_to);
 };
 
+struct moments;
+
+/* A tensor that a file keeps a pressed matrix in, as "<module>.<name>". */
+struct codec_part {
+    const char *name;
+    enum dtype type;
+    int n_dims;
+    int64_t dim[4]; /* outermost first */
+};
+
 struct codec {
     const char *name;
     int group; /* cols must be a multiple of this */
+    int step; /* panels that are encoded, and best multiplied, together; rows are cut at multiples of it; 0 is 1 */
+    /* The codes are of W R^T and its kernels want R x: quant/rotate.h. decode and rows give W all the same. */
+    bool rotated;
+    /* NULL: takes no part in words. Whether the user's word ("q4", "trellis2", ...) names a form of this codec. */
+    bool (*knows)(const char *word);
     /* Chooses variant for data of this type and says how good the choice is: 2 the data is kept without any loss,
      * 1 it can be encoded with loss, 0 it cannot (shape). name: the user's word ("q4", "bf16", ...) or NULL for auto. */
     int (*fits)(const char *name, enum dtype from, int rows, int cols, int *variant);
     void (*size)(const struct weight *w,
                  size_t bytes[CODEC_PLANES]); /* exact sizes of the planes */
-    /* Rows [row0, row0 + n) from f32 [n][cols]; row0 is a multiple of CODEC_PANEL, n too except at the end. */
+    /* Rows [row0, row0 + n) from f32 [n][cols]; row0 is a multiple of step panels, n too except at the end. */
     void (*encode)(struct weight *w, int row0, int n, const float *src);
+    /* The same knowing the inputs' second moments m, so that tr((W - W^) H (W - W^)^T) becomes small: error feedback from
+     * column to column, quant/feedback.h. src and m are in the space of the codes: rotated where the codec rotates. A pure
+     * function of its arguments, for any thread; it may allocate. NULL: the codec gains nothing from them. */
+    int (*press)(struct weight *w, int row0, int n, const float *src, const struct moments *m,
+                 struct err *e);
+    /* How files keep a matrix: fills out, returns how many parts there are. NULL: the planes as they are, U8, under the
+     * names of plane_name. */
+    int (*parts)(const struct weight *w, struct codec_part out[CODEC_PARTS]);
+    const char *plane_name[CODEC_PLANES];
+    /* Bytes [offset, offset + n) of a part, from or to a file, in any order; with parts only. */
+    void (*put)(struct weight *w, int part, size_t offset, size_t n, const void *src);
+    void (*get)(const struct weight *w, int part, size_t offset, size_t n, void *dst);
     /* The same from blocks on disk without loss; NULL or false when type has no exact form here. */
     bool (*take)(struct weight *w, int row0, int n, enum dtype type, const void *src);
     void (*decode)(const struct weight *w, int row, float *dst); /* one row to f32 [cols] */
@@ -102,6 +129,8 @@ struct codec {
 
 extern const struct codec *const codec_list[]; /* NULL-terminated */
 
+/* Rows that a codec encodes together: a multiple of CODEC_PANEL. */
+int codec_step(const struct codec *c);
 /* Words for --weights: "auto" and every name some codec understands; for messages. */
 const char *codec_names(void);
 
@@ -111,7 +140,21 @@ const char *codec_names(void);
  * ERR_NOMEM. */
 int weight_open(struct weight *w, struct be *be, const char *word, bool int8_ok, enum dtype from,
                 int rows, int cols, struct err *e) WARN_UNUSED;
+/* Makes an empty weight of exactly this form (a word some codec knows, as weight_form() gives it), to be filled by
+ * weight_put(). ERR_UNSUPPORTED: no codec knows the form or it does not fit the shape. */
+int weight_open_form(struct weight *w, struct be *be, const char *form, bool int8_ok, int rows,
+                     int cols, struct err *e) WARN_UNUSED;
 void weight_close(struct weight *w, struct be *be);
+/* The tensors that a file keeps w in; w->codec, variant, rows and cols are what counts. */
+int weight_parts(const struct weight *w, struct codec_part out[CODEC_PARTS]);
+size_t codec_part_bytes(const struct codec_part *p);
+/* Bytes [offset, offset + n) of a part of w, whose planes are the host's: from a file, to a file. */
+void weight_put(struct weight *w, int part, size_t offset, size_t n, const void *src);
+void weight_get(const struct weight *w, int part, size_t offset, size_t n, void *dst);
+/* Presses rows [row0, row0 + n) of a host matrix: with moments (of the inputs as they are or rotated, as the codec wants
+ * them) by press, else by encode. src [n][cols] is W itself, scratch as large: it is rotated there. */
+int weight_press(struct weight *w, int row0, int n, const float *src, float *scratch,
+                 const struct moments *m, struct err *e) WARN_UNUSED;
 /* Fills rows [row0, row0 + n) from disk data of the type given to weight_open: take when lossless, else decode and
  * encode. Safe to call from many threads for different panels. scratch: cols * n floats. */
 void weight_fill(struct weight *w, int row0, int n, enum dtype type, const void *src,

@@ -33,7 +33,7 @@ int dtype_block_bytes(enum dtype t)
 int dtype_from_gguf(uint32_t id)
 {
     for (int i = 0; i < DTYPE_N; i++)
-        if (info[i].gguf == id)
+        if (info[i].gguf == id && id != DTYPE_NOT_GGUF)
             return i;
     return ERR_UNSUPPORTED;
 }
@@ -181,6 +181,21 @@ static void block_q8_0(const uint8_t *s, float *y)
         y[i] = (float)(int8_t)s[2 + i] * d;
 }
 
+static void copy_u8(const uint8_t *s, float *y)
+{
+    *y = *s;
+}
+
+static void copy_i8(const uint8_t *s, float *y)
+{
+    *y = (int8_t)*s;
+}
+
+static void copy_i16(const uint8_t *s, float *y)
+{
+    *y = (int16_t)half_bits(s);
+}
+
 typedef void block_fn(const uint8_t *s, float *y);
 
 static block_fn *const decoder[DTYPE_N] = {
@@ -188,7 +203,8 @@ static block_fn *const decoder[DTYPE_N] = {
     [DT_Q4_0] = block_q4_0, [DT_Q4_1] = block_q4_1,       [DT_Q5_0] = block_q5_0,
     [DT_Q5_1] = block_q5_1, [DT_Q8_0] = block_q8_0,       [DT_Q2_K] = block_q2_k,
     [DT_Q3_K] = block_q3_k, [DT_Q4_K] = block_q4_k,       [DT_Q5_K] = block_q5_k,
-    [DT_Q6_K] = block_q6_k, [DT_IQ2_XXS] = block_iq2_xxs,
+    [DT_Q6_K] = block_q6_k, [DT_IQ2_XXS] = block_iq2_xxs, [DT_U8] = copy_u8,
+    [DT_I8] = copy_i8,      [DT_I16] = copy_i16,
 };
 
 void dtype_decode(enum dtype t, const void *src, float *dst, size_t n)

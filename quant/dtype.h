@@ -11,6 +11,8 @@
 
 #include "server/base/err.h"
 
+enum { DTYPE_NOT_GGUF = 0x7fffffff };
+
 /* X(name, text, GGUF type id, elements a block, bytes a block) */
 #define DTYPE_MAP(X)                                                                               \
     X(DT_F32, "F32", 0, 1, 4)                                                                      \
@@ -26,7 +28,10 @@
     X(DT_Q5_K, "Q5_K", 13, 256, 176)                                                               \
     X(DT_Q6_K, "Q6_K", 14, 256, 210)                                                               \
     X(DT_IQ2_XXS, "IQ2_XXS", 16, 256, 66)                                                          \
-    X(DT_BF16, "BF16", 30, 1, 2)
+    X(DT_I8, "I8", 24, 1, 1)                                                                       \
+    X(DT_I16, "I16", 25, 1, 2)                                                                     \
+    X(DT_BF16, "BF16", 30, 1, 2)                                                                   \
+    X(DT_U8, "U8", DTYPE_NOT_GGUF, 1, 1)
 
 enum dtype {
 #define DTYPE_ENUM_(name, text, id, block, bytes) name,

@@ -26,7 +26,9 @@ size_t input_ws_bytes(const struct be *be, int n, int cols)
 #else
     (void)be;
 #endif
-    return align64(bytes) + 64;
+    /* As it is, and for codecs that rotate the rotated one and what is made of it. */
+    size_t rotated = (size_t)n * (size_t)cols * sizeof(float);
+    return 2 * align64(bytes) + align64(rotated) + 3 * 64;
 }
 
 void input_set(struct input *in, const float *x, int n, int cols, void *ws)
@@ -102,9 +104,9 @@ void input_prepare(struct input *in, struct be *be, enum prep kind)
         p.row = input_i8_avx512;
     else if (be->isa >= CPU_AVX2)
         p.row = input_i8_avx2;
-    size_t skip = (64 - (uintptr_t)in->ws % 64) % 64;
-    in->prep[kind] = in->ws + skip;
-    in->ws_used = skip + align64(i8_bytes(in->n, in->cols));
+    size_t skip = (64 - ((uintptr_t)in->ws + in->ws_used) % 64) % 64;
+    in->prep[kind] = in->ws + in->ws_used + skip;
+    in->ws_used += skip + align64(i8_bytes(in->n, in->cols));
     if ((size_t)in->n * (size_t)in->cols > 16384)
         par_for(be->par, in->n, 0, rows_i8, &p);
     else

@@ -87,6 +87,14 @@ static void decode_dense(const struct weight *w, int row, float *dst)
     }
 }
 
+static bool knows_dense(const char *name)
+{
+    for (int i = 0; i < (int)(sizeof word / sizeof word[0]); i++)
+        if (strcmp(name, word[i]) == 0)
+            return true;
+    return false;
+}
+
 static const char *form_dense(const struct weight *w)
 {
     return word[w->variant];
@@ -103,10 +111,12 @@ static enum prep prepare_dense(const struct weight *w, enum cpu_isa isa, bool in
 const struct codec codec_dense = {
     .name = "dense",
     .group = 1,
+    .knows = knows_dense,
     .fits = fits_dense,
     .size = size_dense,
     .encode = encode_dense,
     .take = take_dense,
+    .plane_name = { "weight" },
     .decode = decode_dense,
     .form = form_dense,
     .prepare = prepare_dense,

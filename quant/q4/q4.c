@@ -27,6 +27,8 @@ static int fits_q4(const char *name, enum dtype from, int rows, int cols, int *v
     bool same = from == DT_Q4_0 || from == DT_Q4_1;
     if (name == NULL)
         return same ? 2 : 0;
+    if (strcmp(name, "q4m") == 0 && from != DT_Q4_0)
+        return 1;
     return strcmp(name, "q4") == 0 ? same ? 2 : 1 : 0;
 }
 
@@ -200,6 +202,11 @@ static void decode_q4(const struct weight *w, int row, float *dst)
     }
 }
 
+static bool knows_q4(const char *word)
+{
+    return strcmp(word, "q4") == 0 || strcmp(word, "q4m") == 0;
+}
+
 static const char *form_q4(const struct weight *w)
 {
     return w->variant == Q4_MIN ? "q4m" : "q4";
@@ -215,10 +222,12 @@ static enum prep prepare_q4(const struct weight *w, enum cpu_isa isa, bool int8_
 const struct codec codec_q4 = {
     .name = "q4",
     .group = INPUT_GROUP,
+    .knows = knows_q4,
     .fits = fits_q4,
     .size = size_q4,
     .encode = encode_q4,
     .take = take_q4,
+    .plane_name = { "codes", "numbers" },
     .decode = decode_q4,
     .form = form_q4,
     .prepare = prepare_q4,

@@ -111,6 +111,11 @@ static void decode_q8(const struct weight *w, int row, float *dst)
     }
 }
 
+static bool knows_q8(const char *word)
+{
+    return strcmp(word, "q8") == 0;
+}
+
 static const char *form_q8(const struct weight *w)
 {
     (void)w;
@@ -127,10 +132,12 @@ static enum prep prepare_q8(const struct weight *w, enum cpu_isa isa, bool int8_
 const struct codec codec_q8 = {
     .name = "q8",
     .group = INPUT_GROUP,
+    .knows = knows_q8,
     .fits = fits_q8,
     .size = size_q8,
     .encode = encode_q8,
     .take = take_q8,
+    .plane_name = { "codes", "scales" },
     .decode = decode_q8,
     .form = form_q8,
     .prepare = prepare_q8,

@@ -20,8 +20,8 @@ struct load {
     struct part *part;
     struct io_request *req;
     int n, cap;
-    float *scratch; /* [threads][CODEC_PANEL * widest] */
-    size_t scratch_row;
+    float *scratch; /* [threads][step * cols of the widest] */
+    size_t scratch_step;
     bool progress;
     struct err *err;
     struct progress bar;
@@ -55,10 +55,20 @@ static int check_shape(const struct tensor *t, const struct slot *s, struct err 
                    s->name, shape_text(found, sizeof found, t), s->rows, s->cols);
 }
 
+/* Below 8 bits. */
+static bool narrow(const char *word)
+{
+    static const char *const wide[] = { "auto", "f32", "f16", "bf16", "q8" };
+    for (size_t i = 0; i < sizeof wide / sizeof wide[0]; i++)
+        if (strcmp(word, wide[i]) == 0)
+            return false;
+    return true;
+}
+
 const char *load_word(const char *tensor, const char *word)
 {
     bool table = strcmp(tensor, "token_embd.weight") == 0 || strcmp(tensor, "output.weight") == 0;
-    return table && strcmp(word, "q4") == 0 ? "q8" : word;
+    return table && narrow(word) ? "q8" : word;
 }
 
 int load_slot(struct model *m, const struct slot *s, enum dtype type, const struct model_options *o,
@@ -115,31 +125,33 @@ static int add_tensor(struct load *l, const struct source *src, const struct ten
     int64_t cols = t->dim[t->n_dims - 1];
     size_t row = dtype_row_bytes(t->type, cols);
     int rows = s->w != NULL ? s->rows : 1;
-    size_t panel = row * CODEC_PANEL;
-    if ((s->w != NULL ? panel : row) > io_max_request())
+    int unit = s->w != NULL ? codec_step(s->w->codec) : 1;
+    size_t bytes = row * (size_t)unit;
+    if (bytes > io_max_request())
         return err_set(e, ERR_UNSUPPORTED,
                        "tensor %s has rows of %zu bytes; at most %zu can be read", s->name, row,
-                       io_max_request() / CODEC_PANEL);
-    int step = s->w != NULL ? (int)(io_max_request() / panel) * CODEC_PANEL : 1;
+                       io_max_request() / (size_t)unit);
+    int step = s->w != NULL ? (int)(io_max_request() / bytes) * unit : 1;
     for (int r = 0; r < rows; r += step) {
         struct part p = { t, s, r, rows - r < step ? rows - r : step };
         if (add_part(l, src, &p) < 0)
             return err_set(e, ERR_NOMEM, "no memory to plan the reading of %s", s->name);
     }
-    if (l->scratch_row < (size_t)cols)
-        l->scratch_row = (size_t)cols;
+    if (l->scratch_step < (size_t)unit * (size_t)cols)
+        l->scratch_step = (size_t)unit * (size_t)cols;
     return 0;
 }
 
-static void fill_panels(void *arg, int first, int last, int i_thread)
+static void fill_units(void *arg, int first, int last, int i_thread)
 {
     struct load *l = arg;
     const struct part *p = l->now;
     size_t row = dtype_row_bytes(p->t->type, p->t->dim[1]);
-    float *scratch = l->scratch + (size_t)i_thread * CODEC_PANEL * l->scratch_row;
+    float *scratch = l->scratch + (size_t)i_thread * l->scratch_step;
+    int unit = codec_step(l->to->codec);
     for (int i = first; i < last; i++) {
-        int r = i * CODEC_PANEL;
-        int n = p->n_rows - r < CODEC_PANEL ? p->n_rows - r : CODEC_PANEL;
+        int r = i * unit;
+        int n = p->n_rows - r < unit ? p->n_rows - r : unit;
         weight_fill(l->to, l->to_row0 + r, n, p->t->type, l->data + (size_t)r * row, scratch);
     }
 }
@@ -148,7 +160,8 @@ static void press(struct load *l, struct weight *to, int row0)
 {
     l->to = to;
     l->to_row0 = row0;
-    par_for(l->m->be->par, (l->now->n_rows + CODEC_PANEL - 1) / CODEC_PANEL, 1, fill_panels, l);
+    int unit = codec_step(to->codec);
+    par_for(l->m->be->par, (l->now->n_rows + unit - 1) / unit, 1, fill_units, l);
 }
 
 /* A device's planes are not the host's to write: rows are pressed beside them and brought over. */
@@ -207,7 +220,7 @@ int load_slots(struct model *m, const struct source *src, const struct slot *slo
     if (rc < 0)
         goto done;
     size_t threads = (size_t)par_threads(m->be->par);
-    l.scratch = mem_zalloc(threads * CODEC_PANEL * l.scratch_row, sizeof(float));
+    l.scratch = mem_zalloc(threads * l.scratch_step, sizeof(float));
     if (l.scratch == NULL) {
         rc = err_set(e, ERR_NOMEM, "no memory for decoding");
         goto done;

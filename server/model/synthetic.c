@@ -108,21 +108,22 @@ struct making {
 struct press {
     struct weight *to;
     uint64_t tensor;
-    float *scratch; /* [threads][2][CODEC_PANEL * cols]: the numbers, and room for weight_fill */
+    float *scratch; /* [threads][2][step * cols]: the numbers, and room for weight_fill */
 };
 
-static void press_panels(void *arg, int first, int last, int i_thread)
+static void press_units(void *arg, int first, int last, int i_thread)
 {
     const struct press *p = arg;
     const int cols = p->to->cols;
-    const size_t panel = (size_t)CODEC_PANEL * (size_t)cols;
-    float *x = p->scratch + (size_t)i_thread * 2 * panel;
+    const int unit = codec_step(p->to->codec);
+    const size_t some = (size_t)unit * (size_t)cols;
+    float *x = p->scratch + (size_t)i_thread * 2 * some;
     for (int i = first; i < last; i++) {
-        int row = i * CODEC_PANEL;
-        int n = p->to->rows - row < CODEC_PANEL ? p->to->rows - row : CODEC_PANEL;
+        int row = i * unit;
+        int n = p->to->rows - row < unit ? p->to->rows - row : unit;
         for (int r = 0; r < n; r++)
             draw(x + (size_t)r * (size_t)cols, cols, p->tensor, row + r, 0, 1 / sqrtf((float)cols));
-        weight_fill(p->to, row, n, DT_F32, x, x + panel);
+        weight_fill(p->to, row, n, DT_F32, x, x + some);
     }
 }
 
@@ -130,9 +131,10 @@ static int make_matrix(struct model *m, const struct slot *s, uint64_t tensor, s
                        struct err *e)
 {
     size_t threads = (size_t)par_threads(m->be->par);
+    int unit = codec_step(s->w->codec);
     struct weight stage = { 0 };
     struct press p = { .to = &stage, .tensor = tensor };
-    p.scratch = mem_zalloc(threads * 2 * CODEC_PANEL * (size_t)s->cols, sizeof(float));
+    p.scratch = mem_zalloc(threads * 2 * (size_t)unit * (size_t)s->cols, sizeof(float));
     int rc = 0;
     if (p.scratch == NULL)
         rc = err_set(e, ERR_NOMEM, "no memory to make tensor %s", s->name);
@@ -143,7 +145,7 @@ static int make_matrix(struct model *m, const struct slot *s, uint64_t tensor, s
             rc = weight_stage_open(&stage, s->w, n, e);
             if (rc < 0)
                 break;
-            par_for(m->be->par, (n + CODEC_PANEL - 1) / CODEC_PANEL, 1, press_panels, &p);
+            par_for(m->be->par, (n + unit - 1) / unit, 1, press_units, &p);
         }
         weight_stage_upload(&stage, s->w, m->be, row);
         if (k->o->progress)

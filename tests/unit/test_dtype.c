@@ -62,7 +62,7 @@ static void decodes_as_gguf_does(void **state)
 {
     (void)state;
     for (int t = 0; t < DTYPE_N; t++)
-        if (t != DT_F32)
+        if (t != DT_F32 && t != DT_U8 && t != DT_I8 && t != DT_I16)
             check_type((enum dtype)t);
     float in[3] = { 1, -2, 3 };
     float out[3];
@@ -157,12 +157,26 @@ static void knows_the_types(void **state)
     assert_int_equal(dtype_row_bytes(DT_Q8_0, (int64_t)1 << 40), ((uint64_t)34 << 35));
 }
 
+static void takes_integers_as_they_are(void **state)
+{
+    (void)state;
+    const uint8_t bytes[] = { 0, 1, 127, 128, 255, 254 };
+    float f[6];
+    dtype_decode(DT_U8, bytes, f, 6);
+    assert_true(f[0] == 0 && f[2] == 127 && f[3] == 128 && f[4] == 255);
+    dtype_decode(DT_I8, bytes, f, 6);
+    assert_true(f[0] == 0 && f[2] == 127 && f[3] == -128 && f[4] == -1);
+    dtype_decode(DT_I16, bytes, f, 3); /* little-endian */
+    assert_true(f[0] == 256 && f[1] == -32641 && f[2] == -257);
+    assert_int_equal(dtype_from_gguf(DTYPE_NOT_GGUF), ERR_UNSUPPORTED);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(decodes_as_gguf_does), cmocka_unit_test(decodes_any_bytes),
         cmocka_unit_test(widens_every_half),    cmocka_unit_test(rounds_to_nearest_even),
-        cmocka_unit_test(knows_the_types),
+        cmocka_unit_test(knows_the_types),      cmocka_unit_test(takes_integers_as_they_are),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

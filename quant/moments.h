@@ -1,0 +1,30 @@
+/* Second moments of a matrix's inputs, H = mean of x x^T over calibration tokens, made ready for error feedback.
+ *
+ * Sources: GPTQ (arXiv 2210.17323, section 3), LDLQ (QuIP, arXiv 2307.13304, section 3.1).
+ */
+#ifndef WRING_QUANT_MOMENTS_H
+#define WRING_QUANT_MOMENTS_H
+
+#include "kernels/backend.h"
+
+struct moments {
+    int cols;
+    enum cpu_isa isa; /* for whoever computes with them */
+    float *h;         /* [cols][cols] symmetric, damped */
+    float *
+        u; /* [cols][cols] upper triangle: inverse(h) = u^T u; what error feedback reads. Below it: zeros */
+};
+
+/* Sums up: h += x^T x of n rows, the upper triangle only. A row whose square length is above `cap` (0: none) counts with
+ * that length: massive activations would make h singular. Spreads over par. */
+void moments_add(float *h, const float *x, int n, int cols, float cap, enum cpu_isa isa,
+                 struct par *par);
+/* Takes h[cols][cols] (upper triangle, sums over n_tokens rows): divides, mirrors, rotates when asked (quant/rotate.h), adds
+ * damp * mean of the diagonal to it, and factors. A direction that never occurs (a zero on the diagonal) gets the mean.
+ * h is copied. Uses the BLAS of quant/blas.h when there is one. ERR_NOMEM; ERR_INVALID: not positive definite even with
+ * ten times the damping, which is tried first. */
+int moments_open(struct moments *m, const float *h, int64_t n_tokens, int cols, bool rotated,
+                 float damp, enum cpu_isa isa, struct par *par, struct err *e) WARN_UNUSED;
+void moments_close(struct moments *m);
+
+#endif

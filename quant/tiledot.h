@@ -1,0 +1,38 @@
+/* The skeleton of products with weights that have to be unpacked first: a tile of up to 128 outputs by 32 inputs is unpacked
+ * to bytes once and multiplied with every input row while it is in the first-level cache.
+ *
+ * A codec says what a tile holds; the sums are the same for all of them. A tile gives codes c, 0 <= c < 128, and by its
+ * kind
+ *
+ *   TILE_ROW     w = (c - offset) * one f16 scale of the row, applied at the end
+ *   TILE_GROUP   w = (c - offset) * scale[0][row] + base[row]      the group's 32 inputs share scale and base
+ *   TILE_HALF    w = (c - offset) * scale[half][row]               each half of 16 inputs has a scale
+ *
+ * Int8 inputs (records of quant/input.h), groups in rising order, the first half of a group before the second:
+ *   s = sum(c * x) - offset * sum(x) over the half            in integers
+ *   acc = fma(s, d * x_scale, acc)                            d = scale[0 or half][row]; TILE_ROW: acc = fma(s, x_scale, acc)
+ *   TILE_GROUP with a base: acc = fma(base, sum of the group's record, acc) after both halves
+ * f32 inputs: acc[k % 2] = fma(w, x[k], acc[k % 2]) with k rising, w rounded once: (c - offset) exactly for TILE_ROW, else
+ *   (c - offset) * d, or fma(c - offset, d, base) with a base; the sums are added at the end.
+ * At the end TILE_ROW multiplies by the row's scale; then the bias is added. One order whatever the number of rows, so
+ * products are batch-invariant; plain C (tiledot_ref.inc) gives the same bits as the vector kernels.
+ */
+#ifndef WRING_QUANT_TILEDOT_H
+#define WRING_QUANT_TILEDOT_H
+
+#include "quant/input.h"
+
+enum { TILE_PANELS = 8, TILE_ROWS = TILE_PANELS * CODEC_PANEL, TILE_COLS = INPUT_GROUP };
+enum tile_kind { TILE_ROW, TILE_GROUP, TILE_HALF };
+
+struct tile {
+    uint8_t code[TILE_COLS / 4][TILE_ROWS][4]; /* line j of row r: inputs 4j ... 4j + 3 */
+    float scale[2][TILE_ROWS];
+    float base[TILE_ROWS];
+};
+
+/* Fills t with rows [128 unit, 128 unit + 128) and inputs [32 g, 32 g + 32) of w. Rows that w does not have may get any
+ * codes below 128 and any finite numbers. */
+typedef void tile_fn(const struct weight *w, int unit, int g, struct tile *t);
+
+#endif
