@@ -22,6 +22,29 @@ void dense_gram(enum cpu_isa isa, float *c, const float *a, int rows, int cols, 
 /* Solves a x = b for a symmetric positive definite a[n][n] (upper triangle read and overwritten by its Cholesky factor U,
  * a = U^T U), b[n][m] overwritten by x. ERR_INVALID when a pivot is not positive: a is not positive definite in f32. */
 int dense_cholesky(enum cpu_isa isa, float *a, float *b, int n, int m) WARN_UNUSED;
+
+/* ---- blocks of larger matrices ------------------------------------------------------------------------------------- */
+
+/* c[i][j] = (add ? c[i][j] : 0) + scale * sum_p a[i][p] b[p][j]. Strides in floats; c's columns are adjacent. An element's
+ * bits depend on neither m nor n, unless m is 1 and both a_col and b_row are 1. */
+struct dense_product {
+    float *c;
+    const float *a, *b;
+    int m, n, k;
+    size_t c_row, a_row, a_col, b_row, b_col;
+    float scale;
+    bool add;
+    bool upper; /* c[i][j] is wanted for j >= i only; others may be written, or not */
+};
+void dense_product(enum cpu_isa isa, const struct dense_product *t);
+/* The upper triangle of a, whose rows are a_row apart, by its Cholesky factor U, a = U^T U; ERR_INVALID as above. */
+int dense_factor(enum cpu_isa isa, float *a, size_t a_row, int n) WARN_UNUSED;
+/* U^T x = b and U x = b for an upper triangular u[n][n]; b[n][m] is overwritten by x. */
+void dense_forward(enum cpu_isa isa, const float *u, size_t u_row, float *b, size_t b_row, int n,
+                   int m);
+void dense_back(enum cpu_isa isa, const float *u, size_t u_row, float *b, size_t b_row, int n,
+                int m);
+
 /* y[i] = exp(x[i]), within 4 ulp where that is a normal number; -inf gives 0, NaN gives NaN. y may be x. */
 void dense_exp(enum cpu_isa isa, float *y, const float *x, int n);
 

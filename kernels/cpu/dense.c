@@ -108,6 +108,11 @@ void dense_gram(enum cpu_isa isa, float *c, const float *a, int rows, int cols, 
     kernel_of(isa)->product(&t);
 }
 
+void dense_product(enum cpu_isa isa, const struct dense_product *t)
+{
+    kernel_of(isa)->product(t);
+}
+
 void dense_exp(enum cpu_isa isa, float *y, const float *x, int n)
 {
     kernel_of(isa)->exp(y, x, n);
@@ -126,8 +131,24 @@ static struct block block_at(struct block b, int row, int col)
     return (struct block){ b.at + (size_t)row * b.row + col, b.row };
 }
 
+/* The same of which nothing is written. */
+struct given {
+    const float *at;
+    size_t row;
+};
+
+static struct given given_at(struct given b, int row, int col)
+{
+    return (struct given){ b.at + (size_t)row * b.row + col, b.row };
+}
+
+static struct given given(struct block b)
+{
+    return (struct given){ b.at, b.row };
+}
+
 /* c[m][n] -= a b, where a is stored as its transpose when a_turned. */
-static void subtract(const struct dense_kernel *kernel, struct block c, struct block a,
+static void subtract(const struct dense_kernel *kernel, struct block c, struct given a,
                      bool a_turned, struct block b, int m, int n, int k, bool upper)
 {
     struct dense_product t = { .c = c.at, .a = a.at, .b = b.at, .m = m, .n = n, .k = k };
@@ -148,7 +169,7 @@ static int half_of(int n)
     return (n / 2 + DENSE_BASE - 1) / DENSE_BASE * DENSE_BASE;
 }
 
-static void solve_forward(const struct dense_kernel *kernel, struct block u, struct block b, int n,
+static void solve_forward(const struct dense_kernel *kernel, struct given u, struct block b, int n,
                           int m)
 {
     if (n <= DENSE_BASE) {
@@ -157,11 +178,11 @@ static void solve_forward(const struct dense_kernel *kernel, struct block u, str
     }
     int h = half_of(n);
     solve_forward(kernel, u, b, h, m);
-    subtract(kernel, block_at(b, h, 0), block_at(u, 0, h), true, b, n - h, m, h, false);
-    solve_forward(kernel, block_at(u, h, h), block_at(b, h, 0), n - h, m);
+    subtract(kernel, block_at(b, h, 0), given_at(u, 0, h), true, b, n - h, m, h, false);
+    solve_forward(kernel, given_at(u, h, h), block_at(b, h, 0), n - h, m);
 }
 
-static void solve_back(const struct dense_kernel *kernel, struct block u, struct block b, int n,
+static void solve_back(const struct dense_kernel *kernel, struct given u, struct block b, int n,
                        int m)
 {
     if (n <= DENSE_BASE) {
@@ -169,8 +190,8 @@ static void solve_back(const struct dense_kernel *kernel, struct block u, struct
         return;
     }
     int h = half_of(n);
-    solve_back(kernel, block_at(u, h, h), block_at(b, h, 0), n - h, m);
-    subtract(kernel, b, block_at(u, 0, h), false, block_at(b, h, 0), h, m, n - h, false);
+    solve_back(kernel, given_at(u, h, h), block_at(b, h, 0), n - h, m);
+    subtract(kernel, b, given_at(u, 0, h), false, block_at(b, h, 0), h, m, n - h, false);
     solve_back(kernel, u, b, h, m);
 }
 
@@ -198,18 +219,32 @@ static bool factor(const struct dense_kernel *kernel, struct block a, int n)
     struct block side = block_at(a, 0, h), rest = block_at(a, h, h);
     if (!factor(kernel, a, h))
         return false;
-    solve_forward(kernel, a, side, h, n - h);
-    subtract(kernel, rest, side, true, side, n - h, n - h, h, true);
+    solve_forward(kernel, given(a), side, h, n - h);
+    subtract(kernel, rest, given(side), true, side, n - h, n - h, h, true);
     return factor(kernel, rest, n - h);
+}
+
+int dense_factor(enum cpu_isa isa, float *a, size_t a_row, int n)
+{
+    return factor(kernel_of(isa), (struct block){ a, a_row }, n) ? 0 : ERR_INVALID;
+}
+
+void dense_forward(enum cpu_isa isa, const float *u, size_t u_row, float *b, size_t b_row, int n,
+                   int m)
+{
+    solve_forward(kernel_of(isa), (struct given){ u, u_row }, (struct block){ b, b_row }, n, m);
+}
+
+void dense_back(enum cpu_isa isa, const float *u, size_t u_row, float *b, size_t b_row, int n,
+                int m)
+{
+    solve_back(kernel_of(isa), (struct given){ u, u_row }, (struct block){ b, b_row }, n, m);
 }
 
 int dense_cholesky(enum cpu_isa isa, float *a, float *b, int n, int m)
 {
-    const struct dense_kernel *kernel = kernel_of(isa);
-    struct block u = { a, (size_t)n }, x = { b, (size_t)m };
-    if (!factor(kernel, u, n))
-        return ERR_INVALID;
-    solve_forward(kernel, u, x, n, m);
-    solve_back(kernel, u, x, n, m);
+    TRY(dense_factor(isa, a, (size_t)n, n));
+    dense_forward(isa, a, (size_t)n, b, (size_t)m, n, m);
+    dense_back(isa, a, (size_t)n, b, (size_t)m, n, m);
     return 0;
 }

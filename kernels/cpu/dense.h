@@ -10,17 +10,6 @@ enum {
     DENSE_BASE = 16
 }; /* a triangle of so many rows is solved directly, a larger one is halved */
 
-/* c[i][j] = (add ? c[i][j] : 0) + scale * sum_p a[i][p] b[p][j]. Strides in floats; c's columns are adjacent. */
-struct dense_product {
-    float *c;
-    const float *a, *b;
-    int m, n, k;
-    size_t c_row, a_row, a_col, b_row, b_col;
-    float scale;
-    bool add;
-    bool upper; /* c[i][j] is wanted for j >= i only; others may be written, or not */
-};
-
 struct dense_kernel {
     void (*product)(const struct dense_product *t);
     /* Both for n <= DENSE_BASE and an upper triangular u, whose rows are u_row apart: U^T x = b and U x = b; b[n][m], rows
