@@ -224,7 +224,8 @@ install: all ## copy the program and its configs to DESTDIR/PREFIX
 	cd configs && find . -type f -name '*.yaml' -exec install -D -m 644 '{}' '$(DESTDIR)$(PREFIX)/share/wring/{}' \;
 
 DEPS := gcc g++ make pkg-config libmicrohttpd-dev libjansson-dev liburing-dev libpcre2-dev libutf8proc-dev libyaml-dev \
-  libxxhash-dev libcurl4-openssl-dev libssl-dev libprotobuf-c-dev protobuf-c-compiler libgd-dev curl ca-certificates python3 python3-pip
+  libxxhash-dev libcurl4-openssl-dev libssl-dev libprotobuf-c-dev protobuf-c-compiler libgd-dev curl ca-certificates python3 python3-pip \
+  libopenblas0 # opened at run time, where weights are pressed with moments
 DEPS_TEST := libcmocka-dev python3-venv chromium wrk
 DEPS_CI := git clang clang-format clang-tidy libclang-rt-14-dev llvm shellcheck
 deps: ## install the Debian packages that the program needs; CUDA=1: and cuBLAS, where the toolkit has none

@@ -16,14 +16,17 @@ typedef void feedback_fn(void *arg, int j0, int b, int n, const float *x, const 
                          float *q);
 
 /* x is overwritten by what each column was when its turn came; q is the result. block: columns at a time, 1 to 32,
- * a divisor of cols. ERR_NOMEM. */
+ * a divisor of cols. The total loss tr((w - q) h (w - q)^T) is the sum of what fn left of each block, |(x - q) metric|^2, for
+ * b == 1 with 1 / u[j][j] as the metric. A row's bits do not depend on n. One thread; 64 to 256
+ * rows at a time are best: with 2048 columns it takes 104 ns a weight for 16 rows, 44 for 128, 54 for 512 (Zen 3, AVX2).
+ * ERR_NOMEM. */
 int feedback_run(const struct moments *m, float *x, float *q, int n, int block, feedback_fn *fn,
                  void *arg, struct err *e) WARN_UNUSED;
 /* The factor for each of n rows by which q should be multiplied to be nearest to w in H's metric: (q H w) / (q H q); 1
  * where the denominator is not positive. Both [cols][n]. ERR_NOMEM. */
 int feedback_refit(const struct moments *m, const float *w, const float *q, int n, float *factor,
                    struct err *e) WARN_UNUSED;
-/* dst[cols][n] = src[n][cols]^T, and back. */
+/* dst[cols][n] = src[n][cols]^T; with n and cols exchanged, back. */
 void feedback_turn(const float *src, float *dst, int n, int cols);
 
 #endif

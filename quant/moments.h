@@ -11,17 +11,18 @@ struct moments {
     int cols;
     enum cpu_isa isa; /* for whoever computes with them */
     float *h;         /* [cols][cols] symmetric, damped */
-    float *
-        u; /* [cols][cols] upper triangle: inverse(h) = u^T u; what error feedback reads. Below it: zeros */
+    /* [cols][cols] upper triangle, zeros below it: inverse(h) = u^T u; what error feedback reads. */
+    float *u;
 };
 
-/* Sums up: h += x^T x of n rows, the upper triangle only. A row whose square length is above `cap` (0: none) counts with
- * that length: massive activations would make h singular. Spreads over par. */
+/* Sums up: h += x^T x of n rows, the upper triangle only; what lies below it means nothing. A row whose square length is
+ * above `cap` (0: none) counts with that length: massive activations would make h singular. Spreads over par. */
 void moments_add(float *h, const float *x, int n, int cols, float cap, enum cpu_isa isa,
                  struct par *par);
 /* Takes h[cols][cols] (upper triangle, sums over n_tokens rows): divides, mirrors, rotates when asked (quant/rotate.h), adds
  * damp * mean of the diagonal to it, and factors. A direction that never occurs (a zero on the diagonal) gets the mean.
- * h is copied. Uses the BLAS of quant/blas.h when there is one. ERR_NOMEM; ERR_INVALID: not positive definite even with
+ * h is copied; without any token it counts as the identity. This and moments_add use the BLAS of quant/blas.h when there is
+ * one; their bits depend on whether, never on the threads of par. ERR_NOMEM; ERR_INVALID: not positive definite even with
  * ten times the damping, which is tried first. */
 int moments_open(struct moments *m, const float *h, int64_t n_tokens, int cols, bool rotated,
                  float damp, enum cpu_isa isa, struct par *par, struct err *e) WARN_UNUSED;

@@ -1,0 +1,114 @@
+#include "quant/moments.h"
+
+#include "quant/blas.h"
+#include "quant/gram.h"
+#include "quant/inverse.h"
+#include "quant/rotate.h"
+#include "server/base/mem.h"
+
+/* ---- sums -------------------------------------------------------------------------------------------------------- */
+
+static float square_length(const float *x, int cols)
+{
+    double sum = 0;
+    for (int i = 0; i < cols; i++)
+        sum += (double)x[i] * (double)x[i];
+    return (float)sum;
+}
+
+/* Rows over the cap are rare: each is a product of its own, those between them go together. */
+void moments_add(float *h, const float *x, int n, int cols, float cap, enum cpu_isa isa,
+                 struct par *par)
+{
+    struct blas library;
+    const struct blas *blas = blas_open(&library) ? &library : NULL;
+    int first = 0;
+    for (int r = 0; r < n && cap > 0; r++) {
+        const float *row = x + (size_t)r * (size_t)cols;
+        float square = square_length(row, cols);
+        if (!(square > cap))
+            continue;
+        gram_add(h, x + (size_t)first * (size_t)cols, r - first, cols, 1, blas, isa, par);
+        gram_add(h, row, 1, cols, cap / square, blas, isa, par);
+        first = r + 1;
+    }
+    gram_add(h, x + (size_t)first * (size_t)cols, n - first, cols, 1, blas, isa, par);
+}
+
+/* ---- ready for feedback ------------------------------------------------------------------------------------------ */
+
+static size_t bytes_of(int cols)
+{
+    return (size_t)cols * (size_t)cols * sizeof(float);
+}
+
+/* to = both triangles of h / n_tokens */
+static void divide(float *to, const float *h, int64_t n_tokens, int cols)
+{
+    float scale = n_tokens > 0 ? (float)(1 / (double)n_tokens) : 0;
+    for (int i = 0; i < cols; i++)
+        for (int j = i; j < cols; j++)
+            to[(size_t)i * (size_t)cols + (size_t)j] = to[(size_t)j * (size_t)cols + (size_t)i] =
+                h[(size_t)i * (size_t)cols + (size_t)j] * scale;
+}
+
+/* Mean of the diagonal; inputs that were never seen get it, all of them 1 if none was. */
+static float fill_diagonal(float *h, int cols)
+{
+    double sum = 0;
+    for (int i = 0; i < cols; i++)
+        sum += (double)h[(size_t)i * (size_t)(cols + 1)];
+    float mean = sum != 0 ? (float)(sum / cols) : 1;
+    for (int i = 0; i < cols; i++)
+        if (h[(size_t)i * (size_t)(cols + 1)] == 0)
+            h[(size_t)i * (size_t)(cols + 1)] = mean;
+    return mean;
+}
+
+static void add_to_diagonal(float *h, int cols, float x)
+{
+    for (int i = 0; i < cols; i++)
+        h[(size_t)i * (size_t)(cols + 1)] += x;
+}
+
+/* Once more with ten times the damping when rounding has made h indefinite. */
+static int factor(struct moments *m, float damping, struct par *par, struct err *e)
+{
+    struct blas library;
+    const struct blas *blas = blas_open(&library) ? &library : NULL;
+    add_to_diagonal(m->h, m->cols, damping);
+    int rc = inverse_factor(m->u, m->h, m->cols, blas, m->isa, par, e);
+    if (rc != ERR_INVALID)
+        return rc;
+    add_to_diagonal(m->h, m->cols, 9 * damping);
+    return inverse_factor(m->u, m->h, m->cols, blas, m->isa, par, e);
+}
+
+int moments_open(struct moments *m, const float *h, int64_t n_tokens, int cols, bool rotated,
+                 float damp, enum cpu_isa isa, struct par *par, struct err *e)
+{
+    *m = (struct moments){ .cols = cols, .isa = isa };
+    m->h = mem_map(bytes_of(cols));
+    m->u = mem_map(bytes_of(cols));
+    if (m->h == NULL || m->u == NULL) {
+        moments_close(m);
+        return err_set(e, ERR_NOMEM, "no memory for the moments of %d inputs (%zu bytes)", cols,
+                       2 * bytes_of(cols));
+    }
+    divide(m->h, h, n_tokens, cols);
+    if (rotated)
+        rotate_moments(isa, par, m->h, cols);
+    int rc = factor(m, damp * fill_diagonal(m->h, cols), par, e);
+    if (rc < 0)
+        moments_close(m);
+    return rc;
+}
+
+void moments_close(struct moments *m)
+{
+    if (m->h != NULL)
+        mem_unmap(m->h, bytes_of(m->cols));
+    if (m->u != NULL)
+        mem_unmap(m->u, bytes_of(m->cols));
+    *m = (struct moments){ 0 };
+}
