@@ -7,43 +7,35 @@
 
 enum { ALONE = 16384 }; /* numbers that one thread rotates sooner than several start */
 
-/* The sizes of the two factors. */
-struct factors {
-    int m, p;            /* cols = m * p */
-    bool mix;            /* C is not the identity */
-    float c[ROTATE_MIX]; /* cas(2 pi i / m) / sqrt(m) */
-    float scale;         /* 1 / sqrt(p) */
-};
-
-static void factor(struct factors *f, int cols)
+void rotate_factors(struct rotate_factors *f, int cols)
 {
     int p = cols & -cols;
-    *f = (struct factors){ .m = cols / p, .p = p, .scale = (float)(1 / sqrt(p)) };
+    *f = (struct rotate_factors){ .cols = cols, .m = cols / p, .p = p };
+    f->scale = (float)(1 / sqrt(p));
     f->mix = f->m > 1 && f->m <= ROTATE_MIX;
-    for (int i = 0; f->mix && i < f->m; i++) {
-        double a = 2 * 3.14159265358979323846 * i / f->m;
-        f->c[i] = (float)((cos(a) + sin(a)) / sqrt(f->m));
+    if (!f->mix)
+        return;
+    /* Round the circle in m steps: two calls of the library instead of 2 m, and still exact to about m 2^-53. */
+    double turn = 2 * 3.14159265358979323846 / f->m, step_x = cos(turn), step_y = sin(turn);
+    double x = 1, y = 0, scale = 1 / sqrt(f->m);
+    for (int i = 0; i < f->m; i++) {
+        double next = x * step_x - y * step_y;
+        f->cosine[i] = (float)(x * scale);
+        f->sine[i] = (float)(y * scale);
+        y = x * step_y + y * step_x;
+        x = next;
     }
 }
 
-static uint64_t splitmix(uint64_t z)
-{
-    z += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
-
-static bool negative(int cols, int i)
-{
-    return splitmix(((uint64_t)cols << 32) + (uint64_t)i) & 1;
-}
+/* ---- the definition ---------------------------------------------------------------------------------------------- */
 
 static void flip(float *x, int cols)
 {
-    for (int i = 0; i < cols; i++)
-        if (negative(cols, i))
-            x[i] = -x[i];
+    uint64_t signs = 0;
+    for (int i = 0; i < cols; i++) {
+        signs = i % 64 == 0 ? rotate_signs(cols, i / 64) : signs >> 1;
+        x[i] = signs & 1 ? -x[i] : x[i];
+    }
 }
 
 static void butterflies(float *x, int p)
@@ -58,65 +50,72 @@ static void butterflies(float *x, int p)
             }
 }
 
-enum { LANES = 16 }; /* columns of the inner factor that are mixed together */
-
-/* x = (C (x) I) x * scale: each output is a sum over the m blocks of p. */
-static void mix(const struct factors *f, float *x)
+/* x = (C (x) I) x * scale */
+static void mix(const struct rotate_factors *f, float *x)
 {
-    float old[ROTATE_MIX][LANES];
-    for (int i = 0; i < f->p; i += LANES) {
-        int n = f->p - i < LANES ? f->p - i : LANES;
-        for (int b = 0; b < f->m; b++)
-            memcpy(old[b], x + (size_t)b * (size_t)f->p + i, (size_t)n * sizeof *x);
-        for (int a = 0; a < f->m; a++)
-            for (int k = 0; k < n; k++) {
-                float s = 0;
-                for (int b = 0; b < f->m; b++)
-                    s += f->c[a * b % f->m] * old[b][k];
-                x[(size_t)a * (size_t)f->p + (size_t)(i + k)] = s * f->scale;
+    float even[ROTATE_MIX / 2], odd[ROTATE_MIX / 2]; /* [b]: x[b] + x[m - b], x[b] - x[m - b] */
+    int m = f->m;
+    for (int i = 0; i < f->p; i++) {
+        float first = f->cosine[0] * x[i];
+        for (int b = 1; b <= m / 2; b++) {
+            even[b] = x[b * f->p + i] + x[(m - b) * f->p + i];
+            odd[b] = x[b * f->p + i] - x[(m - b) * f->p + i];
+        }
+        for (int a = 0; a <= m / 2; a++) {
+            float p = first, q = 0;
+            for (int b = 1, k = a; b <= m / 2; b++, k += k + a < m ? a : a - m) {
+                p += f->cosine[k] * even[b];
+                q += f->sine[k] * odd[b];
             }
+            x[a * f->p + i] = (p + q) * f->scale;
+            if (a > 0)
+                x[(m - a) * f->p + i] = (p - q) * f->scale;
+        }
     }
 }
 
-/* x = (C (x) H) x */
-static void turn(const struct factors *f, float *x)
+static void rotate_row_ref(const struct rotate_factors *f, const float *x, float *y, bool signs)
 {
-    int cols = f->m * f->p;
+    if (x != y)
+        memcpy(y, x, (size_t)f->cols * sizeof *y);
+    if (signs)
+        flip(y, f->cols);
     for (int b = 0; b < f->m; b++)
-        butterflies(x + b * f->p, f->p);
+        butterflies(y + b * f->p, f->p);
     if (f->mix) {
-        mix(f, x);
+        mix(f, y);
         return;
     }
-    for (int i = 0; i < cols; i++)
-        x[i] *= f->scale;
+    for (int i = 0; i < f->cols; i++)
+        y[i] *= f->scale;
+}
+
+/* ---- rows -------------------------------------------------------------------------------------------------------- */
+
+static rotate_row_fn *row_fn(enum cpu_isa isa, const struct rotate_factors *f)
+{
+    static rotate_row_fn *const list[CPU_ISA_N] = { rotate_row_ref, rotate_row_avx2,
+                                                    rotate_row_avx512, rotate_row_avx512 };
+    return f->p >= 16 ? list[isa] : rotate_row_ref;
 }
 
 void rotate_rows(enum cpu_isa isa, const float *x, float *y, int n, int cols)
 {
-    struct factors f;
-    factor(&f, cols);
-    (void)isa;
-    for (int r = 0; r < n; r++) {
-        float *to = y + (size_t)r * (size_t)cols;
-        if (to != x + (size_t)r * (size_t)cols)
-            memcpy(to, x + (size_t)r * (size_t)cols, (size_t)cols * sizeof *to);
-        flip(to, cols);
-        turn(&f, to);
-    }
+    struct rotate_factors f;
+    rotate_factors(&f, cols);
+    rotate_row_fn *row = row_fn(isa, &f);
+    for (size_t r = 0, at = 0; r < (size_t)n; r++, at += (size_t)cols)
+        row(&f, x + at, y + at, true);
 }
 
 void rotate_back(enum cpu_isa isa, const float *x, float *y, int n, int cols)
 {
-    struct factors f;
-    factor(&f, cols);
-    (void)isa;
-    for (int r = 0; r < n; r++) {
-        float *to = y + (size_t)r * (size_t)cols;
-        if (to != x + (size_t)r * (size_t)cols)
-            memcpy(to, x + (size_t)r * (size_t)cols, (size_t)cols * sizeof *to);
-        turn(&f, to);
-        flip(to, cols);
+    struct rotate_factors f;
+    rotate_factors(&f, cols);
+    rotate_row_fn *row = row_fn(isa, &f);
+    for (size_t r = 0, at = 0; r < (size_t)n; r++, at += (size_t)cols) {
+        row(&f, x + at, y + at, false);
+        flip(y + at, cols);
     }
 }
 
@@ -135,24 +134,51 @@ static void some_rows(void *arg, int first, int last, int i_thread)
     rotate_rows(r->isa, r->x + at, r->y + at, last - first, r->cols);
 }
 
-static void turn_over(float *h, int cols)
+/* ---- moments ----------------------------------------------------------------------------------------------------- */
+
+enum { TILE = 32 }; /* two tiles of h stay in the first-level cache while they change places */
+
+/* h[i][j] and h[j][i] change places, for the rows i of a tile and all j > i; or, with `copy`, the second becomes the first. */
+static void mirror_rows(const struct rotation *r, int i0, bool copy)
 {
-    for (int i = 0; i < cols; i++)
-        for (int j = 0; j < i; j++) {
-            float t = h[(size_t)i * (size_t)cols + (size_t)j];
-            h[(size_t)i * (size_t)cols + (size_t)j] = h[(size_t)j * (size_t)cols + (size_t)i];
-            h[(size_t)j * (size_t)cols + (size_t)i] = t;
-        }
+    size_t cols = (size_t)r->cols;
+    int end = i0 + TILE < r->cols ? i0 + TILE : r->cols;
+    for (int j0 = i0; j0 < r->cols; j0 += TILE)
+        for (int i = i0; i < end; i++)
+            for (int j = j0 > i ? j0 : i + 1; j < r->cols && j < j0 + TILE; j++) {
+                float *a = r->y + (size_t)i * cols + j, *b = r->y + (size_t)j * cols + i;
+                float was = *b;
+                *b = *a;
+                *a = copy ? *a : was;
+            }
 }
 
+static void turn_tiles(void *arg, int first, int last, int i_thread)
+{
+    (void)i_thread;
+    for (int i = first; i < last; i++)
+        mirror_rows(arg, i * TILE, false);
+}
+
+static void copy_tiles(void *arg, int first, int last, int i_thread)
+{
+    (void)i_thread;
+    for (int i = first; i < last; i++)
+        mirror_rows(arg, i * TILE, true);
+}
+
+/* Rows, then what were columns; the second time rounding leaves two triangles that differ a little. */
 void rotate_moments(enum cpu_isa isa, struct par *par, float *h, int cols)
 {
     struct rotation r = { isa, h, h, cols };
-    for (int side = 0; side < 2; side++) {
-        par_for(par, cols, 16, some_rows, &r);
-        turn_over(h, cols);
-    }
+    int tiles = (cols + TILE - 1) / TILE;
+    par_for(par, cols, 16, some_rows, &r);
+    par_for(par, tiles, 1, turn_tiles, &r);
+    par_for(par, cols, 16, some_rows, &r);
+    par_for(par, tiles, 1, copy_tiles, &r);
 }
+
+/* ---- inputs ------------------------------------------------------------------------------------------------------ */
 
 void rotate_input(struct be *be, struct input *in, struct input *rotated)
 {
