@@ -8,33 +8,35 @@
 
 #include "server/base/buf.h"
 
-enum { PATH_SIZE = 4096, MAX_JSON = 64 << 20, MAX_NAMES = 64 << 20, MAX_SHARDS = 1024 };
+enum { MAX_JSON = 64 << 20, MAX_NAMES = 64 << 20, MAX_SHARDS = 1024 };
 
 struct hf {
     char *folder;
-    struct arena arena; /* names of tensors */
+    struct arena arena; /* names of tensors, forms */
+    json_t *config;     /* config.json */
+    const struct hf_method *method;
 };
 
-static int path_of(char out[PATH_SIZE], const char *folder, const char *name, struct err *e)
+int hf_path(char out[HF_PATH], const char *folder, const char *name, struct err *e)
 {
-    int n = snprintf(out, PATH_SIZE, "%s/%s", folder, name);
-    if (n < 0 || n >= PATH_SIZE)
+    int n = snprintf(out, HF_PATH, "%s/%s", folder, name);
+    if (n < 0 || n >= HF_PATH)
         return err_set(e, ERR_LIMIT, "%s/%s: the path is too long", folder, name);
     return 0;
 }
 
 static bool has(const char *folder, const char *name)
 {
-    char path[PATH_SIZE];
-    return path_of(path, folder, name, NULL) == 0 && access(path, F_OK) == 0;
+    char path[HF_PATH];
+    return hf_path(path, folder, name, NULL) == 0 && access(path, F_OK) == 0;
 }
 
 static int load_json(json_t **out, const char *folder, const char *name, struct err *e)
 {
-    char path[PATH_SIZE];
+    char path[HF_PATH];
     json_error_t why;
     struct buf b;
-    TRY(path_of(path, folder, name, e));
+    TRY(hf_path(path, folder, name, e));
     buf_init(&b, MAX_JSON);
     int rc = buf_read_file(&b, path, e);
     if (rc == 0) {
@@ -50,8 +52,8 @@ static int load_json(json_t **out, const char *folder, const char *name, struct 
 
 static int add_shard(struct source *s, struct hf *h, const char *name, struct err *e)
 {
-    char path[PATH_SIZE];
-    TRY(path_of(path, h->folder, name, e));
+    char path[HF_PATH];
+    TRY(hf_path(path, h->folder, name, e));
     for (int i = 0; i < s->n_files; i++)
         if (strcmp(s->file[i].path, path) == 0)
             return 0;
@@ -121,13 +123,13 @@ static int copy_template(struct source *s, const char *text, struct err *e)
 
 static int read_template(struct source *s, const char *folder, struct err *e)
 {
-    char path[PATH_SIZE];
+    char path[HF_PATH];
     json_t *v = NULL;
     int rc;
     if (has(folder, "chat_template.jinja")) {
         struct buf b;
         buf_init(&b, MAX_JSON);
-        TRY(path_of(path, folder, "chat_template.jinja", e));
+        TRY(hf_path(path, folder, "chat_template.jinja", e));
         rc = buf_read_file(&b, path, e);
         if (rc == 0)
             rc = copy_template(s, buf_str(&b), e);
@@ -147,8 +149,8 @@ static int read_template(struct source *s, const char *folder, struct err *e)
 static int hf_tokenizer(const struct source *s, struct tokenizer **out, struct err *e)
 {
     const struct hf *h = s->state;
-    char path[PATH_SIZE];
-    TRY(path_of(path, h->folder, "tokenizer.model", e));
+    char path[HF_PATH];
+    TRY(hf_path(path, h->folder, "tokenizer.model", e));
     if (access(path, F_OK) == 0)
         return tok_open_spm(out, path, e);
     if (has(h->folder, "tokenizer.json"))
@@ -164,6 +166,7 @@ static void hf_close(struct source *s)
     struct hf *h = s->state;
     if (h == NULL)
         return;
+    json_decref(h->config);
     arena_clear(&h->arena);
     mem_free(h->folder);
     mem_free(h);
@@ -175,17 +178,27 @@ const struct source_format source_hf = {
     .close = hf_close,
 };
 
-static int read_config(struct source *s, const char *folder, struct err *e)
+static int read_config(struct source *s, struct hf *h, struct err *e)
 {
-    json_t *v = NULL;
-    if (!has(folder, "config.json"))
+    if (!has(h->folder, "config.json"))
         return err_set(e, ERR_NOTFOUND,
                        "%s: has no config.json; a model is a .gguf file or a Hugging Face folder",
-                       folder);
-    TRY(load_json(&v, folder, "config.json", e));
-    int rc = hf_config(&s->config, v, e);
-    json_decref(v);
-    return rc < 0 ? err_prefix(e, "%s/config.json", folder) : 0;
+                       h->folder);
+    TRY(load_json(&h->config, h->folder, "config.json", e));
+    int rc = hf_config(&s->config, h->config, e);
+    if (rc == 0)
+        rc = hf_method(&h->method, h->config, e);
+    return rc < 0 ? err_prefix(e, "%s/config.json", h->folder) : 0;
+}
+
+/* Which matrices are pressed; once the tensors are known. */
+static int read_forms(struct source *s, struct hf *h, struct err *e)
+{
+    if (h->method == NULL)
+        return 0;
+    const json_t *q = json_object_get(h->config, "quantization_config");
+    int rc = h->method->forms(s, &h->arena, q, e);
+    return rc < 0 ? err_prefix(e, "%s/config.json", h->folder) : 0;
 }
 
 int hf_open(struct source *s, const char *folder, struct err *e)
@@ -201,10 +214,12 @@ int hf_open(struct source *s, const char *folder, struct err *e)
         return err_set(e, ERR_NOMEM, "no memory to open %s", folder);
     for (size_t n = strlen(folder); n > 1 && folder[n - 1] == '/';)
         h->folder[--n] = 0;
-    TRY(read_config(s, h->folder, e));
+    s->folder = h->folder;
+    TRY(read_config(s, h, e));
     const char *slash = strrchr(h->folder, '/');
     snprintf(s->config.name, sizeof s->config.name, "%s", slash != NULL ? slash + 1 : h->folder);
     TRY(add_weights(s, h, e));
+    TRY(read_forms(s, h, e));
     TRY(read_template(s, h->folder, e));
     return source_finish(s, e);
 }

@@ -65,10 +65,6 @@ static int check_extras(const json_t *v, struct err *e)
     for (int i = 0; i < 3; i++)
         if (json_is_true(json_object_get(v, flag[i])))
             return err_set(e, ERR_UNSUPPORTED, "\"%s\" is true, which is not supported", flag[i]);
-    const json_t *q = json_object_get(v, "quantization_config");
-    if (q != NULL && !json_is_null(q))
-        return err_set(e, ERR_UNSUPPORTED,
-                       "\"quantization_config\": only F32, F16 and BF16 weights are supported");
     return 0;
 }
 

@@ -1,5 +1,6 @@
 /* Reading and pressing overlap: while the next megabytes are in flight, the panels of the last ones are encoded by all
- * workers. A request never crosses a panel, so each one can be pressed on its own. */
+ * workers. A request never crosses a panel, so each one can be pressed on its own. What the file holds pressed already is
+ * put where it belongs as it comes. */
 #include "server/model/load.h"
 
 #include <stdlib.h>
@@ -8,28 +9,39 @@
 #include "server/base/mem.h"
 #include "server/base/progress.h"
 
-/* A request's part of a tensor. */
-struct part {
+/* A pressed matrix under way to a device: it is gathered on the host first, for bytes of a file come in any order. */
+struct pressed {
+    struct weight stage; /* codec NULL: no byte has come */
+    uint64_t left;       /* bytes to come */
+};
+
+/* A request's piece of a tensor: rows to be pressed, or bytes of a part of a matrix that is pressed. */
+struct piece {
     const struct tensor *t;
     const struct slot *slot;
     int row0, n_rows;
+    struct pressed *pressed; /* NULL: rows */
+    int part;
+    size_t offset;
 };
 
 struct load {
     struct model *m;
-    struct part *part;
+    struct piece *piece;
     struct io_request *req;
     int n, cap;
+    struct pressed *pressed; /* [forms of the source] */
+    int n_pressed;
     float *scratch; /* [threads][step * cols of the widest] */
     size_t scratch_step;
     bool progress;
     struct err *err;
     struct progress bar;
     /* of the loop under way */
-    const struct part *now;
+    const struct piece *now;
     const char *data;
     struct weight *to; /* where rows are pressed: the matrix itself, or a stage of it */
-    int to_row0;       /* the part's first row there */
+    int to_row0;       /* the piece's first row there */
 };
 
 static const char *shape_text(char *out, size_t size, const struct tensor *t)
@@ -53,6 +65,48 @@ static int check_shape(const struct tensor *t, const struct slot *s, struct err 
                        s->name, shape_text(found, sizeof found, t), s->rows);
     return err_set(e, ERR_FORMAT, "tensor %s has shape %s, the model's config asks for %d x %d",
                    s->name, shape_text(found, sizeof found, t), s->rows, s->cols);
+}
+
+/* Codes of a pressed matrix whose form nobody names would pass for small whole numbers. */
+static int check_plain(const struct tensor *t, struct err *e)
+{
+    if (t->type != DT_U8 && t->type != DT_I8 && t->type != DT_I16)
+        return 0;
+    return err_set(e, ERR_FORMAT, "tensor %s is of %s, which is no type of weights", t->name,
+                   dtype_name(t->type));
+}
+
+/* Whether t is as the part needs it. */
+static int check_part(const struct tensor *t, const struct codec_part *p, const char *form,
+                      struct err *e)
+{
+    char found[96];
+    char wanted[96];
+    struct tensor want = { .n_dims = p->n_dims };
+    memcpy(want.dim, p->dim, sizeof want.dim);
+    if (t->type == p->type && t->n_dims == p->n_dims &&
+        memcmp(t->dim, p->dim, (size_t)p->n_dims * sizeof p->dim[0]) == 0)
+        return 0;
+    return err_set(e, ERR_FORMAT, "tensor %s is %s of %s; the form %s has %s of %s there", t->name,
+                   shape_text(found, sizeof found, t), dtype_name(t->type), form,
+                   shape_text(wanted, sizeof wanted, &want), dtype_name(p->type));
+}
+
+int load_parts(const struct source *src, const char *matrix, const struct weight *w,
+               const struct tensor *out[CODEC_PARTS], struct err *e)
+{
+    struct codec_part part[CODEC_PARTS];
+    int n = weight_parts(w, part);
+    for (int i = 0; i < n; i++) {
+        out[i] = source_part(src, matrix, part[i].name);
+        if (out[i] == NULL)
+            return err_set(e, ERR_FORMAT,
+                           "tensor %s: the form %s needs a tensor %.*s%s, which is missing", matrix,
+                           weight_form(w), (int)(strlen(matrix) - strlen("weight")), matrix,
+                           part[i].name);
+        TRY(check_part(out[i], &part[i], weight_form(w), e));
+    }
+    return n;
 }
 
 /* Below 8 bits. */
@@ -90,29 +144,25 @@ int load_slot(struct model *m, const struct slot *s, enum dtype type, const stru
     return 0;
 }
 
-static int add_part(struct load *l, const struct source *src, const struct part *p)
+static int add_piece(struct load *l, const struct source *src, const struct piece *p,
+                     uint64_t offset, size_t bytes, struct err *e)
 {
     if (l->n == l->cap) {
         int cap = l->cap ? 2 * l->cap : 256;
-        struct part *part = mem_realloc(l->part, (size_t)cap * sizeof *part);
-        if (part == NULL)
-            return ERR_NOMEM;
-        l->part = part;
+        struct piece *piece = mem_realloc(l->piece, (size_t)cap * sizeof *piece);
+        if (piece != NULL)
+            l->piece = piece;
         struct io_request *req = mem_realloc(l->req, (size_t)cap * sizeof *req);
-        if (req == NULL)
-            return ERR_NOMEM;
-        l->req = req;
+        if (req != NULL)
+            l->req = req;
+        if (piece == NULL || req == NULL)
+            return err_set(e, ERR_NOMEM, "no memory to plan the reading of %s", p->t->name);
         l->cap = cap;
     }
     const struct source_file *f = &src->file[p->t->file];
-    int64_t cols = p->t->dim[p->t->n_dims - 1];
-    size_t row = dtype_row_bytes(p->t->type, cols);
-    l->part[l->n] = *p;
+    l->piece[l->n] = *p;
     l->req[l->n] = (struct io_request){
-        .fd = f->fd,
-        .path = f->path,
-        .offset = p->t->offset + (uint64_t)p->row0 * row,
-        .bytes = row * (size_t)p->n_rows,
+        .fd = f->fd, .path = f->path, .offset = p->t->offset + offset, .bytes = bytes
     };
     l->n++;
     return 0;
@@ -133,19 +183,41 @@ static int add_tensor(struct load *l, const struct source *src, const struct ten
                        io_max_request() / (size_t)unit);
     int step = s->w != NULL ? (int)(io_max_request() / bytes) * unit : 1;
     for (int r = 0; r < rows; r += step) {
-        struct part p = { t, s, r, rows - r < step ? rows - r : step };
-        if (add_part(l, src, &p) < 0)
-            return err_set(e, ERR_NOMEM, "no memory to plan the reading of %s", s->name);
+        struct piece p = { .t = t, .slot = s, .row0 = r };
+        p.n_rows = rows - r < step ? rows - r : step;
+        TRY(add_piece(l, src, &p, (uint64_t)r * row, row * (size_t)p.n_rows, e));
     }
     if (l->scratch_step < (size_t)unit * (size_t)cols)
         l->scratch_step = (size_t)unit * (size_t)cols;
     return 0;
 }
 
+/* The matrix that a slot names, which the file holds in parts, empty, and the requests that bring its bytes. */
+static int add_pressed(struct load *l, const struct source *src, const struct slot *s,
+                       const char *form, const struct model_options *o, struct err *e)
+{
+    const struct tensor *t[CODEC_PARTS];
+    struct pressed *to = &l->pressed[l->n_pressed++];
+    if (weight_open_form(s->w, l->m->be, form, o->int8, s->rows, s->cols, e) < 0)
+        return err_prefix(e, "tensor %s", s->name);
+    l->m->weight_bytes += weight_bytes(s->w);
+    int n = load_parts(src, s->name, s->w, t, e);
+    TRY(n);
+    for (int i = 0; i < n; i++) {
+        to->left += t[i]->bytes;
+        for (uint64_t at = 0, some; at < t[i]->bytes; at += some) {
+            some = t[i]->bytes - at < io_max_request() ? t[i]->bytes - at : io_max_request();
+            struct piece p = { t[i], s, .pressed = to, .part = i, .offset = (size_t)at };
+            TRY(add_piece(l, src, &p, at, (size_t)some, e));
+        }
+    }
+    return 0;
+}
+
 static void fill_units(void *arg, int first, int last, int i_thread)
 {
     struct load *l = arg;
-    const struct part *p = l->now;
+    const struct piece *p = l->now;
     size_t row = dtype_row_bytes(p->t->type, p->t->dim[1]);
     float *scratch = l->scratch + (size_t)i_thread * l->scratch_step;
     int unit = codec_step(l->to->codec);
@@ -175,13 +247,34 @@ static int press_staged(struct load *l, struct weight *w)
     return 0;
 }
 
+static int put_pressed(struct load *l, const struct piece *p, const void *data, size_t n)
+{
+    struct pressed *to = p->pressed;
+    struct weight *w = p->slot->w;
+    if (l->m->be->host) {
+        weight_put(w, p->part, p->offset, n, data);
+        return 0;
+    }
+    if (to->stage.codec == NULL)
+        TRY(weight_stage_open(&to->stage, w, w->rows, l->err));
+    weight_put(&to->stage, p->part, p->offset, n, data);
+    to->left -= n;
+    if (to->left == 0) {
+        weight_stage_upload(&to->stage, w, l->m->be, 0);
+        weight_stage_close(&to->stage);
+    }
+    return 0;
+}
+
 static int on_read(void *arg, const struct io_request *r, const void *data)
 {
     struct load *l = arg;
-    const struct part *p = &l->part[r - l->req];
+    const struct piece *p = &l->piece[r - l->req];
     l->now = p;
     l->data = data;
-    if (p->slot->w != NULL && l->m->be->host) {
+    if (p->pressed != NULL) {
+        TRY(put_pressed(l, p, data, r->bytes));
+    } else if (p->slot->w != NULL && l->m->be->host) {
         press(l, p->slot->w, p->row0);
     } else if (p->slot->w != NULL) {
         TRY(press_staged(l, p->slot->w));
@@ -195,21 +288,53 @@ static int on_read(void *arg, const struct io_request *r, const void *data)
     return 0;
 }
 
+static int plan_slot(struct load *l, const struct source *src, const struct slot *s,
+                     const struct model_options *o, struct err *e)
+{
+    const char *form = s->w != NULL ? source_form(src, s->name) : NULL;
+    if (form != NULL)
+        return add_pressed(l, src, s, form, o, e);
+    const struct tensor *t = source_find(src, s->name);
+    if (t == NULL && s->optional)
+        return 0;
+    if (t == NULL)
+        return err_set(e, ERR_FORMAT, "%s: tensor %s is missing; a %s model needs it",
+                       src->file[0].path, s->name, src->config.arch);
+    TRY(check_plain(t, e));
+    TRY(check_shape(t, s, e));
+    TRY(load_slot(l->m, s, t->type, o, e));
+    return add_tensor(l, src, t, s, e);
+}
+
+/* Some form was not asked for by any slot: which one. */
+static int stray_form(const struct source *src, const struct slot *slot, int n, struct err *e)
+{
+    for (int i = 0; i < src->n_forms; i++) {
+        const struct source_form *f = &src->form[i];
+        int k = 0;
+        while (k < n && (slot[k].w == NULL || strcmp(slot[k].name, f->name) != 0))
+            k++;
+        if (k == n)
+            return err_set(e, ERR_FORMAT, "%s has the form %s, but the %s model has no such matrix",
+                           f->name, f->word, src->config.arch);
+    }
+    return 0;
+}
+
 static int plan(struct load *l, const struct source *src, const struct slot *slot, int n,
                 const struct model_options *o, struct err *e)
 {
-    for (int i = 0; i < n; i++) {
-        const struct tensor *t = source_find(src, slot[i].name);
-        if (t == NULL && slot[i].optional)
-            continue;
-        if (t == NULL)
-            return err_set(e, ERR_FORMAT, "%s: tensor %s is missing; a %s model needs it",
-                           src->file[0].path, slot[i].name, src->config.arch);
-        TRY(check_shape(t, &slot[i], e));
-        TRY(load_slot(l->m, &slot[i], t->type, o, e));
-        TRY(add_tensor(l, src, t, &slot[i], e));
-    }
-    return 0;
+    if (src->n_forms > 0 && strcmp(o->weights, "auto") != 0)
+        return err_set(e, ERR_INVALID,
+                       "the weights are pressed (%s is %s) and cannot be pressed again to %s; load "
+                       "them with the word \"auto\"",
+                       src->form[0].name, src->form[0].word, o->weights);
+    l->pressed = src->n_forms > 0 ? mem_zalloc((size_t)src->n_forms, sizeof *l->pressed) : NULL;
+    if (src->n_forms > 0 && l->pressed == NULL)
+        return err_set(e, ERR_NOMEM, "no memory to plan the reading of the weights");
+    for (int i = 0; i < n; i++)
+        TRY(plan_slot(l, src, &slot[i], o, e));
+    return l->n_pressed < src->n_forms ? stray_form(src, slot, n, e) : 0;
 }
 
 int load_slots(struct model *m, const struct source *src, const struct slot *slot, int n,
@@ -234,8 +359,11 @@ int load_slots(struct model *m, const struct source *src, const struct slot *slo
     if (l.progress)
         progress_end(&l.bar);
 done:
+    for (int i = 0; i < l.n_pressed; i++)
+        weight_stage_close(&l.pressed[i].stage);
+    mem_free(l.pressed);
     mem_free(l.scratch);
     mem_free(l.req);
-    mem_free(l.part);
+    mem_free(l.piece);
     return rc;
 }

@@ -17,6 +17,11 @@ const char *load_word(const char *tensor, const char *word);
 int load_slot(struct model *m, const struct slot *s, enum dtype type, const struct model_options *o,
               struct err *e) WARN_UNUSED;
 
+/* The tensors that hold the parts of w, the pressed matrix of this canonical name, in the order of weight_parts(); the number
+ * of parts. ERR_FORMAT: one is missing or not as w needs it (tensor, found, expected). */
+int load_parts(const struct source *src, const char *matrix, const struct weight *w,
+               const struct tensor *out[CODEC_PARTS], struct err *e) WARN_UNUSED;
+
 /* Makes a model of this config: architecture, layers and slots; then fill() brings weights and text, then come the rope
  * frequencies. An error of fill closes the model. */
 typedef int model_fill_fn(struct model *m, void *arg, struct err *e);

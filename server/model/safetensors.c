@@ -10,57 +10,6 @@
 
 enum { MAX_HEADER = 100 << 20, MAX_TENSORS = 1 << 20 };
 
-/* ---- names ------------------------------------------------------------------------------------------------------- */
-
-/* transformers' names of the llama family and ours; in a layer, what stands behind "model.layers.N.". */
-static const struct {
-    const char *hf, *canonical;
-} model_name[] = {
-    { "model.embed_tokens.weight", "token_embd.weight" },
-    { "model.norm.weight", "output_norm.weight" },
-    { "lm_head.weight", "output.weight" },
-}, layer_name[] = {
-    { "input_layernorm.", "attn_norm." },
-    { "self_attn.q_proj.", "attn_q." },
-    { "self_attn.k_proj.", "attn_k." },
-    { "self_attn.v_proj.", "attn_v." },
-    { "self_attn.o_proj.", "attn_output." },
-    { "self_attn.q_norm.", "attn_q_norm." },
-    { "self_attn.k_norm.", "attn_k_norm." },
-    { "post_attention_layernorm.", "ffn_norm." },
-    { "mlp.gate_proj.", "ffn_gate." },
-    { "mlp.up_proj.", "ffn_up." },
-    { "mlp.down_proj.", "ffn_down." },
-};
-
-static const char *in_layer(struct arena *a, const char *name)
-{
-    int layer = -1;
-    int at = 0;
-    char out[128];
-    if (sscanf(name, "model.layers.%4d.%n", &layer, &at) != 1 || at == 0 || layer < 0)
-        return NULL;
-    for (size_t i = 0; i < sizeof layer_name / sizeof layer_name[0]; i++) {
-        size_t n = strlen(layer_name[i].hf);
-        if (strncmp(name + at, layer_name[i].hf, n) != 0)
-            continue;
-        int len =
-            snprintf(out, sizeof out, "blk.%d.%s%s", layer, layer_name[i].canonical, name + at + n);
-        return len > 0 && (size_t)len < sizeof out ? arena_strndup(a, out, (size_t)len) : NULL;
-    }
-    return NULL;
-}
-
-/* Tensors that are not the family's keep their own name. */
-static const char *canonical(struct arena *a, const char *name)
-{
-    for (size_t i = 0; i < sizeof model_name / sizeof model_name[0]; i++)
-        if (strcmp(name, model_name[i].hf) == 0)
-            return model_name[i].canonical;
-    const char *own = in_layer(a, name);
-    return own != NULL ? own : arena_strndup(a, name, strlen(name));
-}
-
 /* ---- the header -------------------------------------------------------------------------------------------------- */
 
 static int read_dims(struct tensor *t, const json_t *shape, struct err *e)
@@ -81,16 +30,16 @@ static int read_dims(struct tensor *t, const json_t *shape, struct err *e)
 
 static int read_type(struct tensor *t, const json_t *dtype, struct err *e)
 {
-    static const enum dtype known[] = { DT_F32, DT_F16, DT_BF16 };
+    static const enum dtype known[] = { DT_F32, DT_F16, DT_BF16, DT_U8, DT_I8, DT_I16 };
     const char *word = json_string_value(dtype);
-    for (int i = 0; word != NULL && i < 3; i++)
+    for (size_t i = 0; word != NULL && i < sizeof known / sizeof known[0]; i++)
         if (strcmp(word, dtype_name(known[i])) == 0) {
             t->type = known[i];
             return 0;
         }
     return err_set(e, ERR_UNSUPPORTED,
-                   "tensor %s: dtype \"%s\" is not supported; F32, F16, BF16 are", t->name,
-                   word != NULL ? word : "?");
+                   "tensor %s: dtype \"%s\" is not supported; F32, F16, BF16, U8, I8, I16 are",
+                   t->name, word != NULL ? word : "?");
 }
 
 static int read_tensor(struct tensor *t, const json_t *v, const struct source_file *f,
@@ -133,7 +82,7 @@ static int read_tensors(struct source *s, struct arena *a, int file, const json_
         if (strcmp(key, "__metadata__") == 0)
             continue;
         struct tensor *t = &all[s->n_tensors];
-        *t = (struct tensor){ .name = canonical(a, key), .file = file };
+        *t = (struct tensor){ .name = hf_canonical(a, key), .file = file };
         if (t->name == NULL)
             return err_set(e, ERR_NOMEM, "no memory for the names of tensors");
         TRY(read_tensor(t, v, &s->file[file], data0, e));

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -61,6 +62,19 @@ int tensor_check(struct tensor *t, uint64_t file_size, struct err *e)
     return 0;
 }
 
+int source_add_form(struct source *s, const char *matrix, const char *word, struct err *e)
+{
+    if ((s->n_forms & (s->n_forms - 1)) == 0) { /* full at every power of two */
+        size_t cap = s->n_forms == 0 ? 1 : 2 * (size_t)s->n_forms;
+        struct source_form *form = mem_realloc(s->form, cap * sizeof *form);
+        if (form == NULL)
+            return err_set(e, ERR_NOMEM, "no memory for the forms of %d matrices", s->n_forms + 1);
+        s->form = form;
+    }
+    s->form[s->n_forms++] = (struct source_form){ matrix, word };
+    return 0;
+}
+
 static int by_name(const void *a, const void *b)
 {
     return strcmp(((const struct tensor *)a)->name, ((const struct tensor *)b)->name);
@@ -73,6 +87,21 @@ static int by_place(const void *a, const void *b)
     if (x->file != y->file)
         return x->file < y->file ? -1 : 1;
     return x->offset < y->offset ? -1 : x->offset > y->offset;
+}
+
+static int by_matrix(const void *a, const void *b)
+{
+    return strcmp(((const struct source_form *)a)->name, ((const struct source_form *)b)->name);
+}
+
+static int finish_forms(struct source *s, struct err *e)
+{
+    if (s->n_forms > 0)
+        qsort(s->form, (size_t)s->n_forms, sizeof *s->form, by_matrix);
+    for (int i = 1; i < s->n_forms; i++)
+        if (strcmp(s->form[i - 1].name, s->form[i].name) == 0)
+            return err_set(e, ERR_FORMAT, "there are two forms of %s", s->form[i].name);
+    return 0;
 }
 
 int source_finish(struct source *s, struct err *e)
@@ -89,7 +118,7 @@ int source_finish(struct source *s, struct err *e)
     for (int i = 1; i < s->n_tensors; i++)
         if (strcmp(s->tensor[i - 1].name, s->tensor[i].name) == 0)
             return err_set(e, ERR_FORMAT, "there are two tensors called %s", s->tensor[i].name);
-    return 0;
+    return finish_forms(s, e);
 }
 
 int source_open(struct source **out, const char *path, struct err *e)
@@ -121,6 +150,7 @@ void source_close(struct source *s)
     }
     mem_free(s->file);
     mem_free(s->tensor);
+    mem_free(s->form);
     mem_free(s->chat_template);
     mem_free(s);
 }
@@ -130,6 +160,22 @@ const struct tensor *source_find(const struct source *s, const char *name)
     struct tensor key = { .name = name };
     return s->n_tensors == 0 ? NULL
                              : bsearch(&key, s->tensor, (size_t)s->n_tensors, sizeof key, by_name);
+}
+
+const char *source_form(const struct source *s, const char *matrix)
+{
+    struct source_form key = { .name = matrix };
+    const struct source_form *f =
+        s->n_forms == 0 ? NULL : bsearch(&key, s->form, (size_t)s->n_forms, sizeof key, by_matrix);
+    return f != NULL ? f->word : NULL;
+}
+
+const struct tensor *source_part(const struct source *s, const char *matrix, const char *part)
+{
+    char name[160];
+    size_t module = strlen(matrix) - strlen("weight");
+    int n = snprintf(name, sizeof name, "%.*s%s", (int)module, matrix, part);
+    return n > 0 && (size_t)n < sizeof name ? source_find(s, name) : NULL;
 }
 
 int source_tokenizer(const struct source *s, struct tokenizer **out, struct err *e)

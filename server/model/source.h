@@ -8,6 +8,9 @@
  * Canonical tensor names are GGUF's: "token_embd.weight", "output_norm.weight", "output.weight", "rope_freqs.weight" and,
  * per layer, "blk.N." + "attn_norm.weight", "attn_q|k|v.weight|bias", "attn_output.weight", "attn_q_norm|k_norm.weight",
  * "ffn_norm.weight", "ffn_gate|up|down.weight".
+ *
+ * A matrix "blk.N.attn_q.weight" may be kept pressed: then it has a form (quant/codec.h) and, instead of the tensor of that
+ * name, one for each of the form's parts, "blk.N.attn_q." + the part's name.
  */
 #ifndef WRING_SERVER_MODEL_SOURCE_H
 #define WRING_SERVER_MODEL_SOURCE_H
@@ -48,6 +51,12 @@ struct model_config {
     int rope_ctx;                                     /* original context, LLAMA3 */
 };
 
+/* A matrix that is kept in parts. */
+struct source_form {
+    const char *name; /* canonical: "blk.0.attn_q.weight" */
+    const char *word; /* as weight_form() gives it */
+};
+
 struct source_file {
     char *path;
     int fd; /* open for reading until source_close */
@@ -62,7 +71,10 @@ struct source {
     int n_files;
     struct tensor *tensor; /* sorted by name */
     int n_tensors;
+    struct source_form *form; /* sorted by name */
+    int n_forms;
     struct model_config config;
+    const char *folder;  /* of a Hugging Face model; NULL: the model is one file */
     char *chat_template; /* Jinja source, or NULL: the model has none */
     void *state;         /* the format's own */
 };
@@ -73,6 +85,10 @@ void source_close(struct source *s);
 const char *source_format_name(const struct source *s);
 const struct tensor *source_find(const struct source *s,
                                  const char *name); /* NULL when there is none */
+/* The form of a matrix (canonical name, with ".weight"); NULL: it is a plain tensor, or there is no such matrix. */
+const char *source_form(const struct source *s, const char *matrix);
+/* The tensor that holds the part of this name of a pressed matrix; NULL when there is none. */
+const struct tensor *source_part(const struct source *s, const char *matrix, const char *part);
 /* Builds the model's tokenizer. */
 int source_tokenizer(const struct source *s, struct tokenizer **out, struct err *e) WARN_UNUSED;
 
