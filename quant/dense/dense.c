@@ -87,6 +87,46 @@ static void decode_dense(const struct weight *w, int row, float *dst)
     }
 }
 
+/* Files keep rows one after another, as everybody does. */
+static int parts_dense(const struct weight *w, struct codec_part out[CODEC_PARTS])
+{
+    out[0] = (struct codec_part){ "weight", type_of[w->variant], 2, { w->rows, w->cols } };
+    return 1;
+}
+
+/* Where the plane has the byte that rows one after another have at offset; of *n from there, those that lie together. */
+static char *in_plane(const struct weight *w, size_t offset, size_t *n)
+{
+    size_t b = elem_bytes(w);
+    size_t i = offset / b;
+    size_t at = offset % b;
+    *n = *n < b - at ? *n : b - at;
+    return (char *)w->plane[0] +
+           index_of(w, (int)(i / (size_t)w->cols), (int)(i % (size_t)w->cols)) * b + at;
+}
+
+static void put_dense(struct weight *w, int part, size_t offset, size_t n, const void *src)
+{
+    (void)part;
+    const char *s = src;
+    for (size_t done = 0, some; done < n; done += some) {
+        some = n - done;
+        char *p = in_plane(w, offset + done, &some);
+        memcpy(p, s + done, some);
+    }
+}
+
+static void get_dense(const struct weight *w, int part, size_t offset, size_t n, void *dst)
+{
+    (void)part;
+    char *d = dst;
+    for (size_t done = 0, some; done < n; done += some) {
+        some = n - done;
+        const char *p = in_plane(w, offset + done, &some);
+        memcpy(d + done, p, some);
+    }
+}
+
 static bool knows_dense(const char *name)
 {
     for (int i = 0; i < (int)(sizeof word / sizeof word[0]); i++)
@@ -116,7 +156,9 @@ const struct codec codec_dense = {
     .size = size_dense,
     .encode = encode_dense,
     .take = take_dense,
-    .plane_name = { "weight" },
+    .parts = parts_dense,
+    .put = put_dense,
+    .get = get_dense,
     .decode = decode_dense,
     .form = form_dense,
     .prepare = prepare_dense,

@@ -18,8 +18,9 @@
 #include "server/base/mem.h"
 #include "server/cli/cli.h"
 #include "server/cli/fetch.h"
+#include "server/model/folder.h"
 
-enum { PATH_SIZE = 4096, MAX_HEADER = 16 << 20, MAX_TOKENIZER = 64 << 20 };
+enum { MAX_HEADER = 16 << 20, MAX_TOKENIZER = 64 << 20 };
 
 struct shape {
     int32_t dim, ffn, layers, heads, kv_heads, vocab, ctx;
@@ -147,36 +148,6 @@ static int list_parts(struct import *m, struct err *e)
 
 /* ---- writing ----------------------------------------------------------------------------------------------------- */
 
-static int path_of(char out[PATH_SIZE], const char *dir, const char *name, struct err *e)
-{
-    int n = snprintf(out, PATH_SIZE, "%s/%s", dir, name);
-    if (n < 0 || n >= PATH_SIZE)
-        return err_set(e, ERR_LIMIT, "%s/%s: the path is too long", dir, name);
-    return 0;
-}
-
-static int add_json(const char *text, size_t n, void *arg)
-{
-    return buf_add(arg, text, n) < 0 ? -1 : 0;
-}
-
-static int write_json(const char *dir, const char *name, json_t *v, struct err *e)
-{
-    char path[PATH_SIZE];
-    struct buf b;
-    buf_init(&b, 1 << 16);
-    if (v == NULL || json_dump_callback(v, add_json, &b, JSON_INDENT(2) | JSON_REAL_PRECISION(9)))
-        b.bad = ERR_NOMEM;
-    int rc = buf_addc(&b, '\n');
-    if (rc < 0)
-        err_set(e, rc, "no memory to write %s", name);
-    else if ((rc = path_of(path, dir, name, e)) == 0)
-        rc = file_write_atomic(path, b.data, b.len, e);
-    json_decref(v);
-    buf_free(&b);
-    return rc;
-}
-
 static int write_config(const struct import *m, const char *dir, struct err *e)
 {
     const struct shape *s = &m->s;
@@ -190,11 +161,11 @@ static int write_config(const struct import *m, const char *dir, struct err *e)
         (int)s->ctx, "rms_norm_eps", 1e-5, "rope_theta", 10000.0, "hidden_act", "silu",
         "tie_word_embeddings", s->tied, "attention_bias", 0, "mlp_bias", 0, "bos_token_id", 1,
         "eos_token_id", 2, "torch_dtype", "float32");
-    TRY(write_json(dir, "config.json", v, e));
+    TRY(folder_write_json(dir, "config.json", v, e));
     v = json_pack("{s:s, s:b, s:b, s:s, s:s, s:s}", "tokenizer_class", "LlamaTokenizer",
                   "add_bos_token", 1, "add_eos_token", 0, "unk_token", "<unk>", "bos_token", "<s>",
                   "eos_token", "</s>");
-    return write_json(dir, "tokenizer_config.json", v, e);
+    return folder_write_json(dir, "tokenizer_config.json", v, e);
 }
 
 static int header(const struct import *m, struct buf *b)
@@ -245,10 +216,10 @@ static int copy_part(const struct import *m, const struct part *p, int out)
 
 static int write_weights(const struct import *m, const char *dir, struct err *e)
 {
-    char path[PATH_SIZE];
+    char path[FOLDER_PATH];
     struct buf b;
     buf_init(&b, MAX_HEADER);
-    TRY(path_of(path, dir, "model.safetensors", e));
+    TRY(folder_path(path, dir, "model.safetensors", e));
     int rc = header(m, &b);
     if (rc < 0) {
         buf_free(&b);
@@ -271,12 +242,12 @@ static int write_weights(const struct import *m, const char *dir, struct err *e)
 static int write_tokenizer(const struct import *m, const char *tokenizer, const char *dir,
                            struct err *e)
 {
-    char path[PATH_SIZE];
+    char path[FOLDER_PATH];
     struct buf b;
     buf_init(&b, MAX_TOKENIZER);
     int rc = tok_spm_from_llama2c(tokenizer, m->s.vocab, &b, e);
     if (rc == 0)
-        rc = path_of(path, dir, "tokenizer.model", e);
+        rc = folder_path(path, dir, "tokenizer.model", e);
     if (rc == 0)
         rc = file_write_atomic(path, b.data, b.len, e);
     buf_free(&b);
@@ -286,7 +257,7 @@ static int write_tokenizer(const struct import *m, const char *tokenizer, const 
 static int write_folder(const struct import *m, const char *tokenizer, const char *out,
                         struct err *e)
 {
-    char dir[PATH_SIZE];
+    char dir[FOLDER_PATH];
     int n = snprintf(dir, sizeof dir, "%s.XXXXXX", out);
     if (n < 0 || (size_t)n >= sizeof dir)
         return err_set(e, ERR_LIMIT, "%s: the path is too long", out);
@@ -307,9 +278,9 @@ static int write_folder(const struct import *m, const char *tokenizer, const cha
 int import_llama2c(const char *model, const char *tokenizer, const char *out, struct err *e)
 {
     struct import m = { .path = model, .fd = -1 };
-    char name[PATH_SIZE];
+    char name[FOLDER_PATH];
     int n = snprintf(name, sizeof name, "%s", out);
-    while (n > 1 && n < PATH_SIZE && name[n - 1] == '/')
+    while (n > 1 && n < FOLDER_PATH && name[n - 1] == '/')
         name[--n] = 0;
     if (access(name, F_OK) == 0)
         return err_set(e, ERR_INVALID, "%s: is there already; name a folder that is not", name);

@@ -6,9 +6,9 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "server/base/buf.h"
+#include "server/model/folder.h"
 
-enum { MAX_JSON = 64 << 20, MAX_NAMES = 64 << 20, MAX_SHARDS = 1024 };
+enum { MAX_NAMES = 64 << 20, MAX_SHARDS = 1024 };
 
 struct hf {
     char *folder;
@@ -17,43 +17,12 @@ struct hf {
     const struct hf_method *method;
 };
 
-int hf_path(char out[HF_PATH], const char *folder, const char *name, struct err *e)
-{
-    int n = snprintf(out, HF_PATH, "%s/%s", folder, name);
-    if (n < 0 || n >= HF_PATH)
-        return err_set(e, ERR_LIMIT, "%s/%s: the path is too long", folder, name);
-    return 0;
-}
-
-static bool has(const char *folder, const char *name)
-{
-    char path[HF_PATH];
-    return hf_path(path, folder, name, NULL) == 0 && access(path, F_OK) == 0;
-}
-
-static int load_json(json_t **out, const char *folder, const char *name, struct err *e)
-{
-    char path[HF_PATH];
-    json_error_t why;
-    struct buf b;
-    TRY(hf_path(path, folder, name, e));
-    buf_init(&b, MAX_JSON);
-    int rc = buf_read_file(&b, path, e);
-    if (rc == 0) {
-        *out = json_loadb(buf_str(&b), b.len, JSON_REJECT_DUPLICATES, &why);
-        if (*out == NULL)
-            rc = err_set(e, ERR_FORMAT, "%s:%d: not JSON: %s", path, why.line, why.text);
-    }
-    buf_free(&b);
-    return rc;
-}
-
 /* ---- weights ----------------------------------------------------------------------------------------------------- */
 
 static int add_shard(struct source *s, struct hf *h, const char *name, struct err *e)
 {
-    char path[HF_PATH];
-    TRY(hf_path(path, h->folder, name, e));
+    char path[FOLDER_PATH];
+    TRY(folder_path(path, h->folder, name, e));
     for (int i = 0; i < s->n_files; i++)
         if (strcmp(s->file[i].path, path) == 0)
             return 0;
@@ -84,13 +53,13 @@ static int add_shards(struct source *s, struct hf *h, const json_t *index, struc
 static int add_weights(struct source *s, struct hf *h, struct err *e)
 {
     json_t *index = NULL;
-    if (has(h->folder, "model.safetensors"))
+    if (folder_has(h->folder, "model.safetensors"))
         return add_shard(s, h, "model.safetensors", e);
-    if (!has(h->folder, "model.safetensors.index.json"))
+    if (!folder_has(h->folder, "model.safetensors.index.json"))
         return err_set(e, ERR_NOTFOUND,
                        "%s: has neither model.safetensors nor model.safetensors.index.json",
                        h->folder);
-    TRY(load_json(&index, h->folder, "model.safetensors.index.json", e));
+    TRY(folder_read_json(&index, h->folder, "model.safetensors.index.json", e));
     int rc = add_shards(s, h, index, e);
     json_decref(index);
     return rc;
@@ -123,22 +92,19 @@ static int copy_template(struct source *s, const char *text, struct err *e)
 
 static int read_template(struct source *s, const char *folder, struct err *e)
 {
-    char path[HF_PATH];
+    static const char file[] = "chat_template.jinja";
     json_t *v = NULL;
     int rc;
-    if (has(folder, "chat_template.jinja")) {
+    if (folder_has(folder, file)) {
         struct buf b;
-        buf_init(&b, MAX_JSON);
-        TRY(hf_path(path, folder, "chat_template.jinja", e));
-        rc = buf_read_file(&b, path, e);
-        if (rc == 0)
-            rc = copy_template(s, buf_str(&b), e);
+        TRY(folder_read(&b, folder, file, e));
+        rc = copy_template(s, buf_str(&b), e);
         buf_free(&b);
         return rc;
     }
-    if (!has(folder, "tokenizer_config.json"))
+    if (!folder_has(folder, "tokenizer_config.json"))
         return 0;
-    TRY(load_json(&v, folder, "tokenizer_config.json", e));
+    TRY(folder_read_json(&v, folder, "tokenizer_config.json", e));
     rc = copy_template(s, template_in(v), e);
     json_decref(v);
     return rc;
@@ -149,11 +115,11 @@ static int read_template(struct source *s, const char *folder, struct err *e)
 static int hf_tokenizer(const struct source *s, struct tokenizer **out, struct err *e)
 {
     const struct hf *h = s->state;
-    char path[HF_PATH];
-    TRY(hf_path(path, h->folder, "tokenizer.model", e));
+    char path[FOLDER_PATH];
+    TRY(folder_path(path, h->folder, "tokenizer.model", e));
     if (access(path, F_OK) == 0)
         return tok_open_spm(out, path, e);
-    if (has(h->folder, "tokenizer.json"))
+    if (folder_has(h->folder, "tokenizer.json"))
         return err_set(e, ERR_UNSUPPORTED,
                        "%s: its vocabulary is in tokenizer.json, which is not read; a "
                        "tokenizer.model (sentencepiece) or a GGUF file of the model is",
@@ -180,11 +146,11 @@ const struct source_format source_hf = {
 
 static int read_config(struct source *s, struct hf *h, struct err *e)
 {
-    if (!has(h->folder, "config.json"))
+    if (!folder_has(h->folder, "config.json"))
         return err_set(e, ERR_NOTFOUND,
                        "%s: has no config.json; a model is a .gguf file or a Hugging Face folder",
                        h->folder);
-    TRY(load_json(&h->config, h->folder, "config.json", e));
+    TRY(folder_read_json(&h->config, h->folder, "config.json", e));
     int rc = hf_config(&s->config, h->config, e);
     if (rc == 0)
         rc = hf_method(&h->method, h->config, e);

@@ -7,13 +7,14 @@
 #include "server/base/mem.h"
 #include "server/model/source_internal.h"
 
-enum { HF_PATH = 4096, HF_NAME = 192 };
-
-/* folder/name. ERR_LIMIT when that is too long. */
-int hf_path(char out[HF_PATH], const char *folder, const char *name, struct err *e) WARN_UNUSED;
+enum { HF_NAME = 192 }; /* room for a tensor's name */
 
 /* Appends the tensors of one file to s->tensor under canonical names, which live in a. Errors begin with the path. */
 int safetensors_add(struct source *s, struct arena *a, const char *path, struct err *e) WARN_UNUSED;
+
+/* The header of an open file, a JSON object for json_decref(), and where the data begins. */
+int safetensors_header(const struct source_file *f, json_t **out, uint64_t *data0,
+                       struct err *e) WARN_UNUSED;
 
 /* The numbers of config.json. ERR_FORMAT, ERR_UNSUPPORTED name the key. */
 int hf_config(struct model_config *c, const json_t *v, struct err *e) WARN_UNUSED;
@@ -32,5 +33,8 @@ struct hf_method {
 };
 /* The method of config.json v; NULL: nothing is pressed. ERR_UNSUPPORTED: a method that is not known. */
 int hf_method(const struct hf_method **out, const json_t *v, struct err *e) WARN_UNUSED;
+
+/* Our own "quantization_config" of these forms (a reference is taken): {module: word}. NULL: no memory. */
+json_t *hf_forms_config(json_t *forms);
 
 #endif

@@ -50,6 +50,12 @@ static int wring_forms(struct source *s, struct arena *a, const json_t *q, struc
     return 0;
 }
 
+json_t *hf_forms_config(json_t *forms)
+{
+    return json_pack("{s:s, s:i, s:O}", "quant_method", "wring", "version", VERSION, "forms",
+                     forms);
+}
+
 static const struct hf_method method[] = {
     { "wring", wring_forms },
 };

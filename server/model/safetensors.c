@@ -91,16 +91,20 @@ static int read_tensors(struct source *s, struct arena *a, int file, const json_
     return 0;
 }
 
-static int read_header(const struct source_file *f, char *text, size_t n, json_t **out,
-                       struct err *e)
+static int read_text(const struct source_file *f, char *text, size_t n, struct err *e)
 {
-    json_error_t why;
     for (size_t at = 0; at < n;) {
         ssize_t k = pread(f->fd, text + at, n - at, (off_t)(8 + at));
         if (k <= 0)
             return err_errno(e, ERR_IO, "cannot read the header");
         at += (size_t)k;
     }
+    return 0;
+}
+
+static int parse(json_t **out, const char *text, size_t n, struct err *e)
+{
+    json_error_t why;
     *out = json_loadb(text, n, JSON_REJECT_DUPLICATES, &why);
     if (*out == NULL)
         return err_set(e, ERR_FORMAT, "the header is not JSON: %s (byte %d)", why.text,
@@ -111,11 +115,9 @@ static int read_header(const struct source_file *f, char *text, size_t n, json_t
     return err_set(e, ERR_FORMAT, "the header is not a JSON object");
 }
 
-static int read_file(struct source *s, struct arena *a, int file, struct err *e)
+int safetensors_header(const struct source_file *f, json_t **out, uint64_t *data0, struct err *e)
 {
-    const struct source_file *f = &s->file[file];
     uint64_t n = 0;
-    json_t *head = NULL;
     if (pread(f->fd, &n, 8, 0) != 8)
         return err_set(e, ERR_FORMAT, "too short for a safetensors file");
     if (n < 2 || n > MAX_HEADER || n > f->size - 8)
@@ -126,10 +128,20 @@ static int read_file(struct source *s, struct arena *a, int file, struct err *e)
     char *text = mem_alloc(n);
     if (text == NULL)
         return err_set(e, ERR_NOMEM, "no memory for a header of %" PRIu64 " bytes", n);
-    int rc = read_header(f, text, n, &head, e);
+    int rc = read_text(f, text, n, e);
+    if (rc == 0)
+        rc = parse(out, text, n, e);
     mem_free(text);
-    TRY(rc);
-    rc = read_tensors(s, a, file, head, 8 + n, e);
+    *data0 = 8 + n;
+    return rc;
+}
+
+static int read_file(struct source *s, struct arena *a, int file, struct err *e)
+{
+    json_t *head;
+    uint64_t data0;
+    TRY(safetensors_header(&s->file[file], &head, &data0, e));
+    int rc = read_tensors(s, a, file, head, data0, e);
     json_decref(head);
     return rc;
 }

@@ -1,0 +1,64 @@
+#include "server/model/folder.h"
+
+#include <stdio.h>
+#include <unistd.h>
+
+int folder_path(char out[FOLDER_PATH], const char *folder, const char *name, struct err *e)
+{
+    int n = snprintf(out, FOLDER_PATH, "%s/%s", folder, name);
+    if (n < 0 || n >= FOLDER_PATH)
+        return err_set(e, ERR_LIMIT, "%s/%s: the path is too long", folder, name);
+    return 0;
+}
+
+bool folder_has(const char *folder, const char *name)
+{
+    char path[FOLDER_PATH];
+    return folder_path(path, folder, name, NULL) == 0 && access(path, F_OK) == 0;
+}
+
+int folder_read(struct buf *b, const char *folder, const char *name, struct err *e)
+{
+    char path[FOLDER_PATH];
+    buf_init(b, FOLDER_MAX_TEXT);
+    TRY(folder_path(path, folder, name, e));
+    int rc = buf_read_file(b, path, e);
+    if (rc < 0)
+        buf_free(b);
+    return rc;
+}
+
+int folder_read_json(json_t **out, const char *folder, const char *name, struct err *e)
+{
+    json_error_t why;
+    struct buf b;
+    TRY(folder_read(&b, folder, name, e));
+    *out = json_loadb(buf_str(&b), b.len, JSON_REJECT_DUPLICATES, &why);
+    buf_free(&b);
+    if (*out == NULL)
+        return err_set(e, ERR_FORMAT, "%s/%s:%d: not JSON: %s", folder, name, why.line, why.text);
+    return 0;
+}
+
+static int add_text(const char *text, size_t n, void *arg)
+{
+    return buf_add(arg, text, n) < 0 ? -1 : 0;
+}
+
+int folder_write_json(const char *folder, const char *name, json_t *v, struct err *e)
+{
+    const size_t flags = JSON_INDENT(2) | JSON_SORT_KEYS | JSON_REAL_PRECISION(9);
+    char path[FOLDER_PATH];
+    struct buf b;
+    buf_init(&b, FOLDER_MAX_TEXT);
+    if (v == NULL || json_dump_callback(v, add_text, &b, flags) != 0)
+        b.bad = ERR_NOMEM;
+    int rc = buf_addc(&b, '\n');
+    if (rc < 0)
+        err_set(e, rc, "no memory to write %s/%s", folder, name);
+    else if ((rc = folder_path(path, folder, name, e)) == 0)
+        rc = file_write_atomic(path, b.data, b.len, e);
+    json_decref(v);
+    buf_free(&b);
+    return rc;
+}

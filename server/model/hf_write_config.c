@@ -1,0 +1,99 @@
+/* A model_config as transformers' config.json: the way back of hf_config.c, which reads the same numbers again. */
+#include <math.h>
+#include <string.h>
+
+#include "server/model/hf.h"
+#include "server/model/hf_write_internal.h"
+
+static const struct {
+    const char *arch, *class, *model_type;
+} architecture[] = {
+    { "llama", "LlamaForCausalLM", "llama" },
+    { "mistral", "MistralForCausalLM", "mistral" },
+    { "qwen2", "Qwen2ForCausalLM", "qwen2" },
+    { "qwen3", "Qwen3ForCausalLM", "qwen3" },
+};
+enum { N_ARCH = sizeof architecture / sizeof architecture[0] };
+
+/* The row of the table, or -1. A llama with a sliding window is what GGUF files make of Mistral. */
+static int find(const struct model_config *c)
+{
+    const char *arch = c->window > 0 && strcmp(c->arch, "llama") == 0 ? "mistral" : c->arch;
+    for (int i = 0; i < N_ARCH; i++)
+        if (strcmp(architecture[i].arch, arch) == 0)
+            return i;
+    return -1;
+}
+
+int hf_write_check(const struct model_config *c, struct err *e)
+{
+    int i = find(c);
+    if (i < 0)
+        return err_set(e, ERR_UNSUPPORTED, "a config.json of the architecture \"%s\" is not known",
+                       c->arch);
+    if (c->window > 0 && strcmp(architecture[i].arch, "mistral") != 0)
+        return err_set(e, ERR_UNSUPPORTED,
+                       "a config.json of %s with a sliding window (%d tokens) is not read yet",
+                       c->arch, c->window);
+    return 0;
+}
+
+/* hf_config() cuts head_dim * factor down to a whole number. */
+static double rotary_factor(const struct model_config *c)
+{
+    float part = (float)c->rope_dim / (float)c->head_dim;
+    while ((int)((float)c->head_dim * part) < c->rope_dim)
+        part = nextafterf(part, 2);
+    return (double)part;
+}
+
+static json_t *rope_scaling(const struct model_config *c)
+{
+    if (c->rope_scaling == ROPE_LINEAR)
+        return json_pack("{s:s, s:s, s:f}", "rope_type", "linear", "type", "linear", "factor",
+                         (double)c->rope_factor);
+    return json_pack("{s:s, s:f, s:f, s:f, s:i}", "rope_type", "llama3", "factor",
+                     (double)c->rope_factor, "low_freq_factor", (double)c->rope_low_freq,
+                     "high_freq_factor", (double)c->rope_high_freq,
+                     "original_max_position_embeddings", c->rope_ctx);
+}
+
+/* 0, or -1: no memory. */
+static int add_extras(json_t *v, const struct model_config *c, const struct tokenizer *t,
+                      json_t *forms)
+{
+    int rc = 0;
+    if (c->window > 0)
+        rc |= json_object_set_new(v, "sliding_window", json_integer(c->window));
+    if (c->rope_dim < c->head_dim)
+        rc |= json_object_set_new(v, "partial_rotary_factor", json_real(rotary_factor(c)));
+    if (c->rope_scaling != ROPE_PLAIN)
+        rc |= json_object_set_new(v, "rope_scaling", rope_scaling(c));
+    if (tok_bos(t) >= 0)
+        rc |= json_object_set_new(v, "bos_token_id", json_integer(tok_bos(t)));
+    if (tok_eos(t) >= 0)
+        rc |= json_object_set_new(v, "eos_token_id", json_integer(tok_eos(t)));
+    if (json_object_size(forms) > 0)
+        rc |= json_object_set_new(v, "quantization_config", hf_forms_config(forms));
+    return rc;
+}
+
+int hf_write_config(const char *folder, const struct model_config *c, const struct tokenizer *t,
+                    json_t *forms, struct err *e)
+{
+    int i = find(c);
+    ASSERT(i >= 0);
+    json_t *v = json_pack(
+        "{s:[s], s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:f, s:f, s:s, s:b}", "architectures",
+        architecture[i].class, "model_type", architecture[i].model_type, "hidden_size", c->dim,
+        "intermediate_size", c->ffn, "num_hidden_layers", c->n_layers, "num_attention_heads",
+        c->n_heads, "num_key_value_heads", c->n_kv_heads, "head_dim", c->head_dim, "vocab_size",
+        c->vocab, "max_position_embeddings", c->ctx_train, "rms_norm_eps", (double)c->norm_eps,
+        "rope_theta", (double)c->rope_theta, "hidden_act", "silu", "tie_word_embeddings", c->tied);
+    if (v != NULL && add_extras(v, c, t, forms) != 0) {
+        json_decref(v);
+        v = NULL;
+    }
+    json_decref(forms);
+    return folder_write_json(folder, "config.json", v, e);
+}

@@ -1,0 +1,20 @@
+/* Inside the writer of Hugging Face folders: what hf_write.c needs of config.json and the text files. */
+#ifndef WRING_SERVER_MODEL_HF_WRITE_INTERNAL_H
+#define WRING_SERVER_MODEL_HF_WRITE_INTERNAL_H
+
+#include "server/model/folder.h"
+#include "server/model/source.h"
+
+/* ERR_UNSUPPORTED: config.json has no words for c. */
+int hf_write_check(const struct model_config *c, struct err *e) WARN_UNUSED;
+/* config.json from c, the ids of t and the forms of modules, an object that is taken over. */
+int hf_write_config(const char *folder, const struct model_config *c, const struct tokenizer *t,
+                    json_t *forms, struct err *e) WARN_UNUSED;
+
+/* The tokenizer's files, copied where src is a folder, and the chat template. */
+int hf_write_text(const char *folder, const struct source *src, const struct tokenizer *t,
+                  struct err *e) WARN_UNUSED;
+/* Whether an entry of the folder is what a killed hf_write_config() or hf_write_text() left of a file of theirs. */
+bool hf_write_is_rest(const char *entry);
+
+#endif

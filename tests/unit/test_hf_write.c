@@ -1,0 +1,708 @@
+/* Folders of pressed weights: written, killed and continued, read again; and what a reader refuses of them. */
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "server/base/mem.h"
+#include "server/cli/fetch.h"
+#include "server/cli/runner.h"
+#include "server/model/arch.h"
+#include "server/model/hf.h"
+#include "server/model/hf_write.h"
+#include "tests/tools/scratch.h"
+#include "tests/tools/toy.h"
+
+enum { TOKENS = 40, SHARD_SLOTS = 16 };
+
+#define ARCH(name) "tests/golden/archs/" name
+
+static struct be *be;
+
+/* ---- models ------------------------------------------------------------------------------------------------------ */
+
+static struct model *open_model(const char *path, const char *weights)
+{
+    struct model *m;
+    struct err e;
+    struct model_options o = { .weights = weights };
+    if (model_open(&m, path, &o, be, &e) < 0)
+        fail_msg("%s", e.text);
+    return m;
+}
+
+/* A copy of the logits of a fixed text's tokens. */
+static float *logits_of(const struct model *m)
+{
+    struct runner r;
+    struct err e;
+    const float *logits;
+    int32_t id[TOKENS];
+    size_t n = (size_t)TOKENS * (size_t)m->config.vocab;
+    for (int i = 0; i < TOKENS; i++)
+        id[i] = 3 + i * 7 % 250;
+    float *copy = mem_alloc(n * sizeof *copy);
+    assert_non_null(copy);
+    assert_int_equal(runner_open(&r, m, KV_F32, 1, TOKENS, TOKENS, TOKENS, &e), 0);
+    assert_int_equal(runner_append(&r, 0, id, TOKENS, TOKENS, &logits, &e), 0);
+    memcpy(copy, logits, n * sizeof *copy);
+    runner_close(&r);
+    return copy;
+}
+
+static void assert_same_logits(const char *path, const char *weights, const char *folder)
+{
+    struct model *a = open_model(path, weights);
+    struct model *b = open_model(folder, "auto");
+    float *x = logits_of(a);
+    float *y = logits_of(b);
+    assert_int_equal(a->config.vocab, b->config.vocab);
+    assert_memory_equal(x, y, (size_t)TOKENS * (size_t)a->config.vocab * sizeof *x);
+    mem_free(y);
+    mem_free(x);
+    model_close(b);
+    model_close(a);
+}
+
+/* ---- writing ----------------------------------------------------------------------------------------------------- */
+
+/* A model that is being written: m holds its numbers as f32, path is where they come from. */
+struct writing {
+    struct source *src;
+    struct model *m;
+    const char *form;
+    struct hf_writer *w;
+    struct weight pressed[SHARD_SLOTS]; /* of the shard under way */
+    int n_pressed;
+};
+
+static void open_writing(struct writing *x, const char *path, const char *form)
+{
+    struct err e;
+    memset(x, 0, sizeof *x);
+    x->form = form;
+    x->m = open_model(path, "f32");
+    if (source_open(&x->src, path, &e) < 0)
+        fail_msg("%s", e.text);
+}
+
+static void close_writing(struct writing *x)
+{
+    hf_write_close(x->w);
+    source_close(x->src);
+    model_close(x->m);
+}
+
+/* One shard for the model's own tensors and one for each layer. */
+static int n_shards(const struct writing *x)
+{
+    return 1 + x->m->config.n_layers;
+}
+
+static int open_out(struct writing *x, const char *out, struct err *e)
+{
+    return hf_write_open(&x->w, in_root(out), x->src, &x->m->config, n_shards(x), e);
+}
+
+/* The rows of a matrix in the order of a folder, pressed. */
+static int put_matrix(struct writing *x, const struct slot *s, struct err *e)
+{
+    struct weight *to = &x->pressed[x->n_pressed];
+    float *row = mem_zalloc((size_t)s->rows * (size_t)s->cols, 2 * sizeof *row);
+    if (row == NULL)
+        return err_set(e, ERR_NOMEM, "no memory for rows");
+    float *scratch = row + (size_t)s->rows * (size_t)s->cols;
+    for (int i = 0; i < s->rows; i++)
+        s->w->codec->decode(s->w, hf_row_of(&x->m->config, s->name, i),
+                            row + (size_t)i * (size_t)s->cols);
+    int rc = weight_open_form(to, be, x->form, false, s->rows, s->cols, e);
+    if (rc == 0) {
+        x->n_pressed++;
+        rc = weight_press(to, 0, s->rows, row, scratch, NULL, e);
+    }
+    if (rc == 0)
+        rc = hf_write_weight(x->w, s->name, to, e);
+    mem_free(row);
+    return rc;
+}
+
+static int put_vector(struct writing *x, const struct slot *s, struct err *e)
+{
+    float v[512];
+    assert_true(s->rows <= 512);
+    for (int i = 0; i < s->rows; i++)
+        v[i] = (*s->v)[hf_row_of(&x->m->config, s->name, i)];
+    return hf_write_vector(x->w, s->name, v, s->rows, e);
+}
+
+static int shard_of(const char *name)
+{
+    int layer;
+    return sscanf(name, "blk.%3d.", &layer) == 1 ? 1 + layer : 0;
+}
+
+static int put_shard(struct writing *x, int shard, struct err *e)
+{
+    int rc = 0;
+    hf_write_shard_begin(x->w, shard);
+    for (int i = 0; rc == 0 && i < x->m->n_slots; i++) {
+        const struct slot *s = &x->m->slot[i];
+        if (shard_of(s->name) != shard)
+            continue;
+        if (s->w != NULL)
+            rc = put_matrix(x, s, e);
+        else if (*s->v != NULL)
+            rc = put_vector(x, s, e);
+    }
+    int end = hf_write_shard_end(x->w, rc == 0 ? e : NULL);
+    while (x->n_pressed > 0)
+        weight_close(&x->pressed[--x->n_pressed], be);
+    return rc < 0 ? rc : end;
+}
+
+static int put_rest(struct writing *x, struct err *e)
+{
+    for (int i = n_shards(x) - 1; i >= 0; i--)
+        if (!hf_write_has_shard(x->w, i))
+            TRY(put_shard(x, i, e));
+    return hf_write_finish(x->w, e);
+}
+
+/* root/out becomes the model at path, pressed. */
+static void write_model(const char *path, const char *form, const char *out)
+{
+    struct writing x;
+    struct err e;
+    open_writing(&x, path, form);
+    if (open_out(&x, out, &e) < 0 || put_rest(&x, &e) < 0)
+        fail_msg("%s", e.text);
+    assert_string_equal(hf_write_folder(x.w), in_root(out));
+    close_writing(&x);
+}
+
+/* ---- there and back ---------------------------------------------------------------------------------------------- */
+
+static void assert_same_config(const struct model_config *a, const struct model_config *b)
+{
+    assert_string_equal(a->arch, b->arch);
+    assert_int_equal(a->n_layers, b->n_layers);
+    assert_int_equal(a->dim, b->dim);
+    assert_int_equal(a->n_heads, b->n_heads);
+    assert_int_equal(a->n_kv_heads, b->n_kv_heads);
+    assert_int_equal(a->head_dim, b->head_dim);
+    assert_int_equal(a->ffn, b->ffn);
+    assert_int_equal(a->vocab, b->vocab);
+    assert_int_equal(a->ctx_train, b->ctx_train);
+    assert_int_equal(a->window, b->window);
+    assert_int_equal(a->tied, b->tied);
+    assert_int_equal(a->rope_dim, b->rope_dim);
+    assert_int_equal(a->rope_scaling, b->rope_scaling);
+    assert_int_equal(a->rope_ctx, b->rope_ctx);
+    assert_true(b->rope_half_split);
+    assert_true(a->norm_eps == b->norm_eps && a->rope_theta == b->rope_theta);
+    assert_true(a->rope_factor == b->rope_factor && a->rope_low_freq == b->rope_low_freq &&
+                a->rope_high_freq == b->rope_high_freq);
+}
+
+static void reads_what_it_wrote(void **state)
+{
+    const char *path = *state;
+    struct source *a;
+    struct source *b;
+    struct err e;
+    write_model(path, "q8", "out");
+    assert_int_equal(source_open(&a, path, &e), 0);
+    assert_int_equal(source_open(&b, in_root("out"), &e), 0);
+    assert_same_config(&a->config, &b->config);
+    assert_string_equal(source_form(b, "blk.1.ffn_down.weight"), "q8");
+    assert_string_equal(source_form(b, "token_embd.weight"), "q8");
+    assert_null(source_form(b, "output_norm.weight"));
+    assert_null(source_find(b, "blk.1.ffn_down.weight"));
+    assert_non_null(source_part(b, "blk.1.ffn_down.weight", "codes"));
+    assert_null(source_part(b, "blk.1.ffn_down.weight", "code"));
+    source_close(b);
+    source_close(a);
+    assert_same_logits(path, "q8", in_root("out"));
+    fetch_remove(in_root("out"));
+}
+
+/* A form that everybody can read needs no word in config.json. */
+static void keeps_plain_tensors(void **state)
+{
+    (void)state;
+    static const char *const form[] = { "f32", "bf16" };
+    struct source *s;
+    struct err e;
+    for (int i = 0; i < 2; i++) {
+        write_model(ARCH("qwen2-biases"), form[i], "out");
+        assert_int_equal(source_open(&s, in_root("out"), &e), 0);
+        assert_int_equal(s->n_forms, 0);
+        const struct tensor *t = source_find(s, "blk.0.ffn_up.weight");
+        assert_non_null(t);
+        assert_int_equal(t->type, i == 0 ? DT_F32 : DT_BF16);
+        assert_int_equal(t->n_dims, 2);
+        assert_int_equal(t->dim[0], s->config.ffn);
+        assert_int_equal(t->dim[1], s->config.dim);
+        source_close(s);
+        assert_same_logits(ARCH("qwen2-biases"), form[i], in_root("out"));
+        fetch_remove(in_root("out"));
+    }
+}
+
+/* ---- killed and continued ---------------------------------------------------------------------------------------- */
+
+static const char *const files[] = {
+    "config.json",
+    "model-00001-of-00003.safetensors",
+    "model-00002-of-00003.safetensors",
+    "model-00003-of-00003.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.model",
+};
+enum { N_FILES = sizeof files / sizeof files[0] };
+
+static void assert_same_file(const char *a, const char *b, const char *name)
+{
+    char path[2][100];
+    struct buf x;
+    struct buf y;
+    snprintf(path[0], sizeof path[0], "%s/%s", a, name);
+    snprintf(path[1], sizeof path[1], "%s/%s", b, name);
+    read_file(&x, path[0]);
+    read_file(&y, path[1]);
+    assert_int_equal(x.len, y.len);
+    assert_memory_equal(x.data, y.data, x.len);
+    buf_free(&y);
+    buf_free(&x);
+}
+
+static void put_text(const char *name, const char *text)
+{
+    struct err e;
+    assert_int_equal(file_write_atomic(in_root(name), text, strlen(text), &e), 0);
+}
+
+static void goes_on(void **state)
+{
+    (void)state;
+    struct writing x;
+    struct err e;
+    struct stat st;
+    write_model(ARCH("llama3-scaling"), "q8", "whole");
+    open_writing(&x, ARCH("llama3-scaling"), "q8");
+    assert_int_equal(open_out(&x, "out/", &e), 0);
+    assert_false(hf_write_has_shard(x.w, 1));
+    assert_int_equal(put_shard(&x, 1, &e), 0);
+    assert_int_equal(put_shard(&x, 2, &e), 0);
+    assert_int_equal(hf_write_finish(x.w, &e), ERR_NOTFOUND);
+    assert_non_null(strstr(e.text, "model-00001-of-00003.safetensors"));
+    hf_write_shard_begin(x.w, 0); /* begun, not ended */
+    close_writing(&x);
+    assert_int_equal(access(in_root("out"), F_OK), -1);
+
+    /* what a kill may leave, and a shard that lost its end */
+    put_text("out.part/model-00001-of-00003.safetensors.tmp", "half");
+    put_text("out.part/config.json.a1B2c3", "half");
+    put_text("out.part/mine.json", "{}");
+    assert_int_equal(stat(in_root("out.part/model-00003-of-00003.safetensors"), &st), 0);
+    assert_int_equal(truncate(in_root("out.part/model-00003-of-00003.safetensors"), st.st_size - 1),
+                     0);
+
+    open_writing(&x, ARCH("llama3-scaling"), "q8");
+    assert_int_equal(open_out(&x, "out", &e), 0);
+    assert_true(hf_write_has_shard(x.w, 1));
+    assert_false(hf_write_has_shard(x.w, 2));
+    if (put_rest(&x, &e) < 0)
+        fail_msg("%s", e.text);
+    close_writing(&x);
+    for (int i = 0; i < N_FILES; i++)
+        assert_same_file("whole", "out", files[i]);
+    assert_int_equal(access(in_root("out/mine.json"), F_OK), 0);
+    assert_int_equal(access(in_root("out/model-00001-of-00003.safetensors.tmp"), F_OK), -1);
+    assert_int_equal(access(in_root("out/config.json.a1B2c3"), F_OK), -1);
+    assert_int_equal(access(in_root("out.part"), F_OK), -1);
+    fetch_remove(in_root("out"));
+    fetch_remove(in_root("whole"));
+}
+
+/* More bytes than the header says are as bad as fewer. */
+static void knows_whole_shards(void **state)
+{
+    (void)state;
+    struct writing x;
+    struct err e;
+    open_writing(&x, ARCH("llama3-scaling"), "q8");
+    assert_int_equal(open_out(&x, "out", &e), 0);
+    assert_int_equal(put_shard(&x, 0, &e), 0);
+    assert_true(hf_write_has_shard(x.w, 0));
+    FILE *f = fopen(in_root("out.part/model-00001-of-00003.safetensors"), "ab");
+    assert_int_equal(fputc(0, f), 0);
+    assert_int_equal(fclose(f), 0);
+    assert_false(hf_write_has_shard(x.w, 0));
+    close_writing(&x);
+    fetch_remove(in_root("out.part"));
+}
+
+/* ---- where it cannot be written ---------------------------------------------------------------------------------- */
+
+static void refuses_places(void **state)
+{
+    (void)state;
+    struct writing x;
+    struct writing y;
+    struct err e;
+    open_writing(&x, ARCH("llama3-scaling"), "q8");
+    open_writing(&y, ARCH("llama3-scaling"), "q8");
+    assert_int_equal(open_out(&x, "no/out", &e), ERR_IO);
+    assert_non_null(strstr(e.text, "no/out.part: cannot create the folder"));
+    put_text("taken", "");
+    assert_int_equal(open_out(&x, "taken", &e), ERR_INVALID);
+    assert_int_equal(mkdir(in_root("out"), 0755), 0);
+    put_text("out/file", "");
+    assert_int_equal(open_out(&x, "out", &e), ERR_INVALID);
+    assert_non_null(strstr(e.text, "is there already"));
+    assert_int_equal(unlink(in_root("out/file")), 0);
+    assert_int_equal(hf_write_open(&x.w, "/", x.src, &x.m->config, 3, &e), ERR_INVALID);
+    assert_int_equal(hf_write_open(&x.w, "", x.src, &x.m->config, 3, &e), ERR_INVALID);
+    assert_int_equal(open_out(&x, "out", &e), 0);
+    assert_int_equal(open_out(&y, "out", &e), ERR_BUSY);
+    assert_int_equal(put_shard(&x, 0, &e), 0);
+    hf_write_close(x.w);
+    assert_int_equal(hf_write_open(&x.w, in_root("out"), x.src, &x.m->config, 4, &e), ERR_INVALID);
+    assert_non_null(strstr(e.text, "model-00001-of-00003.safetensors of another run"));
+    x.w = NULL;
+    assert_int_equal(open_out(&x, "out", &e), 0);
+    assert_int_equal(put_rest(&x, &e), 0); /* an empty OUT is replaced */
+    x.m->config.window = 7;
+    snprintf(x.m->config.arch, sizeof x.m->config.arch, "qwen2");
+    assert_int_equal(open_out(&y, "other", &e), 0);
+    hf_write_close(y.w);
+    assert_int_equal(hf_write_open(&y.w, in_root("other"), x.src, &x.m->config, 3, &e),
+                     ERR_UNSUPPORTED);
+    y.w = NULL;
+    close_writing(&y);
+    close_writing(&x);
+    fetch_remove(in_root("out"));
+    fetch_remove(in_root("other.part"));
+    fetch_remove(in_root("taken"));
+}
+
+/* A file system that takes no more than 20,000 bytes a file stands for a full one. */
+static void survives_full_disks(void **state)
+{
+    (void)state;
+    struct writing x;
+    struct err e;
+    struct rlimit old;
+    open_writing(&x, ARCH("llama3-scaling"), "q8");
+    assert_int_equal(open_out(&x, "out", &e), 0);
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &old), 0);
+    struct rlimit small = { 20000, old.rlim_max };
+    void (*handler)(int) = signal(SIGXFSZ, SIG_IGN);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
+    int rc = put_shard(&x, 0, &e);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &old), 0);
+    signal(SIGXFSZ, handler);
+    assert_int_equal(rc, ERR_IO);
+    assert_non_null(strstr(e.text, "model-00001-of-00003.safetensors.tmp: cannot write: "));
+    assert_int_equal(access(in_root("out.part/model-00001-of-00003.safetensors.tmp"), F_OK), -1);
+    assert_false(hf_write_has_shard(x.w, 0));
+    if (put_rest(&x, &e) < 0)
+        fail_msg("%s", e.text);
+    close_writing(&x);
+    assert_same_logits(ARCH("llama3-scaling"), "q8", in_root("out"));
+    fetch_remove(in_root("out"));
+}
+
+/* 0 or for want of memory; the parser of sentencepiece models does not tell that from other trouble. */
+static void assert_no_memory(int rc, const struct err *e)
+{
+    if (rc < 0 && rc != ERR_NOMEM && strstr(e->text, "tokenizer.model: not a sentenc") == NULL)
+        fail_msg("%s", e->text);
+}
+
+static int write_shards(struct writing *x, struct err *e)
+{
+    int rc = open_out(x, "out", e);
+    for (int i = 0; rc == 0 && i < n_shards(x); i++)
+        if (!hf_write_has_shard(x->w, i))
+            rc = put_shard(x, i, e);
+    hf_write_close(x->w);
+    x->w = NULL;
+    return rc;
+}
+
+/* Calls f until memory holds out for it, with an allocation failing before that: the first, and one `step` further on each
+ * time. */
+static void run_short_of_memory(int (*f)(struct writing *x, struct err *e), struct writing *x,
+                                uint64_t step)
+{
+    struct err e;
+    struct mem_stats before;
+    struct mem_stats after;
+    mem_stats(&before);
+    int rc = ERR_NOMEM;
+    for (uint64_t n = 1; rc < 0 && n < 2000; n += step) {
+        mem_fail_at(n);
+        rc = f(x, &e);
+        mem_fail_at(0);
+        assert_no_memory(rc, &e);
+    }
+    assert_int_equal(rc, 0);
+    mem_stats(&after);
+    assert_int_equal(before.blocks, after.blocks);
+}
+
+static int finish(struct writing *x, struct err *e)
+{
+    int rc = open_out(x, "out", e);
+    if (rc == 0)
+        rc = hf_write_finish(x->w, e);
+    hf_write_close(x->w);
+    x->w = NULL;
+    return rc;
+}
+
+/* Wherever memory ends, the next run goes on to the same model. */
+static void survives_no_memory(void **state)
+{
+    (void)state;
+    struct writing x;
+    write_model(ARCH("llama3-scaling"), "q8", "whole");
+    open_writing(&x, ARCH("llama3-scaling"), "q8");
+    run_short_of_memory(write_shards, &x, 1);
+    run_short_of_memory(finish, &x, 13); /* it waits for the disk */
+    close_writing(&x);
+    for (int i = 0; i < N_FILES; i++)
+        assert_same_file("whole", "out", files[i]);
+    fetch_remove(in_root("out"));
+    fetch_remove(in_root("whole"));
+}
+
+/* ---- reading ----------------------------------------------------------------------------------------------------- */
+
+/* The file with the first `from` in it made `to`, which is as long; its old text goes to saved. */
+static void change(const char *name, const char *from, const char *to, struct buf *saved)
+{
+    struct err e;
+    read_file(saved, name);
+    char *copy = mem_alloc(saved->len);
+    assert_non_null(copy);
+    memcpy(copy, saved->data, saved->len);
+    char *at = memmem(copy, saved->len, from, strlen(from));
+    if (at == NULL || strlen(from) != strlen(to))
+        fail_msg("%s has no %s", name, from);
+    memcpy(at, to, strlen(to));
+    assert_int_equal(file_write_atomic(in_root(name), copy, saved->len, &e), 0);
+    mem_free(copy);
+}
+
+static void restore(const char *name, struct buf *saved)
+{
+    struct err e;
+    assert_int_equal(file_write_atomic(in_root(name), saved->data, saved->len, &e), 0);
+    buf_free(saved);
+}
+
+#define CONFIG "out/config.json"
+#define SHARD  "out/model-00002-of-00003.safetensors"
+
+static const struct {
+    const char *file, *from, *to;
+    int code;
+    const char *message;
+} bad[] = {
+    { CONFIG, "\"version\": 1", "\"version\": 9", ERR_UNSUPPORTED, "version 9 is not known" },
+    { CONFIG, "\"version\": 1", "\"version\":\"\"", ERR_UNSUPPORTED, "version 0 is not known" },
+    { CONFIG, "\"wring\"", "\"wrong\"", ERR_UNSUPPORTED, "quant_method \"wrong\"" },
+    { CONFIG, "\"forms\"", "\"norms\"", ERR_FORMAT, "\"forms\" is missing" },
+    { CONFIG, "\"lm_head\": \"q8\"", "\"lm_head\": \"z8\"", ERR_UNSUPPORTED,
+      "tensor output.weight: \"z8\" is no form of weights" },
+    { CONFIG, "\"lm_head\": \"q8\"", "\"lm_head\":  123", ERR_FORMAT,
+      "the form of \"lm_head\" is no string" },
+    { CONFIG, "\"lm_head\": \"q8\"", "\"my_head\": \"q8\"", ERR_FORMAT,
+      "tensor output.weight is missing" },
+    { CONFIG, "\"tie_word_embeddings\": false", "\"tie_word_embeddings\":  true", ERR_FORMAT,
+      "output.weight has the form q8, but the llama model has no such matrix" },
+    { CONFIG, "\"intermediate_size\": 96", "\"intermediate_size\": 32", ERR_FORMAT,
+      "blk.0.ffn_gate.codes is 6144 of U8; the form q8 has 2048 of U8 there" },
+    { CONFIG, "\"hidden_size\": 64", "\"hidden_size\": 66", ERR_UNSUPPORTED,
+      "tensor token_embd.weight: the form q8 does not fit 512 x 66" },
+    { SHARD, "mlp.up_proj.codes", "mlp.up_proj.nodes", ERR_FORMAT,
+      "tensor blk.0.ffn_up.weight: the form q8 needs a tensor blk.0.ffn_up.codes, which is "
+      "missing" },
+    { SHARD, "\"U8\"", "\"I8\"", ERR_FORMAT, "there" },
+    { SHARD, "input_layernorm.weight\":{\"dtype\":\"F32\",\"shape\":[64]",
+      "input_layernorm.weight\":{\"dtype\":\"I16\",\"shape\":[64]", ERR_FORMAT,
+      "its shape takes 128 bytes" },
+};
+
+static void refuses_folders(void **state)
+{
+    (void)state;
+    struct model *m;
+    struct err e = { 0 };
+    struct buf saved;
+    struct model_options o = { .weights = "auto" };
+    write_model(ARCH("llama3-scaling"), "q8", "out");
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        change(bad[i].file, bad[i].from, bad[i].to, &saved);
+        int rc = model_open(&m, in_root("out"), &o, be, &e);
+        if (rc != bad[i].code || strstr(e.text, bad[i].message) == NULL)
+            fail_msg("case %zu: rc %d, \"%s\"; \"%s\" was expected", i, rc, e.text, bad[i].message);
+        restore(bad[i].file, &saved);
+    }
+    o.weights = "q4";
+    assert_int_equal(model_open(&m, in_root("out"), &o, be, &e), ERR_INVALID);
+    assert_non_null(strstr(e.text, "cannot be pressed again to q4"));
+    o.weights = "auto";
+    assert_int_equal(model_open(&m, in_root("out"), &o, be, &e), 0);
+    model_close(m);
+    fetch_remove(in_root("out"));
+}
+
+/* Codes that no form speaks of must not pass for weights. */
+static void refuses_nameless_codes(void **state)
+{
+    (void)state;
+    struct model *m;
+    struct err e;
+    struct buf saved;
+    struct model_options o = { .weights = "auto" };
+    write_model(ARCH("llama3-scaling"), "bf16", "out");
+    change(SHARD, "mlp.up_proj.weight\":{\"dtype\":\"BF16\"",
+           "mlp.up_proj.weight\":{\"dtype\":\"I16\" ", &saved);
+    assert_int_equal(model_open(&m, in_root("out"), &o, be, &e), ERR_FORMAT);
+    assert_non_null(strstr(e.text, "blk.0.ffn_up.weight is of I16, which is no type of weights"));
+    buf_free(&saved);
+    fetch_remove(in_root("out"));
+}
+
+static int load_once(struct err *e)
+{
+    struct model *m;
+    struct model_options o = { .weights = "auto" };
+    int rc = model_open(&m, in_root("out"), &o, be, e);
+    if (rc == 0)
+        model_close(m);
+    return rc;
+}
+
+static void loads_or_fails(void **state)
+{
+    (void)state;
+    struct err e;
+    struct mem_stats before;
+    struct mem_stats after;
+    write_model(ARCH("qwen3-head-norms"), "q8", "out");
+    mem_stats(&before);
+    int rc = ERR_NOMEM;
+    for (uint64_t n = 1; rc < 0 && n < 5000; n += 3) {
+        mem_fail_at(n);
+        rc = load_once(&e);
+        mem_fail_at(0);
+        assert_no_memory(rc, &e);
+    }
+    assert_int_equal(rc, 0);
+    mem_stats(&after);
+    assert_int_equal(before.blocks, after.blocks);
+    fetch_remove(in_root("out"));
+}
+
+/* ---- names and rows ---------------------------------------------------------------------------------------------- */
+
+static void maps_names(void **state)
+{
+    (void)state;
+    static const char *const pair[][2] = {
+        { "model.embed_tokens.codes", "token_embd.codes" },
+        { "lm_head.weight", "output.weight" },
+        { "model.norm.weight", "output_norm.weight" },
+        { "model.layers.0.self_attn.q_proj.bias", "blk.0.attn_q.bias" },
+        { "model.layers.17.self_attn.o_proj.scales", "blk.17.attn_output.scales" },
+        { "model.layers.3.self_attn.k_norm.weight", "blk.3.attn_k_norm.weight" },
+        { "model.layers.3.post_attention_layernorm.weight", "blk.3.ffn_norm.weight" },
+        { "rope_freqs.weight", "rope_freqs.weight" },
+        { "model.layers.x.self_attn.q_proj.bias", "model.layers.x.self_attn.q_proj.bias" },
+        { "model.layers.12345.mlp.up_proj.bias", "model.layers.12345.mlp.up_proj.bias" },
+    };
+    struct arena a;
+    arena_init(&a, 1 << 20);
+    for (size_t i = 0; i < sizeof pair / sizeof pair[0]; i++) {
+        char name[HF_NAME];
+        assert_string_equal(hf_canonical(&a, pair[i][0]), pair[i][1]);
+        assert_int_equal(hf_name(name, pair[i][1], NULL), 0);
+        assert_string_equal(name, pair[i][0]);
+    }
+    arena_clear(&a);
+}
+
+static void maps_rows(void **state)
+{
+    (void)state;
+    struct model_config c = { .head_dim = 6, .rope_dim = 4 };
+    static const int want[] = { 0, 2, 1, 3, 4, 5, 6, 8, 7, 9, 10, 11 };
+    for (int i = 0; i < 12; i++) {
+        assert_int_equal(hf_row_of(&c, "blk.3.attn_q.weight", i), want[i]);
+        assert_int_equal(hf_row_of(&c, "blk.3.attn_k.bias", i), want[i]);
+        assert_int_equal(hf_row_of(&c, "blk.3.attn_v.weight", i), i);
+        assert_int_equal(hf_row_of(&c, "blk.3.attn_output.weight", i), i);
+        assert_int_equal(hf_row_of(&c, "blk.3.attn_norm.weight", i), i);
+    }
+    c.rope_half_split = true;
+    for (int i = 0; i < 12; i++)
+        assert_int_equal(hf_row_of(&c, "blk.3.attn_q.weight", i), i);
+}
+
+/* ---- the group --------------------------------------------------------------------------------------------------- */
+
+static int set_up(void **state)
+{
+    struct err e;
+    if (scratch_open(state) < 0)
+        return -1;
+    return be_open(&be, &(struct be_config){ .device = "cpu", .n_threads = 2 }, &e);
+}
+
+static int tear_down(void **state)
+{
+    be_close(be);
+    return scratch_close(state);
+}
+
+#define CASE(name)                                                                                 \
+    {                                                                                              \
+        name, reads_what_it_wrote, NULL, NULL, (void *)ARCH(name)                                  \
+    }
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        CASE("llama3-scaling"),
+        CASE("linear-scaling"),
+        CASE("mistral-window"),
+        CASE("qwen2-biases"),
+        CASE("qwen3-head-norms"),
+        cmocka_unit_test(keeps_plain_tensors),
+        cmocka_unit_test(goes_on),
+        cmocka_unit_test(knows_whole_shards),
+        cmocka_unit_test(refuses_places),
+        cmocka_unit_test(survives_full_disks),
+        cmocka_unit_test(survives_no_memory),
+        cmocka_unit_test(refuses_folders),
+        cmocka_unit_test(refuses_nameless_codes),
+        cmocka_unit_test(loads_or_fails),
+        cmocka_unit_test(maps_names),
+        cmocka_unit_test(maps_rows),
+    };
+    return cmocka_run_group_tests(tests, set_up, tear_down);
+}
