@@ -25,7 +25,22 @@ static const char help[] =
     "  --json        one JSON object a line instead of tables\n"
     "  --help        this text\n";
 
-static int64_t elements(const struct tensor *t)
+/* A line of the table of tensors: a tensor, or a matrix that the file keeps in parts. */
+struct item {
+    const char *name, *type; /* of a pressed matrix: its form */
+    bool pressed;
+    enum dtype dtype; /* of a tensor */
+    int n_dims;
+    int64_t dim[4];
+    uint64_t bytes; /* in the file */
+};
+
+struct items {
+    struct item *item;
+    int n;
+};
+
+static int64_t elements(const struct item *t)
 {
     int64_t n = 1;
     for (int i = 0; i < t->n_dims; i++)
@@ -132,7 +147,128 @@ static int show_config(const struct source *s, bool json)
     return cli_table(t, json);
 }
 
-static int show_types(const struct source *s, bool json)
+/* ---- what the file holds ----------------------------------------------------------------------------------------- */
+
+/* Whether the tensor belongs to a pressed matrix: its module is one of theirs. */
+static bool is_part(const struct source *s, const struct tensor *x)
+{
+    char matrix[128];
+    const char *dot = strrchr(x->name, '.');
+    if (dot == NULL || s->n_forms == 0)
+        return false;
+    int n = snprintf(matrix, sizeof matrix, "%.*s.weight", (int)(dot - x->name), x->name);
+    return n > 0 && (size_t)n < sizeof matrix && strcmp(dot, ".bias") != 0 &&
+           source_form(s, matrix) != NULL;
+}
+
+static void list_tensors(struct items *list, const struct source *s)
+{
+    for (int i = 0; i < s->n_tensors; i++) {
+        const struct tensor *x = &s->tensor[i];
+        if (is_part(s, x))
+            continue;
+        struct item *t = &list->item[list->n++];
+        *t = (struct item){ .name = x->name,
+                            .type = dtype_name(x->type),
+                            .dtype = x->type,
+                            .n_dims = x->n_dims,
+                            .bytes = x->bytes };
+        memcpy(t->dim, x->dim, sizeof t->dim);
+    }
+}
+
+struct listing {
+    const struct source *s;
+    struct items *list;
+};
+
+static const struct slot *find_matrix(const struct model *m, const char *name)
+{
+    for (int i = 0; i < m->n_slots; i++)
+        if (m->slot[i].w != NULL && strcmp(m->slot[i].name, name) == 0)
+            return &m->slot[i];
+    return NULL;
+}
+
+/* The pressed matrices, with shapes from the slots of a model that is not loaded. */
+static int list_pressed(struct model *m, void *arg, struct err *e)
+{
+    const struct listing *l = arg;
+    for (int i = 0; i < l->s->n_forms; i++) {
+        const struct source_form *form = &l->s->form[i];
+        const struct slot *slot = find_matrix(m, form->name);
+        const struct tensor *part[CODEC_PARTS];
+        struct weight w;
+        if (slot == NULL)
+            return err_set(e, ERR_FORMAT, "%s has the form %s, but the model has no such matrix",
+                           form->name, form->word);
+        if (weight_open_form(&w, m->be, form->word, false, slot->rows, slot->cols, e) < 0)
+            return err_prefix(e, "tensor %s", form->name);
+        int n = load_parts(l->s, form->name, &w, part, e);
+        weight_close(&w, m->be);
+        TRY(n);
+        struct item *t = &l->list->item[l->list->n++];
+        *t = (struct item){ .name = form->name,
+                            .type = form->word,
+                            .pressed = true,
+                            .n_dims = 2,
+                            .dim = { slot->rows, slot->cols } };
+        for (int k = 0; k < n; k++)
+            t->bytes += part[k]->bytes;
+    }
+    return 0;
+}
+
+static int by_name(const void *a, const void *b)
+{
+    return strcmp(((const struct item *)a)->name, ((const struct item *)b)->name);
+}
+
+static int list_items(struct items *list, const struct source *s, struct be *be, struct err *e)
+{
+    struct model *m;
+    list->item = mem_zalloc((size_t)(s->n_tensors + s->n_forms), sizeof *list->item);
+    if (list->item == NULL)
+        return err_set(e, ERR_NOMEM, "no memory to list %d tensors", s->n_tensors);
+    list_tensors(list, s);
+    if (s->n_forms > 0) {
+        TRY(model_build(&m, &s->config, be, list_pressed, &(struct listing){ s, list }, e));
+        model_close(m);
+    }
+    qsort(list->item, (size_t)list->n, sizeof *list->item, by_name);
+    return 0;
+}
+
+/* One line of the table of types: items of a type, or all (NULL). */
+static void type_row(struct table *t, const struct items *list, const char *type)
+{
+    int64_t n = 0;
+    uint64_t bytes = 0;
+    int tensors = 0;
+    for (int i = 0; i < list->n; i++) {
+        const struct item *x = &list->item[i];
+        if (type != NULL && strcmp(x->type, type) != 0)
+            continue;
+        tensors++;
+        n += elements(x);
+        bytes += x->bytes;
+    }
+    table_str(t, type != NULL ? type : "all");
+    table_int(t, tensors);
+    table_int(t, n);
+    table_num(t, bits(bytes, n), 3);
+    table_int(t, (int64_t)bytes);
+}
+
+static bool is_first_of_type(const struct items *list, int i)
+{
+    int k = 0;
+    while (strcmp(list->item[k].type, list->item[i].type) != 0)
+        k++;
+    return k == i;
+}
+
+static int show_types(const struct items *list, bool json)
 {
     static const struct table_col cols[] = {
         { "type", "type" },
@@ -142,40 +278,16 @@ static int show_types(const struct source *s, bool json)
         { "bytes", "bytes" },
     };
     struct table *t;
-    int64_t all_n = 0;
-    uint64_t all_bytes = 0;
     if (table_open(&t, cols, 5) < 0)
         return cli_usage("no memory for a table");
-    for (int type = 0; type < DTYPE_N; type++) {
-        int64_t n = 0;
-        uint64_t bytes = 0;
-        int tensors = 0;
-        for (int i = 0; i < s->n_tensors; i++) {
-            if ((int)s->tensor[i].type != type)
-                continue;
-            tensors++;
-            n += elements(&s->tensor[i]);
-            bytes += s->tensor[i].bytes;
-        }
-        all_n += n;
-        all_bytes += bytes;
-        if (tensors == 0)
-            continue;
-        table_str(t, dtype_name((enum dtype)type));
-        table_int(t, tensors);
-        table_int(t, n);
-        table_num(t, bits(bytes, n), 3);
-        table_int(t, (int64_t)bytes);
-    }
-    table_str(t, "all");
-    table_int(t, s->n_tensors);
-    table_int(t, all_n);
-    table_num(t, bits(all_bytes, all_n), 3);
-    table_int(t, (int64_t)all_bytes);
+    for (int i = 0; i < list->n; i++)
+        if (is_first_of_type(list, i))
+            type_row(t, list, list->item[i].type);
+    type_row(t, list, NULL);
     return cli_table(t, json);
 }
 
-static int show_tensors(const struct source *s, bool json)
+static int show_tensors(const struct items *list, bool json)
 {
     static const struct table_col cols[] = {
         { "tensor", "tensor" },        { "type", "type" },   { "shape", "shape" },
@@ -184,15 +296,15 @@ static int show_tensors(const struct source *s, bool json)
     struct table *t;
     if (table_open(&t, cols, 5) < 0)
         return cli_usage("no memory for a table");
-    for (int i = 0; i < s->n_tensors; i++) {
-        const struct tensor *x = &s->tensor[i];
+    for (int i = 0; i < list->n; i++) {
+        const struct item *x = &list->item[i];
         char shape[96] = "";
         size_t at = 0;
         for (int k = 0; k < x->n_dims; k++)
             at += (size_t)snprintf(shape + at, sizeof shape - at, "%s%lld", k ? " x " : "",
                                    (long long)x->dim[k]);
         table_str(t, x->name);
-        table_str(t, dtype_name(x->type));
+        table_str(t, x->type);
         table_str(t, shape);
         table_num(t, bits(x->bytes, elements(x)), 3);
         table_int(t, (int64_t)x->bytes);
@@ -210,25 +322,33 @@ static void plan_row(struct table *t, const char *what, double bytes, const char
     table_str(t, detail);
 }
 
+static int open_matrix(struct weight *w, const struct item *x, struct be *be, const char *word,
+                       struct err *e)
+{
+    int rows = (int)x->dim[0];
+    int cols = (int)x->dim[1];
+    if (x->pressed)
+        return weight_open_form(w, be, x->type, false, rows, cols, e);
+    return weight_open(w, be, load_word(x->name, word), false, x->dtype, rows, cols, e);
+}
+
 /* Opens every matrix in turn as loading would; memory that nobody touches costs nothing. */
-static int plan_weights(struct table *t, const struct source *s, struct be *be, const char *word,
+static int plan_weights(struct table *t, const struct items *list, struct be *be, const char *word,
                         struct err *e)
 {
     char what[48];
     char detail[64];
     double bytes = 0;
     double n = 0;
-    for (int i = 0; i < s->n_tensors; i++) {
-        const struct tensor *x = &s->tensor[i];
+    for (int i = 0; i < list->n; i++) {
+        const struct item *x = &list->item[i];
         struct weight w;
         n += (double)elements(x);
         if (x->n_dims != 2) {
             bytes += (double)elements(x) * sizeof(float);
             continue;
         }
-        int rc = weight_open(&w, be, load_word(x->name, word), false, x->type, (int)x->dim[0],
-                             (int)x->dim[1], e);
-        if (rc < 0)
+        if (open_matrix(&w, x, be, word, e) < 0)
             return err_prefix(e, "tensor %s", x->name);
         bytes += (double)weight_bytes(&w);
         weight_close(&w, be);
@@ -258,28 +378,24 @@ static void plan_kv(struct table *t, const struct inspect *in, const struct mode
     }
 }
 
-static int show_plan(const struct inspect *in, const struct source *s, struct err *e)
+static int show_plan(const struct inspect *in, const struct source *s, const struct items *list,
+                     struct be *be, struct err *e)
 {
     static const struct table_col cols[] = {
         { "memory", "memory" }, { "bytes", "bytes" }, { NULL, "MiB" }, { "detail", "" }
     };
     struct table *t;
-    struct be *be;
-    struct be_config bc = { .device = "cpu", .n_threads = 1, .isa = "auto" };
-    TRY(be_open(&be, &bc, e));
     int rc = table_open(&t, cols, 4);
-    if (rc < 0) {
-        be_close(be);
+    if (rc < 0)
         return err_set(e, rc, "no memory for a table");
-    }
-    for (const char *p = codec_names(); rc == 0 && *p != 0;) {
+    /* What is pressed is loaded as it is. */
+    for (const char *p = s->n_forms > 0 ? "auto" : codec_names(); rc == 0 && *p != 0;) {
         char word[16];
         size_t n = strcspn(p, ", ");
         snprintf(word, sizeof word, "%.*s", (int)n, p);
-        rc = plan_weights(t, s, be, word, e);
+        rc = plan_weights(t, list, be, word, e);
         p += n + strspn(p + n, ", ");
     }
-    be_close(be);
     if (rc < 0) {
         table_close(t);
         return rc;
@@ -293,31 +409,55 @@ static int gap(bool json)
     return json || putchar('\n') != EOF ? 0 : 1;
 }
 
+static int show_all(const struct inspect *in, const struct source *s, const struct items *list,
+                    struct be *be, struct err *e)
+{
+    int rc = show_config(s, in->json);
+    if (rc == 0)
+        rc = gap(in->json);
+    if (rc == 0)
+        rc = show_tensors(list, in->json);
+    if (rc == 0)
+        rc = gap(in->json);
+    if (rc == 0)
+        rc = show_types(list, in->json);
+    if (rc == 0)
+        rc = gap(in->json);
+    if (rc == 0)
+        rc = show_plan(in, s, list, be, e);
+    return rc;
+}
+
 /* The architecture completes and checks what the file says before it is shown. */
+static int inspect_source(const struct inspect *in, struct source *s, struct be *be, struct err *e)
+{
+    struct items list = { 0 };
+    const struct arch *a = arch_find(s->config.arch);
+    if (a == NULL)
+        return err_set(e, ERR_UNSUPPORTED, "architecture \"%s\" is not known", s->config.arch);
+    TRY(a->check(&s->config, e));
+    int rc = list_items(&list, s, be, e);
+    if (rc == 0)
+        rc = show_all(in, s, &list, be, e);
+    mem_free(list.item);
+    return rc;
+}
+
 static int inspect(const struct inspect *in, struct err *e)
 {
     char path[4096];
     struct source *s;
+    struct be *be;
+    struct be_config bc = { .device = "cpu", .n_threads = 1, .isa = "auto" };
     TRY(recipe_resolve(in->model, path, sizeof path, e));
     TRY(source_open(&s, path, e));
-    const struct arch *a = arch_find(s->config.arch);
-    int rc = a != NULL ? a->check(&s->config, e)
-                       : err_set(e, ERR_UNSUPPORTED, "%s: architecture \"%s\" is not known", path,
-                                 s->config.arch);
-    if (rc == 0)
-        rc = show_config(s, in->json);
-    if (rc == 0)
-        rc = gap(in->json);
-    if (rc == 0)
-        rc = show_tensors(s, in->json);
-    if (rc == 0)
-        rc = gap(in->json);
-    if (rc == 0)
-        rc = show_types(s, in->json);
-    if (rc == 0)
-        rc = gap(in->json);
-    if (rc == 0)
-        rc = show_plan(in, s, e);
+    int rc = be_open(&be, &bc, e);
+    if (rc == 0) {
+        rc = inspect_source(in, s, be, e);
+        be_close(be);
+    }
+    if (rc < 0)
+        err_prefix(e, "%s", path);
     source_close(s);
     return rc;
 }

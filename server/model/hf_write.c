@@ -154,7 +154,7 @@ int hf_write_open(struct hf_writer **out, const char *path, const struct source 
     return 0;
 }
 
-static void drop_shard(struct hf_writer *w)
+void hf_write_shard_drop(struct hf_writer *w)
 {
     json_decref(w->metadata);
     w->metadata = NULL;
@@ -167,7 +167,7 @@ void hf_write_close(struct hf_writer *w)
 {
     if (w == NULL)
         return;
-    drop_shard(w);
+    hf_write_shard_drop(w);
     if (w->fd >= 0)
         close(w->fd);
     mem_free(w->tensor);
@@ -267,7 +267,7 @@ int hf_write_shard_end(struct hf_writer *w, struct err *e)
         rc = safetensors_write(path, w->tensor, w->n_tensors, w->metadata, e);
     if (rc == 0)
         rc = sync_names(w->fd, w->folder, e);
-    drop_shard(w);
+    hf_write_shard_drop(w);
     return rc;
 }
 

@@ -48,7 +48,9 @@ int hf_write_weight(struct hf_writer *w, const char *name, const struct weight *
 /* v [n] is copied. */
 int hf_write_vector(struct hf_writer *w, const char *name, const float *v, int n,
                     struct err *e) WARN_UNUSED;
-/* ERR_IO: the disk is full, ...; the shard is empty again. */
+/* Forgets the shard under way. */
+void hf_write_shard_drop(struct hf_writer *w);
+/* ERR_IO: the disk is full, ...; then, too, the shard is forgotten. */
 int hf_write_shard_end(struct hf_writer *w, struct err *e) WARN_UNUSED;
 
 /* ERR_NOTFOUND: a shard is missing. */

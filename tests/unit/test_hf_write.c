@@ -16,13 +16,11 @@
 #include "server/base/mem.h"
 #include "server/cli/fetch.h"
 #include "server/cli/runner.h"
-#include "server/model/arch.h"
 #include "server/model/hf.h"
-#include "server/model/hf_write.h"
 #include "tests/tools/scratch.h"
-#include "tests/tools/toy.h"
+#include "tests/tools/writing.h"
 
-enum { TOKENS = 40, SHARD_SLOTS = 16 };
+enum { TOKENS = 40 };
 
 #define ARCH(name) "tests/golden/archs/" name
 
@@ -73,122 +71,6 @@ static void assert_same_logits(const char *path, const char *weights, const char
     model_close(a);
 }
 
-/* ---- writing ----------------------------------------------------------------------------------------------------- */
-
-/* A model that is being written: m holds its numbers as f32, path is where they come from. */
-struct writing {
-    struct source *src;
-    struct model *m;
-    const char *form;
-    struct hf_writer *w;
-    struct weight pressed[SHARD_SLOTS]; /* of the shard under way */
-    int n_pressed;
-};
-
-static void open_writing(struct writing *x, const char *path, const char *form)
-{
-    struct err e;
-    memset(x, 0, sizeof *x);
-    x->form = form;
-    x->m = open_model(path, "f32");
-    if (source_open(&x->src, path, &e) < 0)
-        fail_msg("%s", e.text);
-}
-
-static void close_writing(struct writing *x)
-{
-    hf_write_close(x->w);
-    source_close(x->src);
-    model_close(x->m);
-}
-
-/* One shard for the model's own tensors and one for each layer. */
-static int n_shards(const struct writing *x)
-{
-    return 1 + x->m->config.n_layers;
-}
-
-static int open_out(struct writing *x, const char *out, struct err *e)
-{
-    return hf_write_open(&x->w, in_root(out), x->src, &x->m->config, n_shards(x), e);
-}
-
-/* The rows of a matrix in the order of a folder, pressed. */
-static int put_matrix(struct writing *x, const struct slot *s, struct err *e)
-{
-    struct weight *to = &x->pressed[x->n_pressed];
-    float *row = mem_zalloc((size_t)s->rows * (size_t)s->cols, 2 * sizeof *row);
-    if (row == NULL)
-        return err_set(e, ERR_NOMEM, "no memory for rows");
-    float *scratch = row + (size_t)s->rows * (size_t)s->cols;
-    for (int i = 0; i < s->rows; i++)
-        s->w->codec->decode(s->w, hf_row_of(&x->m->config, s->name, i),
-                            row + (size_t)i * (size_t)s->cols);
-    int rc = weight_open_form(to, be, x->form, false, s->rows, s->cols, e);
-    if (rc == 0) {
-        x->n_pressed++;
-        rc = weight_press(to, 0, s->rows, row, scratch, NULL, e);
-    }
-    if (rc == 0)
-        rc = hf_write_weight(x->w, s->name, to, e);
-    mem_free(row);
-    return rc;
-}
-
-static int put_vector(struct writing *x, const struct slot *s, struct err *e)
-{
-    float v[512];
-    assert_true(s->rows <= 512);
-    for (int i = 0; i < s->rows; i++)
-        v[i] = (*s->v)[hf_row_of(&x->m->config, s->name, i)];
-    return hf_write_vector(x->w, s->name, v, s->rows, e);
-}
-
-static int shard_of(const char *name)
-{
-    int layer;
-    return sscanf(name, "blk.%3d.", &layer) == 1 ? 1 + layer : 0;
-}
-
-static int put_shard(struct writing *x, int shard, struct err *e)
-{
-    int rc = 0;
-    hf_write_shard_begin(x->w, shard);
-    for (int i = 0; rc == 0 && i < x->m->n_slots; i++) {
-        const struct slot *s = &x->m->slot[i];
-        if (shard_of(s->name) != shard)
-            continue;
-        if (s->w != NULL)
-            rc = put_matrix(x, s, e);
-        else if (*s->v != NULL)
-            rc = put_vector(x, s, e);
-    }
-    int end = hf_write_shard_end(x->w, rc == 0 ? e : NULL);
-    while (x->n_pressed > 0)
-        weight_close(&x->pressed[--x->n_pressed], be);
-    return rc < 0 ? rc : end;
-}
-
-static int put_rest(struct writing *x, struct err *e)
-{
-    for (int i = n_shards(x) - 1; i >= 0; i--)
-        if (!hf_write_has_shard(x->w, i))
-            TRY(put_shard(x, i, e));
-    return hf_write_finish(x->w, e);
-}
-
-/* root/out becomes the model at path, pressed. */
-static void write_model(const char *path, const char *form, const char *out)
-{
-    struct writing x;
-    struct err e;
-    open_writing(&x, path, form);
-    if (open_out(&x, out, &e) < 0 || put_rest(&x, &e) < 0)
-        fail_msg("%s", e.text);
-    assert_string_equal(hf_write_folder(x.w), in_root(out));
-    close_writing(&x);
-}
-
 /* ---- there and back ---------------------------------------------------------------------------------------------- */
 
 static void assert_same_config(const struct model_config *a, const struct model_config *b)
@@ -219,7 +101,7 @@ static void reads_what_it_wrote(void **state)
     struct source *a;
     struct source *b;
     struct err e;
-    write_model(path, "q8", "out");
+    writing_model(be, path, "q8", in_root("out"));
     assert_int_equal(source_open(&a, path, &e), 0);
     assert_int_equal(source_open(&b, in_root("out"), &e), 0);
     assert_same_config(&a->config, &b->config);
@@ -243,7 +125,7 @@ static void keeps_plain_tensors(void **state)
     struct source *s;
     struct err e;
     for (int i = 0; i < 2; i++) {
-        write_model(ARCH("qwen2-biases"), form[i], "out");
+        writing_model(be, ARCH("qwen2-biases"), form[i], in_root("out"));
         assert_int_equal(source_open(&s, in_root("out"), &e), 0);
         assert_int_equal(s->n_forms, 0);
         const struct tensor *t = source_find(s, "blk.0.ffn_up.weight");
@@ -297,16 +179,16 @@ static void goes_on(void **state)
     struct writing x;
     struct err e;
     struct stat st;
-    write_model(ARCH("llama3-scaling"), "q8", "whole");
-    open_writing(&x, ARCH("llama3-scaling"), "q8");
-    assert_int_equal(open_out(&x, "out/", &e), 0);
+    writing_model(be, ARCH("llama3-scaling"), "q8", in_root("whole"));
+    writing_open(&x, be, ARCH("llama3-scaling"), "q8");
+    assert_int_equal(writing_begin(&x, in_root("out/"), &e), 0);
     assert_false(hf_write_has_shard(x.w, 1));
-    assert_int_equal(put_shard(&x, 1, &e), 0);
-    assert_int_equal(put_shard(&x, 2, &e), 0);
+    assert_int_equal(writing_shard(&x, 1, &e), 0);
+    assert_int_equal(writing_shard(&x, 2, &e), 0);
     assert_int_equal(hf_write_finish(x.w, &e), ERR_NOTFOUND);
     assert_non_null(strstr(e.text, "model-00001-of-00003.safetensors"));
     hf_write_shard_begin(x.w, 0); /* begun, not ended */
-    close_writing(&x);
+    writing_close(&x);
     assert_int_equal(access(in_root("out"), F_OK), -1);
 
     /* what a kill may leave, and a shard that lost its end */
@@ -317,13 +199,13 @@ static void goes_on(void **state)
     assert_int_equal(truncate(in_root("out.part/model-00003-of-00003.safetensors"), st.st_size - 1),
                      0);
 
-    open_writing(&x, ARCH("llama3-scaling"), "q8");
-    assert_int_equal(open_out(&x, "out", &e), 0);
+    writing_open(&x, be, ARCH("llama3-scaling"), "q8");
+    assert_int_equal(writing_begin(&x, in_root("out"), &e), 0);
     assert_true(hf_write_has_shard(x.w, 1));
     assert_false(hf_write_has_shard(x.w, 2));
-    if (put_rest(&x, &e) < 0)
+    if (writing_rest(&x, &e) < 0)
         fail_msg("%s", e.text);
-    close_writing(&x);
+    writing_close(&x);
     for (int i = 0; i < N_FILES; i++)
         assert_same_file("whole", "out", files[i]);
     assert_int_equal(access(in_root("out/mine.json"), F_OK), 0);
@@ -340,15 +222,15 @@ static void knows_whole_shards(void **state)
     (void)state;
     struct writing x;
     struct err e;
-    open_writing(&x, ARCH("llama3-scaling"), "q8");
-    assert_int_equal(open_out(&x, "out", &e), 0);
-    assert_int_equal(put_shard(&x, 0, &e), 0);
+    writing_open(&x, be, ARCH("llama3-scaling"), "q8");
+    assert_int_equal(writing_begin(&x, in_root("out"), &e), 0);
+    assert_int_equal(writing_shard(&x, 0, &e), 0);
     assert_true(hf_write_has_shard(x.w, 0));
     FILE *f = fopen(in_root("out.part/model-00001-of-00003.safetensors"), "ab");
     assert_int_equal(fputc(0, f), 0);
     assert_int_equal(fclose(f), 0);
     assert_false(hf_write_has_shard(x.w, 0));
-    close_writing(&x);
+    writing_close(&x);
     fetch_remove(in_root("out.part"));
 }
 
@@ -360,37 +242,37 @@ static void refuses_places(void **state)
     struct writing x;
     struct writing y;
     struct err e;
-    open_writing(&x, ARCH("llama3-scaling"), "q8");
-    open_writing(&y, ARCH("llama3-scaling"), "q8");
-    assert_int_equal(open_out(&x, "no/out", &e), ERR_IO);
+    writing_open(&x, be, ARCH("llama3-scaling"), "q8");
+    writing_open(&y, be, ARCH("llama3-scaling"), "q8");
+    assert_int_equal(writing_begin(&x, in_root("no/out"), &e), ERR_IO);
     assert_non_null(strstr(e.text, "no/out.part: cannot create the folder"));
     put_text("taken", "");
-    assert_int_equal(open_out(&x, "taken", &e), ERR_INVALID);
+    assert_int_equal(writing_begin(&x, in_root("taken"), &e), ERR_INVALID);
     assert_int_equal(mkdir(in_root("out"), 0755), 0);
     put_text("out/file", "");
-    assert_int_equal(open_out(&x, "out", &e), ERR_INVALID);
+    assert_int_equal(writing_begin(&x, in_root("out"), &e), ERR_INVALID);
     assert_non_null(strstr(e.text, "is there already"));
     assert_int_equal(unlink(in_root("out/file")), 0);
     assert_int_equal(hf_write_open(&x.w, "/", x.src, &x.m->config, 3, &e), ERR_INVALID);
     assert_int_equal(hf_write_open(&x.w, "", x.src, &x.m->config, 3, &e), ERR_INVALID);
-    assert_int_equal(open_out(&x, "out", &e), 0);
-    assert_int_equal(open_out(&y, "out", &e), ERR_BUSY);
-    assert_int_equal(put_shard(&x, 0, &e), 0);
+    assert_int_equal(writing_begin(&x, in_root("out"), &e), 0);
+    assert_int_equal(writing_begin(&y, in_root("out"), &e), ERR_BUSY);
+    assert_int_equal(writing_shard(&x, 0, &e), 0);
     hf_write_close(x.w);
     assert_int_equal(hf_write_open(&x.w, in_root("out"), x.src, &x.m->config, 4, &e), ERR_INVALID);
     assert_non_null(strstr(e.text, "model-00001-of-00003.safetensors of another run"));
     x.w = NULL;
-    assert_int_equal(open_out(&x, "out", &e), 0);
-    assert_int_equal(put_rest(&x, &e), 0); /* an empty OUT is replaced */
+    assert_int_equal(writing_begin(&x, in_root("out"), &e), 0);
+    assert_int_equal(writing_rest(&x, &e), 0); /* an empty OUT is replaced */
     x.m->config.window = 7;
     snprintf(x.m->config.arch, sizeof x.m->config.arch, "qwen2");
-    assert_int_equal(open_out(&y, "other", &e), 0);
+    assert_int_equal(writing_begin(&y, in_root("other"), &e), 0);
     hf_write_close(y.w);
     assert_int_equal(hf_write_open(&y.w, in_root("other"), x.src, &x.m->config, 3, &e),
                      ERR_UNSUPPORTED);
     y.w = NULL;
-    close_writing(&y);
-    close_writing(&x);
+    writing_close(&y);
+    writing_close(&x);
     fetch_remove(in_root("out"));
     fetch_remove(in_root("other.part"));
     fetch_remove(in_root("taken"));
@@ -403,22 +285,22 @@ static void survives_full_disks(void **state)
     struct writing x;
     struct err e;
     struct rlimit old;
-    open_writing(&x, ARCH("llama3-scaling"), "q8");
-    assert_int_equal(open_out(&x, "out", &e), 0);
+    writing_open(&x, be, ARCH("llama3-scaling"), "q8");
+    assert_int_equal(writing_begin(&x, in_root("out"), &e), 0);
     assert_int_equal(getrlimit(RLIMIT_FSIZE, &old), 0);
     struct rlimit small = { 20000, old.rlim_max };
     void (*handler)(int) = signal(SIGXFSZ, SIG_IGN);
     assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
-    int rc = put_shard(&x, 0, &e);
+    int rc = writing_shard(&x, 0, &e);
     assert_int_equal(setrlimit(RLIMIT_FSIZE, &old), 0);
     signal(SIGXFSZ, handler);
     assert_int_equal(rc, ERR_IO);
     assert_non_null(strstr(e.text, "model-00001-of-00003.safetensors.tmp: cannot write: "));
     assert_int_equal(access(in_root("out.part/model-00001-of-00003.safetensors.tmp"), F_OK), -1);
     assert_false(hf_write_has_shard(x.w, 0));
-    if (put_rest(&x, &e) < 0)
+    if (writing_rest(&x, &e) < 0)
         fail_msg("%s", e.text);
-    close_writing(&x);
+    writing_close(&x);
     assert_same_logits(ARCH("llama3-scaling"), "q8", in_root("out"));
     fetch_remove(in_root("out"));
 }
@@ -432,12 +314,11 @@ static void assert_no_memory(int rc, const struct err *e)
 
 static int write_shards(struct writing *x, struct err *e)
 {
-    int rc = open_out(x, "out", e);
-    for (int i = 0; rc == 0 && i < n_shards(x); i++)
+    int rc = writing_begin(x, in_root("out"), e);
+    for (int i = 0; rc == 0 && i < writing_shards(x); i++)
         if (!hf_write_has_shard(x->w, i))
-            rc = put_shard(x, i, e);
-    hf_write_close(x->w);
-    x->w = NULL;
+            rc = writing_shard(x, i, e);
+    writing_stop(x);
     return rc;
 }
 
@@ -464,11 +345,10 @@ static void run_short_of_memory(int (*f)(struct writing *x, struct err *e), stru
 
 static int finish(struct writing *x, struct err *e)
 {
-    int rc = open_out(x, "out", e);
+    int rc = writing_begin(x, in_root("out"), e);
     if (rc == 0)
         rc = hf_write_finish(x->w, e);
-    hf_write_close(x->w);
-    x->w = NULL;
+    writing_stop(x);
     return rc;
 }
 
@@ -477,11 +357,11 @@ static void survives_no_memory(void **state)
 {
     (void)state;
     struct writing x;
-    write_model(ARCH("llama3-scaling"), "q8", "whole");
-    open_writing(&x, ARCH("llama3-scaling"), "q8");
+    writing_model(be, ARCH("llama3-scaling"), "q8", in_root("whole"));
+    writing_open(&x, be, ARCH("llama3-scaling"), "q8");
     run_short_of_memory(write_shards, &x, 1);
     run_short_of_memory(finish, &x, 13); /* it waits for the disk */
-    close_writing(&x);
+    writing_close(&x);
     for (int i = 0; i < N_FILES; i++)
         assert_same_file("whole", "out", files[i]);
     fetch_remove(in_root("out"));
@@ -553,7 +433,7 @@ static void refuses_folders(void **state)
     struct err e = { 0 };
     struct buf saved;
     struct model_options o = { .weights = "auto" };
-    write_model(ARCH("llama3-scaling"), "q8", "out");
+    writing_model(be, ARCH("llama3-scaling"), "q8", in_root("out"));
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         change(bad[i].file, bad[i].from, bad[i].to, &saved);
         int rc = model_open(&m, in_root("out"), &o, be, &e);
@@ -578,7 +458,7 @@ static void refuses_nameless_codes(void **state)
     struct err e;
     struct buf saved;
     struct model_options o = { .weights = "auto" };
-    write_model(ARCH("llama3-scaling"), "bf16", "out");
+    writing_model(be, ARCH("llama3-scaling"), "bf16", in_root("out"));
     change(SHARD, "mlp.up_proj.weight\":{\"dtype\":\"BF16\"",
            "mlp.up_proj.weight\":{\"dtype\":\"I16\" ", &saved);
     assert_int_equal(model_open(&m, in_root("out"), &o, be, &e), ERR_FORMAT);
@@ -603,7 +483,7 @@ static void loads_or_fails(void **state)
     struct err e;
     struct mem_stats before;
     struct mem_stats after;
-    write_model(ARCH("qwen3-head-norms"), "q8", "out");
+    writing_model(be, ARCH("qwen3-head-norms"), "q8", in_root("out"));
     mem_stats(&before);
     int rc = ERR_NOMEM;
     for (uint64_t n = 1; rc < 0 && n < 5000; n += 3) {

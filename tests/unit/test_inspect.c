@@ -12,14 +12,17 @@
 #include <cmocka.h>
 
 #include "server/cli/cli.h"
+#include "server/cli/fetch.h"
 #include "tests/tools/toy.h"
+#include "tests/tools/writing.h"
 
 static char model[64];
+static const char *inspected = model;
 
 /* Runs the command; what it prints goes to out. */
 static int inspect(struct buf *out, const char *a, const char *b, const char *c)
 {
-    char *argv[] = { model, (char *)a, (char *)b, (char *)c };
+    char *argv[] = { (char *)inspected, (char *)a, (char *)b, (char *)c };
     int argc = c != NULL ? 4 : b != NULL ? 3 : a != NULL ? 2 : 1;
     char path[] = "/tmp/wring-test-inspect-out.XXXXXX";
     struct err e;
@@ -83,6 +86,33 @@ static void prints_tables(void **state)
     buf_free(&out);
 }
 
+/* A pressed matrix is one line, whatever tensors it is kept in, and is loaded as it is. */
+static void shows_forms(void **state)
+{
+    (void)state;
+    char folder[] = "/tmp/wring-test-inspect.XXXXXX";
+    struct buf out;
+    struct be *be;
+    struct err e;
+    inspected = mkdtemp(folder);
+    assert_non_null(inspected);
+    assert_int_equal(be_open(&be, &(struct be_config){ .device = "cpu", .n_threads = 1 }, &e), 0);
+    writing_model(be, "tests/golden/archs/qwen2-biases", "q8", folder);
+    be_close(be);
+    assert_int_equal(inspect(&out, "--json", NULL, NULL), 0);
+    double matrix = 96 * 64 * 8.5 / 8;
+    assert_true(bytes_of(&out, "tensor", "blk.1.ffn_up.weight") == matrix);
+    assert_true(bytes_of(&out, "tensor", "blk.1.ffn_up.codes") == -1);
+    assert_true(bytes_of(&out, "tensor", "blk.1.attn_q.bias") == 64 * sizeof(float));
+    double all = bytes_of(&out, "type", "all");
+    assert_true(bytes_of(&out, "type", "q8") + bytes_of(&out, "type", "F32") == all);
+    assert_true(bytes_of(&out, "memory", "weights auto") == all);
+    assert_true(bytes_of(&out, "memory", "weights q4") == -1);
+    buf_free(&out);
+    fetch_remove(folder);
+    inspected = model;
+}
+
 static void refuses_wrong_use(void **state)
 {
     (void)state;
@@ -118,6 +148,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(prints_objects),
         cmocka_unit_test(prints_tables),
+        cmocka_unit_test(shows_forms),
         cmocka_unit_test(refuses_wrong_use),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
