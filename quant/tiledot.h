@@ -1,8 +1,8 @@
 /* The skeleton of products with weights that have to be unpacked first: a tile of up to 128 outputs by 32 inputs is unpacked
  * to bytes once and multiplied with every input row while it is in the first-level cache.
  *
- * A codec says what a tile holds; the sums are the same for all of them. A tile gives codes c, 0 <= c < 128, and by its
- * kind
+ * A codec says what a tile holds; the sums are the same for all of them. A tile gives codes c, 0 <= c < 128 (c < 256 with
+ * an offset of 128), an offset of 0, 64 or 128, and by its kind
  *
  *   TILE_ROW     w = (c - offset) * one f16 scale of the row, applied at the end
  *   TILE_GROUP   w = (c - offset) * scale[0][row] + base[row]      the group's 32 inputs share scale and base
@@ -15,7 +15,8 @@
  * f32 inputs: acc[k % 2] = fma(w, x[k], acc[k % 2]) with k rising, w rounded once: (c - offset) exactly for TILE_ROW, else
  *   (c - offset) * d, or fma(c - offset, d, base) with a base; the sums are added at the end.
  * At the end TILE_ROW multiplies by the row's scale; then the bias is added. One order whatever the number of rows, so
- * products are batch-invariant; plain C (tiledot_ref.inc) gives the same bits as the vector kernels.
+ * products are batch-invariant; plain C (tiledot_ref.h) gives the same bits as the vector
+ * kernels (tiledot_kernel.h).
  */
 #ifndef WRING_QUANT_TILEDOT_H
 #define WRING_QUANT_TILEDOT_H
@@ -31,8 +32,24 @@ struct tile {
     float base[TILE_ROWS];
 };
 
+/* What a codec says of all its tiles. */
+struct tiledot {
+    enum tile_kind kind;
+    int offset;
+    bool has_base; /* of TILE_GROUP */
+};
+
 /* Fills t with rows [128 unit, 128 unit + 128) and inputs [32 g, 32 g + 32) of w. Rows that w does not have may get any
  * codes below 128 and any finite numbers. */
 typedef void tile_fn(const struct weight *w, int unit, int g, struct tile *t);
+
+/* The sixteen f16 scales of a panel's rows; tile_no_scale where kind is not TILE_ROW. */
+typedef const uint16_t *tile_scale_fn(const struct weight *w, int panel);
+static inline const uint16_t *tile_no_scale(const struct weight *w, int panel)
+{
+    (void)w;
+    (void)panel;
+    return NULL;
+}
 
 #endif

@@ -17,6 +17,7 @@
  *  v16q                    64 bytes of codes; v16q_lo / v16q_hi: its low or high nibbles
  *  v16q_byte(q, b)         byte b of each lane as floats
  *  v16i_dot_u4(acc, w, x)  acc[l] += sum of w[4l+b] * x[b], b = 0..3, w unsigned below 16, x four signed bytes
+ *  v16i_dot_u7             the same with w unsigned below 128
  *  v16i_dot_s8(acc, w, x)  the same with w signed, stored with 128 added and loaded by v16q_load_s8; acc must begin as
  *                          v16i_start_s8(-128 * sum of all x)
  *  V16_ROWS                input rows worked on together, as many as there are registers for */
@@ -97,6 +98,10 @@ static inline v16q v16q_hi(v16q q)
 static inline v16i v16i_dot_u4(v16i acc, v16q w, const int8_t *x)
 {
     return _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(v16_load_i32(x)));
+}
+static inline v16i v16i_dot_u7(v16i acc, v16q w, const int8_t *x)
+{
+    return v16i_dot_u4(acc, w, x);
 }
 static inline v16q v16q_load_s8(const uint8_t *p)
 {
@@ -200,6 +205,11 @@ static inline v16i v16i_dot_u4(v16i acc, v16q w, const int8_t *x4)
     __m256i x = _mm256_set1_epi32(v16_load_i32(x4));
     return (v16i){ _mm256_add_epi32(acc.a, v16_pairs(w.a, x)),
                    _mm256_add_epi32(acc.b, v16_pairs(w.b, x)) };
+}
+/* 127 * 127 * 2 is the most that a pair of products comes to, and it fits 16 bits. */
+static inline v16i v16i_dot_u7(v16i acc, v16q w, const int8_t *x4)
+{
+    return v16i_dot_u4(acc, w, x4);
 }
 static inline v16q v16q_load_s8(const uint8_t *p)
 {

@@ -1,0 +1,249 @@
+/* The vector kernels of quant/tiledot.h, made of a codec's tile function: for files that are compiled once per ISA.
+ *
+ *   TILEDOT_MUL_I8(name, fill, kind, offset, has_base, row_scale)     a function for the slot PREP_I8 of a struct codec_cpu
+ *   TILEDOT_MUL_F32(name, fill, kind, offset, has_base, row_scale)    for the slot PREP_F32
+ *
+ * fill is a tile_fn (seen by the compiler, so that it can be inlined); row_scale(w, panel) points to the sixteen f16 scales
+ * of a panel's rows, tile_no_scale where kind is not TILE_ROW.
+ *
+ * A chunk of tiles is unpacked, then every input row of a part passes over it. One row costs a tile's way through the
+ * first-level cache, eight cost about the same unpacking, and with many rows the sums are loaded and stored once a chunk.
+ */
+#ifndef WRING_QUANT_TILEDOT_KERNEL_H
+#define WRING_QUANT_TILEDOT_KERNEL_H
+
+#include "quant/rowdot.h"
+#include "quant/tiledot.h"
+
+enum {
+    TILEDOT_CHUNK =
+        4, /* tiles unpacked at a time: they, some records and sums fit the first-level cache */
+    TILEDOT_PART = 64, /* rows whose sums are kept: a multiple of INPUT_BLOCK */
+};
+
+/* Sums of some rows with the panels [a, b) of a unit. Even and odd inputs have sums of their own with f32 inputs. */
+struct tiledot_part {
+    int row, end; /* input rows */
+    int unit, a, b;
+    float sum[2][TILEDOT_PART][TILE_ROWS];
+};
+
+/* ---- int8 inputs ------------------------------------------------------------------------------------------------- */
+
+ROWDOT_INLINE v16i tiledot_start(int32_t neg128, int offset)
+{
+    return offset == 128 ? v16i_start_s8(neg128) : v16i_set1(offset == 64 ? neg128 / 2 : 0);
+}
+
+/* Half of a tile's inputs: a line of codes at a time for all rows, so that there are as many chains as rows. */
+ROWDOT_INLINE void tiledot_half(const uint8_t *code, const int8_t *x, v16i *s, int offset, int rows)
+{
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) {
+        const uint8_t *line = code + j * TILE_ROWS * 4;
+        v16q c = offset == 128 ? v16q_load_s8(line) : v16q_load(line);
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; r++) {
+            const int8_t *at = x + r * INPUT_GROUP + 4 * j;
+            s[r] = offset == 128 ? v16i_dot_s8(s[r], c, at) : v16i_dot_u7(s[r], c, at);
+        }
+    }
+}
+
+/* One panel of a tile with some rows of its record. */
+ROWDOT_INLINE void tiledot_tile_i8(const struct tile *t, int lane, const char *rec,
+                                   struct rowdot_at at, v16 *acc, int rows, struct tiledot how)
+{
+    const float *scale = (const float *)(rec + at.numbers);
+    const float *sum = scale + 2 * at.width;
+    const int32_t *neg128 = (const int32_t *)(scale + 5 * at.width);
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; h++) {
+        v16i s[V16_ROWS];
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; r++)
+            s[r] = tiledot_start(neg128[h * at.width + r], how.offset);
+        tiledot_half(t->code[4 * h][lane], (const int8_t *)rec + h * INPUT_HALF, s, how.offset,
+                     rows);
+        v16 d = how.kind == TILE_ROW ? v16_set1(1)
+                                     : v16_load(t->scale[how.kind == TILE_HALF ? h : 0] + lane);
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; r++) {
+            v16 x = v16_set1(scale[h * at.width + r]);
+            acc[r] = v16_fma(v16i_float(s[r]), how.kind == TILE_ROW ? x : v16_mul(d, x), acc[r]);
+        }
+    }
+    if (how.has_base) {
+        v16 base = v16_load(t->base + lane);
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; r++)
+            acc[r] = v16_fma(base, v16_set1(sum[r]), acc[r]);
+    }
+}
+
+/* Adds n tiles, of groups g on, for some rows. */
+ROWDOT_INLINE void tiledot_rows_i8(const struct tile *t, int n, int g, const struct input *in,
+                                   struct tiledot_part *p, int row, int rows, struct tiledot how)
+{
+    struct rowdot_at at = rowdot_at(in, PREP_I8, row, rows);
+    float(*sum)[TILE_ROWS] = p->sum[0] + (row - p->row);
+    size_t record = (size_t)at.width * INPUT_RECORD;
+    for (int lane = p->a * CODEC_PANEL; lane < p->b * CODEC_PANEL; lane += CODEC_PANEL) {
+        const char *rec = at.rec + (size_t)g * record;
+        v16 acc[V16_ROWS];
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; r++)
+            acc[r] = v16_load(sum[r] + lane);
+        for (int i = 0; i < n; i++, rec += record)
+            tiledot_tile_i8(&t[i], lane, rec, at, acc, rows, how);
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; r++)
+            v16_store(sum[r] + lane, acc[r]);
+    }
+}
+
+/* ---- f32 inputs -------------------------------------------------------------------------------------------------- */
+
+ROWDOT_INLINE v16 tiledot_weight(v16q c, int b, v16 d, v16 base, struct tiledot how)
+{
+    v16 v = v16q_byte(c, b);
+    if (how.offset != 0)
+        v = v16_add(v, v16_set1((float)-how.offset));
+    if (how.kind == TILE_ROW)
+        return v;
+    return how.has_base ? v16_fma(v, d, base) : v16_mul(v, d);
+}
+
+ROWDOT_INLINE void tiledot_tile_f32(const struct tile *t, int lane, const float *x, size_t cols,
+                                    v16 *even, v16 *odd, int rows, struct tiledot how)
+{
+    v16 base = how.has_base ? v16_load(t->base + lane) : v16_set1(0);
+#pragma GCC unroll 1
+    for (int j = 0; j < TILE_COLS / 4; j++, x += 4) {
+        v16q c = v16q_load(t->code[j][lane]);
+        v16 d = how.kind == TILE_ROW ? v16_set1(1)
+                                     : v16_load(t->scale[how.kind == TILE_HALF ? j / 4 : 0] + lane);
+#pragma GCC unroll 4
+        for (int b = 0; b < 4; b++) {
+            v16 v = tiledot_weight(c, b, d, base, how);
+#pragma GCC unroll 8
+            for (int r = 0; r < rows; r++) {
+                v16 *to = b % 2 == 0 ? &even[r] : &odd[r];
+                *to = v16_fma(v, v16_set1(x[(size_t)r * cols + (size_t)b]), *to);
+            }
+        }
+    }
+}
+
+ROWDOT_INLINE void tiledot_rows_f32(const struct tile *t, int n, int g, const struct input *in,
+                                    struct tiledot_part *p, int row, int rows, struct tiledot how)
+{
+    size_t cols = (size_t)in->cols;
+    const float *x = in->x + (size_t)row * cols + (size_t)g * TILE_COLS;
+    int at = row - p->row;
+    for (int lane = p->a * CODEC_PANEL; lane < p->b * CODEC_PANEL; lane += CODEC_PANEL) {
+        v16 even[V16_ROWS];
+        v16 odd[V16_ROWS];
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; r++) {
+            even[r] = v16_load(p->sum[0][at + r] + lane);
+            odd[r] = v16_load(p->sum[1][at + r] + lane);
+        }
+        for (int i = 0; i < n; i++)
+            tiledot_tile_f32(&t[i], lane, x + i * TILE_COLS, cols, even, odd, rows, how);
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; r++) {
+            v16_store(p->sum[0][at + r] + lane, even[r]);
+            v16_store(p->sum[1][at + r] + lane, odd[r]);
+        }
+    }
+}
+
+/* ---- a part ------------------------------------------------------------------------------------------------------ */
+
+ROWDOT_INLINE void tiledot_zero(struct tiledot_part *p, int sums)
+{
+    for (int i = 0; i < sums; i++)
+        memset(p->sum[i], 0, (size_t)(p->end - p->row) * sizeof p->sum[i][0]);
+}
+
+/* Sums to y: even and odd ones added, times the row's scale, with the bias. */
+ROWDOT_INLINE void tiledot_store(const struct weight *w, const float *bias, float *y, size_t ldy,
+                                 const struct tiledot_part *p, int sums, tile_scale_fn *row_scale,
+                                 struct tiledot how)
+{
+    for (int i = p->a; i < p->b; i++) {
+        int panel = p->unit * TILE_PANELS + i;
+        v16 d = how.kind == TILE_ROW ? v16_f16(row_scale(w, panel)) : v16_set1(1);
+        for (int row = p->row; row < p->end; row++) {
+            v16 v = v16_load(p->sum[0][row - p->row] + i * CODEC_PANEL);
+            if (sums == 2)
+                v = v16_add(v, v16_load(p->sum[1][row - p->row] + i * CODEC_PANEL));
+            if (how.kind == TILE_ROW)
+                v = v16_mul(v, d);
+            rowdot_store(w, bias, y + (size_t)row * ldy, ldy, panel, &v, 1);
+        }
+    }
+}
+
+static inline int tiledot_least(int a, int b)
+{
+    return a < b ? a : b;
+}
+
+#define TILEDOT_MUL_I8(name, fill, kind, offset, has_base, row_scale)                              \
+    TILEDOT_MUL(name, fill, 1, tiledot_rows_i8, row_scale, kind, offset, has_base)
+#define TILEDOT_MUL_F32(name, fill, kind, offset, has_base, row_scale)                             \
+    TILEDOT_MUL(name, fill, 2, tiledot_rows_f32, row_scale, kind, offset, has_base)
+
+/* rows: one of the two functions above, inlined for each number of rows; sums: how many it keeps. */
+#define TILEDOT_MUL(name, fill, sums, rows, row_scale, ...)                                        \
+    static void name##_chunk(const struct tile *t, int n, int g, const struct input *in,           \
+                             struct tiledot_part *p)                                               \
+    {                                                                                              \
+        const struct tiledot how = { __VA_ARGS__ };                                                \
+        int row = p->row;                                                                          \
+        for (; row + V16_ROWS <= p->end; row += V16_ROWS)                                          \
+            rows(t, n, g, in, p, row, V16_ROWS, how);                                              \
+        switch (p->end - row) {                                                                    \
+        case 1: rows(t, n, g, in, p, row, 1, how); break;                                          \
+        case 2: rows(t, n, g, in, p, row, V16_ROWS > 2 ? 2 : 1, how); break;                       \
+        case 3: rows(t, n, g, in, p, row, V16_ROWS > 3 ? 3 : 1, how); break;                       \
+        case 4: rows(t, n, g, in, p, row, V16_ROWS > 4 ? 4 : 1, how); break;                       \
+        case 5: rows(t, n, g, in, p, row, V16_ROWS > 5 ? 5 : 1, how); break;                       \
+        case 6: rows(t, n, g, in, p, row, V16_ROWS > 6 ? 6 : 1, how); break;                       \
+        case 7: rows(t, n, g, in, p, row, V16_ROWS > 7 ? 7 : 1, how); break;                       \
+        default: break;                                                                            \
+        }                                                                                          \
+    }                                                                                              \
+    static void name##_unit(const struct weight *w, const struct input *in, const float *bias,     \
+                            float *y, size_t ldy, struct tiledot_part *p)                          \
+    {                                                                                              \
+        struct tile t[TILEDOT_CHUNK];                                                              \
+        int groups = w->cols / TILE_COLS;                                                          \
+        tiledot_zero(p, sums);                                                                     \
+        for (int g = 0; g < groups; g += TILEDOT_CHUNK) {                                          \
+            int n = tiledot_least(groups - g, TILEDOT_CHUNK);                                      \
+            for (int i = 0; i < n; i++)                                                            \
+                fill(w, p->unit, g + i, &t[i]);                                                    \
+            name##_chunk(t, n, g, in, p);                                                          \
+        }                                                                                          \
+        const struct tiledot how = { __VA_ARGS__ };                                                \
+        tiledot_store(w, bias, y, ldy, p, sums, row_scale, how);                                   \
+    }                                                                                              \
+    static void name(const struct weight *w, const struct input *in, const float *bias, float *y,  \
+                     size_t ldy, int p0, int p1)                                                   \
+    {                                                                                              \
+        struct tiledot_part p;                                                                     \
+        for (p.row = 0; p.row < in->n; p.row = p.end) {                                            \
+            p.end = tiledot_least(p.row + TILEDOT_PART, in->n);                                    \
+            for (int at = p0; at < p1; at += p.b - p.a) {                                          \
+                p.unit = at / TILE_PANELS;                                                         \
+                p.a = at % TILE_PANELS;                                                            \
+                p.b = tiledot_least(TILE_PANELS, p.a + p1 - at);                                   \
+                name##_unit(w, in, bias, y, ldy, &p);                                              \
+            }                                                                                      \
+        }                                                                                          \
+    }
+
+#endif
