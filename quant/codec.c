@@ -6,13 +6,13 @@
 #include "quant/rotate.h"
 #include "server/base/mem.h"
 
-extern const struct codec codec_dense, codec_q8, codec_q4;
+extern const struct codec codec_dense, codec_q8, codec_q4, codec_pvq;
 
-const struct codec *const codec_list[] = { &codec_dense, &codec_q8, &codec_q4, NULL };
+const struct codec *const codec_list[] = { &codec_dense, &codec_q8, &codec_q4, &codec_pvq, NULL };
 
 const char *codec_names(void)
 {
-    return "auto, f32, f16, bf16, q8, q4";
+    return "auto, f32, f16, bf16, q8, q4, pvq2, pvq3, pvq4";
 }
 
 static bool known(const char *word)

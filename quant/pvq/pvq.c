@@ -1,0 +1,121 @@
+/* pvq: groups of 16 inputs as a point of a pyramid, times one of a few gains, times an f16 scale of the row (pyramid vector
+ * quantisation, arXiv 2410.16926, after Fischer 1986).
+ *
+ *   w[i] = y[i] * (gain[level] * scale[row] / |y|)      y in P(16, K): integers whose sizes sum to K
+ *
+ * Weights are rotated first (quant/rotate.h), which makes them normal enough that nothing is trained: the gains are the
+ * Lloyd-Max levels of the length of 16 normal numbers (for rows of D inputs it is sqrt of a Beta(8, (D - 16) / 2) times
+ * sqrt(D), whose limit they are; the row's scale is fitted after coding and takes up what differs).
+ *
+ *   plane 0, codes    panel p (16 rows), group g (16 inputs), row r of the panel: level * V(16, K) + number of the point
+ *                     (pyramid.h), in two lines: 16 u32, the lower halves, then 16 upper parts of 0, 2 or 4 bytes
+ *   plane 1, scales   f16 of each row
+ *
+ * Groups are whole bytes, so pulses and levels were chosen together, as what fits them best; level and number share one
+ * mixed code, so that there may be three levels or seven. Mean squared error on normal weights of variance 1:
+ *
+ *           K   levels   bits a weight       error    2^(-2 bits)   the same bits, one field a part
+ *   pvq2   11        3   2 + 16 / inputs     .0999    .0625         .1049, 2 levels
+ *   pvq3   24        7   3 + 16 / inputs     .0250    .0156         .0272, 4 levels
+ *   pvq4   49       14   4 + 16 / inputs     .0063    .0039         .0070, 8 levels
+ *
+ * Codes that no point has (a damaged file) are read as the last one.
+ */
+#include "quant/pvq/pvq.h"
+
+#include "quant/rotate.h"
+
+const struct pvq_form pvq_form[PVQ_FORMS] = {
+    { "pvq2", 4, 11, 3, 0.95f, { 3.1425f, 3.9766f, 4.8625f } },
+    { "pvq3", 6, 24, 7, 0.987f, { 2.6503f, 3.1859f, 3.6038f, 3.9910f, 4.3905f, 4.8508f, 5.4895f } },
+    { "pvq4",
+      8,
+      49,
+      14,
+      0.995f,
+      { 2.3114f, 2.7199f, 3.0134f, 3.2592f, 3.4806f, 3.6893f, 3.8928f, 4.0970f, 4.3077f, 4.5316f,
+        4.7783f, 5.0639f, 5.4224f, 5.9552f } },
+};
+
+static int form_of(const char *word)
+{
+    for (int i = 0; i < PVQ_FORMS; i++)
+        if (strcmp(word, pvq_form[i].name) == 0)
+            return i;
+    return -1;
+}
+
+static bool knows_pvq(const char *word)
+{
+    return form_of(word) >= 0;
+}
+
+static int fits_pvq(const char *name, enum dtype from, int rows, int cols, int *variant)
+{
+    (void)from;
+    (void)rows;
+    int form = name != NULL ? form_of(name) : -1;
+    if (form < 0 || cols % INPUT_GROUP != 0)
+        return 0;
+    *variant = form;
+    return 1;
+}
+
+static void size_pvq(const struct weight *w, size_t bytes[CODEC_PLANES])
+{
+    size_t rows = (size_t)pvq_panels(w) * CODEC_PANEL;
+    bytes[0] = rows * (size_t)pvq_groups(w) * (size_t)pvq_form[w->variant].bytes;
+    bytes[1] = rows * sizeof(uint16_t);
+}
+
+static void decode_pvq(const struct weight *w, int row, float *dst)
+{
+    const struct pvq_form *f = &pvq_form[w->variant];
+    const struct pyramid *t = pyramid_tables();
+    int panel = row / CODEC_PANEL;
+    int lane = row % CODEC_PANEL;
+    float row_scale = f16_to_f32(pvq_scales(w, panel)[lane]);
+    for (int g = 0; g < pvq_groups(w); g++) {
+        uint64_t number;
+        uint8_t y[PYRAMID_N];
+        uint64_t code = pvq_code(pvq_cell(w, panel, g, f->bytes), lane, f->bytes);
+        int level = pvq_level(t, f, code, &number);
+        int norm2 = 0;
+        pyramid_points(t, f->k, &number, 1, y, 4);
+        for (int i = 0; i < PYRAMID_N; i++)
+            norm2 += (y[i] - PYRAMID_ZERO) * (y[i] - PYRAMID_ZERO);
+        float scale = pvq_scale(f->gain[level], row_scale, norm2);
+        for (int i = 0; i < PYRAMID_N; i++)
+            dst[g * PYRAMID_N + i] = (float)(y[i] - PYRAMID_ZERO) * scale;
+    }
+    rotate_back(CPU_REF, dst, dst, 1, w->cols);
+}
+
+static const char *form_pvq(const struct weight *w)
+{
+    return pvq_form[w->variant].name;
+}
+
+static enum prep prepare_pvq(const struct weight *w, enum cpu_isa isa, bool int8_ok)
+{
+    (void)w;
+    (void)isa;
+    return int8_ok ? PREP_I8 : PREP_F32;
+}
+
+const struct codec codec_pvq = {
+    .name = "pvq",
+    .group = INPUT_GROUP,
+    .step = TILE_PANELS,
+    .rotated = true,
+    .knows = knows_pvq,
+    .fits = fits_pvq,
+    .size = size_pvq,
+    .encode = pvq_encode,
+    .press = pvq_press,
+    .plane_name = { "codes", "scales" },
+    .decode = decode_pvq,
+    .form = form_pvq,
+    .prepare = prepare_pvq,
+    .cpu = { &pvq_ref, &pvq_avx2, &pvq_avx512, NULL },
+};

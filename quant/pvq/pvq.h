@@ -1,0 +1,83 @@
+/* The pvq codec's own: its forms, its planes, and its kernels per ISA. The format is in pvq.c.
+ */
+#ifndef WRING_QUANT_PVQ_PVQ_H
+#define WRING_QUANT_PVQ_PVQ_H
+
+#include <math.h>
+
+#include "quant/pvq/pyramid.h"
+#include "quant/tiledot.h"
+
+enum { PVQ_LEVELS = 14 };
+enum { PVQ2, PVQ3, PVQ4, PVQ_FORMS }; /* variants */
+
+struct pvq_form {
+    const char *name;
+    int bytes;   /* of a group */
+    int k;       /* pulses */
+    int levels;  /* of the gain: levels * V(16, k) fits the bytes */
+    float scale; /* of a row before it is fitted, in units of the root mean square of its weights */
+    float gain[PVQ_LEVELS];
+};
+extern const struct pvq_form pvq_form[PVQ_FORMS];
+
+static inline int pvq_groups(const struct weight *w)
+{
+    return w->cols / PYRAMID_N;
+}
+
+static inline int pvq_panels(const struct weight *w)
+{
+    return (w->rows + CODEC_PANEL - 1) / CODEC_PANEL;
+}
+
+/* The codes of a panel's group: lower words of sixteen rows, then what they have above 32 bits. */
+static inline uint8_t *pvq_cell(const struct weight *w, int panel, int group, int bytes)
+{
+    size_t cell = (size_t)panel * (size_t)pvq_groups(w) + (size_t)group;
+    return (uint8_t *)w->plane[0] + cell * (size_t)(CODEC_PANEL * bytes);
+}
+
+static inline uint16_t *pvq_scales(const struct weight *w, int panel)
+{
+    return (uint16_t *)w->plane[1] + (size_t)panel * CODEC_PANEL;
+}
+
+static inline uint64_t pvq_code(const uint8_t *cell, int lane, int bytes)
+{
+    uint32_t low;
+    uint32_t high = 0;
+    uint16_t half;
+    memcpy(&low, cell + 4 * lane, sizeof low);
+    if (bytes == 6) {
+        memcpy(&half, cell + 4 * CODEC_PANEL + 2 * lane, sizeof half);
+        high = half;
+    } else if (bytes == 8) {
+        memcpy(&high, cell + 4 * CODEC_PANEL + 4 * lane, sizeof high);
+    }
+    return (uint64_t)high << 32 | low;
+}
+
+/* The gain's level; *number becomes the point's. A code that no point has is that of the last point. */
+static inline int pvq_level(const struct pyramid *t, const struct pvq_form *f, uint64_t code,
+                            uint64_t *number)
+{
+    const struct pyramid_split *s = &t->split[PYRAMID_LEVELS - 1][f->k];
+    uint64_t last = (uint64_t)f->levels * s->count - 1;
+    return (int)pyramid_divide(code < last ? code : last, s->count, s->inverse, number);
+}
+
+/* What an element of y is multiplied with. */
+static inline float pvq_scale(float gain, float row_scale, int norm2)
+{
+    return gain * row_scale / sqrtf((float)norm2);
+}
+
+void pvq_encode(struct weight *w, int row0, int n, const float *src);
+int pvq_press(struct weight *w, int row0, int n, const float *src, const struct moments *m,
+              struct err *e);
+
+extern const struct codec codec_pvq;
+extern const struct codec_cpu pvq_ref, pvq_avx2, pvq_avx512;
+
+#endif

@@ -1,0 +1,2 @@
+#define PVQ_TABLE pvq_avx2
+#include "quant/pvq/pvq_kernel.inc"
