@@ -1,4 +1,4 @@
-/* A Hugging Face folder: config.json, model.safetensors or its shards, tokenizer.model, a chat template. */
+/* A Hugging Face folder: config.json, model.safetensors or its shards, tokenizer.json or tokenizer.model, a chat template. */
 #include "server/model/hf.h"
 
 #include <errno.h>
@@ -116,15 +116,14 @@ static int hf_tokenizer(const struct source *s, struct tokenizer **out, struct e
 {
     const struct hf *h = s->state;
     char path[FOLDER_PATH];
+    /* First, for it has the added tokens too; and beside it a tokenizer.model may be of another kind (Llama 3's). */
+    if (folder_has(h->folder, "tokenizer.json"))
+        return tok_open_json(out, h->folder, e);
     TRY(folder_path(path, h->folder, "tokenizer.model", e));
     if (access(path, F_OK) == 0)
         return tok_open_spm(out, path, e);
-    if (folder_has(h->folder, "tokenizer.json"))
-        return err_set(e, ERR_UNSUPPORTED,
-                       "%s: its vocabulary is in tokenizer.json, which is not read; a "
-                       "tokenizer.model (sentencepiece) or a GGUF file of the model is",
-                       h->folder);
-    return err_set(e, ERR_NOTFOUND, "%s: has no tokenizer.model", h->folder);
+    return err_set(e, ERR_NOTFOUND, "%s: has neither tokenizer.json nor tokenizer.model",
+                   h->folder);
 }
 
 static void hf_close(struct source *s)

@@ -12,13 +12,13 @@ int tok_decode(const struct tokenizer *t, const int32_t *id, int n, bool with_sp
         const char *p = tok_piece(t, id[i], &len);
         bool special = tok_is_special(t, id[i]);
         if (p == NULL || (special && !with_special)) {
-            first = true;
+            first = first || !t->prefix_first_only;
             continue;
         }
         bool drop = first && !special && t->model == TOK_SPM && t->add_space_prefix && len > 0 &&
                     p[0] == ' ';
         TRY(buf_add(out, p + drop, (size_t)(len - drop)));
-        first = special;
+        first = special && !t->prefix_first_only;
     }
     return 0;
 }

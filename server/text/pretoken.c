@@ -16,16 +16,18 @@
 #define SPACE                                                                                      \
     "\\t-\\r "                                                                                     \
     "\\x{85}\\x{A0}\\x{1680}\\x{2000}-\\x{200A}\\x{2028}\\x{2029}\\x{202F}\\x{205F}\\x{3000}"
-#define S     "[" SPACE "]"
-#define NOT_S "[^" SPACE "]"
-#define TAIL  "|" S "+(?!" NOT_S ")|" S "+"
 
-#define GPT2 "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^" SPACE "\\p{L}\\p{N}]+" TAIL
+/* The patterns as they are published, and as tokenizer.json has them. */
 #define CL100K(digits)                                                                             \
-    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|" digits "| ?[^" SPACE             \
-    "\\p{L}\\p{N}]+[\\r\\n]*|" S "*[\\r\\n]+" TAIL
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|" digits                           \
+    "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
+const char pretoken_gpt2[] =
+    "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
+const char pretoken_digits[] = "\\p{N}";
+#define GPT2   pretoken_gpt2
+#define DIGITS pretoken_digits
 
-enum { MAX_STAGES = 2 };
+enum { MAX_STAGES = 2, MAX_PATTERN = 1024 };
 
 static const struct {
     const char *name;
@@ -38,9 +40,9 @@ static const struct {
     { "mpt", { GPT2 }, false, true },
     { "olmo", { GPT2 }, false, true },
     { "phi-2", { GPT2 }, false, false },
-    { "smollm", { "\\p{N}", GPT2 }, false, false },
-    { "starcoder", { "\\p{N}", GPT2 }, false, false },
-    { "refact", { "\\p{N}", GPT2 }, false, false },
+    { "smollm", { DIGITS, GPT2 }, false, false },
+    { "starcoder", { DIGITS, GPT2 }, false, false },
+    { "refact", { DIGITS, GPT2 }, false, false },
     { "llama-bpe", { CL100K("\\p{N}{1,3}") }, true, false },
     { "llama3", { CL100K("\\p{N}{1,3}") }, true, false },
     { "llama-v3", { CL100K("\\p{N}{1,3}") }, true, false },
@@ -51,31 +53,61 @@ enum { N_KNOWN = sizeof known / sizeof known[0] };
 
 struct pretoken {
     pcre2_code *code[MAX_STAGES];
+    const char *stage[MAX_STAGES]; /* as published */
     int n;
 };
 
+/* The pattern with \s and \S written out; \s also inside brackets. */
+static int spell(const char *pattern, struct buf *out)
+{
+    bool inside = false;
+    for (const char *p = pattern; *p != 0; p++) {
+        inside = *p == '[' || (inside && *p != ']');
+        if (*p != '\\')
+            (void)buf_addc(out, *p);
+        else if (*++p == 's')
+            (void)buf_adds(out, inside ? SPACE : "[" SPACE "]");
+        else if (*p == 'S')
+            (void)buf_adds(out, "[^" SPACE "]");
+        else
+            (void)buf_addf(out, "\\%c", *p);
+    }
+    return out->bad;
+}
+
 static int compile(struct pretoken *p, const char *pattern, struct err *e)
 {
-    int number;
+    int number = 0;
     PCRE2_SIZE at;
-    pcre2_code *c =
-        pcre2_compile((PCRE2_SPTR)pattern, PCRE2_ZERO_TERMINATED,
-                      PCRE2_UTF | PCRE2_UCP | PCRE2_MATCH_INVALID_UTF, &number, &at, NULL);
+    struct buf spelt;
+    buf_init(&spelt, MAX_PATTERN);
+    pcre2_code *c = NULL;
+    if (spell(pattern, &spelt) == 0)
+        c = pcre2_compile((PCRE2_SPTR)buf_str(&spelt), PCRE2_ZERO_TERMINATED,
+                          PCRE2_UTF | PCRE2_UCP | PCRE2_MATCH_INVALID_UTF, &number, &at, NULL);
+    buf_free(&spelt);
     if (c == NULL)
         return err_set(e, ERR_NOMEM,
                        "the pre-tokeniser's pattern does not compile (PCRE2 error %d)", number);
     /* Without JIT (no executable memory) matching is slower, not different. */
     (void)pcre2_jit_compile(c, PCRE2_JIT_COMPLETE);
+    p->stage[p->n] = pattern;
     p->code[p->n++] = c;
     return 0;
 }
 
+static void list_names(char *out, size_t size)
+{
+    size_t n = 0;
+    out[0] = 0;
+    for (int i = 0; i < N_KNOWN && n < size; i++)
+        n += (size_t)snprintf(out + n, size - n, "%s%s", i ? ", " : "", known[i].name);
+}
+
 static int unknown_name(const char *name, struct err *e)
 {
-    char list[256] = "";
-    size_t n = 0;
-    for (int i = 0; i < N_KNOWN; i++)
-        n += (size_t)snprintf(list + n, sizeof list - n, "%s%s", i ? ", " : "", known[i].name);
+    char list[256];
+    list_names(list, sizeof list);
     return err_set(e, ERR_UNSUPPORTED, "pre-tokeniser \"%s\" is not known; known are %s", name,
                    list);
 }
@@ -100,6 +132,35 @@ int pretoken_open(struct pretoken **out, const char *name, bool *whole_words, bo
     *nfc = known[i].nfc;
     *out = p;
     return 0;
+}
+
+const char *pretoken_stage(const struct pretoken *p, int i)
+{
+    return i < p->n ? p->stage[i] : NULL;
+}
+
+static bool has_stages(int known_at, const char *const *stage, int n)
+{
+    const char *const *mine = known[known_at].stage;
+    for (int i = 0; i < n; i++)
+        if (i == MAX_STAGES || mine[i] == NULL || strcmp(mine[i], stage[i]) != 0)
+            return false;
+    return n == MAX_STAGES || mine[n] == NULL;
+}
+
+int pretoken_find(const char **name, const char *const *stage, int n, struct err *e)
+{
+    char list[256];
+    for (int i = 0; i < N_KNOWN; i++)
+        if (n > 0 && has_stages(i, stage, n)) {
+            *name = known[i].name;
+            return 0;
+        }
+    list_names(list, sizeof list);
+    return err_set(e, ERR_UNSUPPORTED,
+                   "no known pre-tokeniser cuts text by \"%.160s\"%s%.60s%s; known are %s",
+                   n > 0 ? stage[0] : "", n > 1 ? " and \"" : "", n > 1 ? stage[1] : "",
+                   n > 1 ? "\"" : "", list);
 }
 
 void pretoken_close(struct pretoken *p)

@@ -1,5 +1,6 @@
 /* sentencepiece's BPE: text starts as code points, and the neighbouring pair whose concatenation is the piece with the
- * highest score is merged until none is left; of equal scores the leftmost. What is no piece then falls back to bytes.
+ * highest score (in a vocabulary with merges: the pair with the best rank) is merged until none is left; of equals the
+ * leftmost. What is no piece then falls back to bytes.
  * Pieces are kept with real spaces (token.c), so a space is an ordinary character here, and a U+2581 in the text itself is
  * not mistaken for one: it falls back to bytes and comes back as it was.
  * Source: sentencepiece's bpe_model and the behaviour of its Llama vocabularies. */
@@ -13,6 +14,7 @@ struct spm {
     struct cand_heap heap;
     const char *text;                /* the run of text that is being merged */
     int32_t *at, *len, *prev, *next; /* its symbols; len 0: merged away */
+    int32_t *id;                     /* the piece a symbol is; -1: none */
     int n_sym;
     size_t cap; /* symbols there is room for */
 };
@@ -42,12 +44,13 @@ static int reserve(struct spm *m, size_t n)
     n = n < 256 ? 256 : n;
     mem_free(m->at);
     m->cap = 0;
-    m->at = mem_zalloc(n, 4 * sizeof *m->at);
+    m->at = mem_zalloc(n, 5 * sizeof *m->at);
     if (m->at == NULL)
         return ERR_NOMEM;
     m->len = m->at + n;
     m->prev = m->len + n;
     m->next = m->prev + n;
+    m->id = m->next + n;
     m->cap = n;
     return 0;
 }
@@ -62,6 +65,7 @@ static int cut(struct spm *m, const char *s, size_t n)
         int k = m->n_sym++;
         m->at[k] = (int32_t)i;
         m->len[k] = char_len((const unsigned char *)s + i, n - i);
+        m->id[k] = tok_find(m->t, s + i, (size_t)m->len[k]);
         m->prev[k] = k - 1;
         m->next[k] = k + 1;
         i += (size_t)m->len[k];
@@ -71,15 +75,28 @@ static int cut(struct spm *m, const char *s, size_t n)
     return 0;
 }
 
+/* What two neighbours become, -1: nothing; key: by which the best pair is found. */
+static int32_t merged(const struct spm *m, int32_t i, int32_t j, float *key)
+{
+    const struct tokenizer *t = m->t;
+    if (t->merge == NULL) {
+        int32_t id = tok_find(t, m->text + m->at[i], (size_t)(m->len[i] + m->len[j]));
+        *key = id >= 0 ? -t->score[id] : 0;
+        return id;
+    }
+    const struct tok_merge *found =
+        m->id[i] >= 0 && m->id[j] >= 0 ? tok_merge_find(t, m->id[i], m->id[j]) : NULL;
+    *key = found != NULL ? (float)found->rank : 0;
+    return found != NULL ? found->merged : -1;
+}
+
 static int push_pair(struct spm *m, int32_t i, int32_t j)
 {
-    if (i < 0 || j < 0)
-        return 0;
-    size_t len = (size_t)(m->len[i] + m->len[j]);
-    int32_t id = tok_find(m->t, m->text + m->at[i], len);
+    float key;
+    int32_t id = i >= 0 && j >= 0 ? merged(m, i, j, &key) : -1;
     if (id < 0)
         return 0;
-    return cand_push(&m->heap, (struct cand){ -m->t->score[id], i, j, id, (uint32_t)len });
+    return cand_push(&m->heap, (struct cand){ key, i, j, id, (uint32_t)(m->len[i] + m->len[j]) });
 }
 
 static int merge_all(struct spm *m)
@@ -93,6 +110,7 @@ static int merge_all(struct spm *m)
             continue; /* stale */
         m->len[c.at] += m->len[c.other];
         m->len[c.other] = 0;
+        m->id[c.at] = c.id;
         m->next[c.at] = m->next[c.other];
         if (m->next[c.at] >= 0)
             m->prev[m->next[c.at]] = c.at;
@@ -106,9 +124,8 @@ static int emit(const struct spm *m, struct tok_ids *out)
 {
     for (int32_t i = m->n_sym > 0 ? 0 : -1; i >= 0; i = m->next[i]) {
         const unsigned char *s = (const unsigned char *)m->text + m->at[i];
-        int32_t id = tok_find(m->t, (const char *)s, (size_t)m->len[i]);
-        if (id >= 0) {
-            TRY(tok_push(out, id));
+        if (m->id[i] >= 0) {
+            TRY(tok_push(out, m->id[i]));
             continue;
         }
         for (int k = 0; k < m->len[i]; k++)
@@ -145,7 +162,7 @@ int spm_encode(const struct tokenizer *t, const char *s, size_t n, bool first, s
         return 0;
     struct spm m = { .t = t };
     char *prefixed = NULL;
-    if (first && t->add_space_prefix) {
+    if (first && t->add_space_prefix && !(t->prefix_if_none && s[0] == ' ')) {
         prefixed = mem_alloc(n + 1);
         if (prefixed == NULL)
             return ERR_NOMEM;

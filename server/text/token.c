@@ -13,39 +13,6 @@ enum { MAX_TOKENS = 1 << 22 };
 
 /* ---- building ---------------------------------------------------------------------------------------------------- */
 
-/* GPT-2's alphabet: printable Latin-1 stands for itself, the other bytes for U+0100 and up, in order. */
-static bool prints_itself(int b)
-{
-    return (b >= '!' && b <= '~') || (b >= 0xA1 && b <= 0xAC) || b >= 0xAE;
-}
-
-static void make_alphabet(int16_t byte_of[512])
-{
-    int next = 256;
-    memset(byte_of, -1, 512 * sizeof *byte_of);
-    for (int b = 0; b < 256; b++)
-        byte_of[prints_itself(b) ? b : next++] = (int16_t)b;
-}
-
-/* A text in that alphabet to bytes; false when it has other characters. */
-static bool from_alphabet(const int16_t byte_of[512], const char *s, size_t n, char *out,
-                          size_t *len)
-{
-    size_t at = 0;
-    for (size_t i = 0; i < n; i++) {
-        unsigned c = (unsigned char)s[i];
-        if (c >= 0xC2 && c <= 0xC7 && i + 1 < n && ((unsigned char)s[i + 1] & 0xC0) == 0x80)
-            c = (c & 31) << 6 | ((unsigned char)s[++i] & 63);
-        else if (c >= 0x80)
-            return false;
-        if (byte_of[c] < 0)
-            return false;
-        out[at++] = (char)byte_of[c];
-    }
-    *len = at;
-    return true;
-}
-
 static int kind_of(const struct tok_vocab *v, int id)
 {
     return v->kind != NULL ? v->kind[id] : TOK_NORMAL;
@@ -56,8 +23,7 @@ static bool is_text(int kind)
     return kind == TOK_NORMAL || kind == TOK_USER_DEFINED;
 }
 
-/* "<0x41>" */
-static int byte_name(const char *s, size_t n)
+int tok_byte_name(const char *s, size_t n)
 {
     unsigned b;
     return n == 6 && sscanf(s, "<0x%2x>", &b) == 1 && s[5] == '>' ? (int)b : -1;
@@ -78,8 +44,18 @@ static size_t with_spaces(const char *s, size_t n, char *out)
     return at;
 }
 
-static int add_piece(struct tokenizer *t, const struct tok_vocab *v, const int16_t byte_of[512],
-                     int id, size_t *used, struct err *e)
+/* A normal piece as the bytes it stands for; false when it is not written as they are in its kind of vocabulary. */
+static bool to_bytes(enum tok_model model, const int16_t byte_of[ALPHABET], const char *s, size_t n,
+                     char *out, size_t *len)
+{
+    if (model == TOK_BPE)
+        return alphabet_read(byte_of, s, n, out, len);
+    *len = with_spaces(s, n, out);
+    return true;
+}
+
+static int add_piece(struct tokenizer *t, const struct tok_vocab *v,
+                     const int16_t byte_of[ALPHABET], int id, size_t *used, struct err *e)
 {
     const char *s = v->text[id];
     size_t n = v->len[id];
@@ -87,7 +63,7 @@ static int add_piece(struct tokenizer *t, const struct tok_vocab *v, const int16
     char *out = t->pool + *used;
     int kind = kind_of(v, id);
     if (kind == TOK_BYTE) {
-        int b = byte_name(s, n);
+        int b = tok_byte_name(s, n);
         if (b < 0)
             return err_set(e, ERR_FORMAT, "token %d is a byte but is not called <0x00> to <0xFF>",
                            id);
@@ -96,9 +72,7 @@ static int add_piece(struct tokenizer *t, const struct tok_vocab *v, const int16
         t->byte_id[b] = id;
     } else if (kind != TOK_NORMAL) {
         memcpy(out, s, n);
-    } else if (v->model == TOK_SPM) {
-        len = with_spaces(s, n, out);
-    } else if (!from_alphabet(byte_of, s, n, out, &len)) {
+    } else if (!to_bytes(v->model, byte_of, s, n, out, &len)) {
         memcpy(out, s, n); /* some vocabularies hold added words as they are */
         len = n;
     }
@@ -137,7 +111,7 @@ static uint32_t table_size(int n)
 
 static int build_pieces(struct tokenizer *t, const struct tok_vocab *v, struct err *e)
 {
-    int16_t byte_of[512];
+    int16_t byte_of[ALPHABET];
     size_t total = 0;
     for (int i = 0; i < v->n; i++)
         total += v->len[i] + 2;
@@ -154,7 +128,7 @@ static int build_pieces(struct tokenizer *t, const struct tok_vocab *v, struct e
     memset(t->slot, -1, slots * sizeof *t->slot);
     t->slot_mask = slots - 1;
     memset(t->byte_id, -1, sizeof t->byte_id);
-    make_alphabet(byte_of);
+    alphabet_bytes(byte_of);
     size_t used = 0;
     for (int i = 0; i < v->n; i++) {
         TRY(add_piece(t, v, byte_of, i, &used, e));
@@ -186,8 +160,8 @@ const struct tok_merge *tok_merge_find(const struct tokenizer *t, int32_t left, 
 }
 
 /* One "left right" line; parts that are no tokens (some vocabularies have such lines) are passed over. */
-static int add_merge(struct tokenizer *t, const struct tok_vocab *v, const int16_t byte_of[512],
-                     int rank, struct err *e)
+static int add_merge(struct tokenizer *t, const struct tok_vocab *v,
+                     const int16_t byte_of[ALPHABET], int rank, struct err *e)
 {
     char both[1024];
     const char *s = v->merge[rank];
@@ -198,8 +172,8 @@ static int add_merge(struct tokenizer *t, const struct tok_vocab *v, const int16
     if (blank == NULL || n > sizeof both)
         return err_set(e, ERR_FORMAT, "merge %d is not \"left right\"", rank);
     size_t cut = (size_t)(blank - s);
-    if (!from_alphabet(byte_of, s, cut, both, &l) ||
-        !from_alphabet(byte_of, blank + 1, n - cut - 1, both + l, &r))
+    if (!to_bytes(v->model, byte_of, s, cut, both, &l) ||
+        !to_bytes(v->model, byte_of, blank + 1, n - cut - 1, both + l, &r))
         return 0;
     int32_t left = tok_find(t, both, l);
     int32_t right = tok_find(t, both + l, r);
@@ -216,18 +190,9 @@ static int add_merge(struct tokenizer *t, const struct tok_vocab *v, const int16
     return 0;
 }
 
-static int build_bpe(struct tokenizer *t, const struct tok_vocab *v, struct err *e)
+static int build_merges(struct tokenizer *t, const struct tok_vocab *v, struct err *e)
 {
-    int16_t byte_of[512];
-    int n_bytes = 0;
-    TRY(pretoken_open(&t->pre, v->pre != NULL ? v->pre : "default", &t->whole_words, &t->nfc, e));
-    for (int b = 0; b < 256; b++) {
-        char c = (char)b;
-        t->byte_id[b] = tok_find(t, &c, 1);
-        n_bytes += t->byte_id[b] >= 0;
-    }
-    if (n_bytes == 0)
-        return err_set(e, ERR_FORMAT, "the vocabulary has no token for any single byte");
+    int16_t byte_of[ALPHABET];
     uint32_t size = table_size(v->n_merges);
     t->merge = mem_alloc(size * sizeof *t->merge);
     if (t->merge == NULL)
@@ -235,10 +200,26 @@ static int build_bpe(struct tokenizer *t, const struct tok_vocab *v, struct err 
     t->merge_mask = size - 1;
     for (uint32_t i = 0; i < size; i++)
         t->merge[i].left = -1;
-    make_alphabet(byte_of);
+    alphabet_bytes(byte_of);
     for (int i = 0; i < v->n_merges; i++)
         TRY(add_merge(t, v, byte_of, i, e));
     return 0;
+}
+
+static int build_bpe(struct tokenizer *t, const struct tok_vocab *v, struct err *e)
+{
+    int n_bytes = 0;
+    TRY(pretoken_open(&t->pre, v->pre != NULL ? v->pre : "default", &t->whole_words, &t->nfc, e));
+    t->nfc = v->nfc != 0 ? v->nfc > 0 : t->nfc;
+    t->whole_words = v->whole_words != 0 ? v->whole_words > 0 : t->whole_words;
+    for (int b = 0; b < 256; b++) {
+        char c = (char)b;
+        t->byte_id[b] = tok_find(t, &c, 1);
+        n_bytes += t->byte_id[b] >= 0;
+    }
+    if (n_bytes == 0)
+        return err_set(e, ERR_FORMAT, "the vocabulary has no token for any single byte");
+    return build_merges(t, v, e);
 }
 
 static bool has_inner_space(const char *s, size_t n)
@@ -249,8 +230,10 @@ static bool has_inner_space(const char *s, size_t n)
     return false;
 }
 
-static int build_spm(struct tokenizer *t, struct err *e)
+static int build_spm(struct tokenizer *t, const struct tok_vocab *v, struct err *e)
 {
+    if (v->n_merges > 0)
+        TRY(build_merges(t, v, e));
     t->spaces_lead = true;
     for (int i = 0; t->spaces_lead && i < t->n; i++)
         t->spaces_lead =
@@ -309,8 +292,10 @@ static const char *const eog_name[] = { "</s>",          "<|im_end|>",      "<|e
                                         "<end_of_turn>", "<|end|>",         "<|endofturn|>",
                                         "<|eot|>",       "<|end_of_turn|>" };
 
-static void mark_eog(struct tokenizer *t)
+static void mark_eog(struct tokenizer *t, const struct tok_vocab *v)
 {
+    for (int i = 0; i < v->n_eog; i++)
+        t->eog[v->eog[i]] = true;
     if (t->eos >= 0)
         t->eog[t->eos] = true;
     if (t->eot >= 0)
@@ -334,6 +319,11 @@ static int check_vocab(const struct tok_vocab *v, struct err *e)
         if (id[i] < -1 || id[i] >= v->n)
             return err_set(e, ERR_FORMAT, "the %s token is %d, the vocabulary has %d tokens",
                            name[i], id[i], v->n);
+    for (int i = 0; i < v->n_eog; i++)
+        if (v->eog[i] < 0 || v->eog[i] >= v->n)
+            return err_set(e, ERR_FORMAT,
+                           "token %d is said to end a generation, the vocabulary has %d tokens",
+                           v->eog[i], v->n);
     return 0;
 }
 
@@ -352,16 +342,18 @@ int tok_open(struct tokenizer **out, const struct tok_vocab *v, struct err *e)
     t->add_bos = v->add_bos && v->bos >= 0;
     t->add_eos = v->add_eos && v->eos >= 0;
     t->add_space_prefix = v->add_space_prefix;
+    t->prefix_first_only = v->prefix_first_only;
+    t->prefix_if_none = v->prefix_if_none;
     int rc = build_pieces(t, v, e);
     if (rc == 0)
-        rc = v->model == TOK_BPE ? build_bpe(t, v, e) : build_spm(t, e);
+        rc = v->model == TOK_BPE ? build_bpe(t, v, e) : build_spm(t, v, e);
     if (rc == 0)
         rc = build_specials(t, e);
     if (rc < 0) {
         tok_close(t);
         return rc;
     }
-    mark_eog(t);
+    mark_eog(t, v);
     *out = t;
     return 0;
 }
@@ -498,7 +490,7 @@ static int encode_split(const struct tokenizer *t, const char *s, size_t n,
             }
             TRY(encode_plain(t, s + plain, i - plain, first, out));
             TRY(tok_push(out, id));
-            first = true;
+            first = !t->prefix_first_only;
             i += t->piece[id].len;
             plain = i;
         }

@@ -1,8 +1,8 @@
 /* Tokenizers: text to ids and back, byte for byte.
  *
  * Two kinds: byte-level BPE (GPT-2's alphabet and pre-tokeniser patterns; merges by rank) and sentencepiece-style BPE
- * (merges by score, spaces as U+2581, byte fallback). A tokenizer is made from a neutral description of the vocabulary
- * (struct tok_vocab), which the readers of file formats fill.
+ * (merges by score or by rank, spaces as U+2581, byte fallback). A tokenizer is made from a neutral description of the
+ * vocabulary (struct tok_vocab), which the readers of file formats fill.
  *
  * Any bytes can be encoded, valid UTF-8 or not, and decoding the ids gives the same bytes back, where the vocabulary can
  * write every byte. Bytes that a BPE vocabulary has no token for (SmolLM2: 0xF1, 0xF2 and some control characters, besides
@@ -35,13 +35,18 @@ struct tok_vocab {
     const size_t *len;        /* [n] bytes of text */
     const float *score;       /* [n] SPM: merge priority; NULL: 0 */
     const uint8_t *kind;      /* [n] enum tok_kind; NULL: all normal */
-    int n_merges;             /* BPE */
+    int n_merges;             /* BPE; SPM: 0: neighbours that make a piece merge, by its score */
     const char *const *merge; /* [n_merges] "left right", best first */
     const size_t *merge_len;
-    const char *pre; /* BPE: name of the pre-tokeniser, as in GGUF's tokenizer.ggml.pre */
+    const char *pre;      /* BPE: name of the pre-tokeniser, as in GGUF's tokenizer.ggml.pre */
+    int nfc, whole_words; /* BPE: 0: as pre has it; 1: yes; -1: no */
     int32_t bos, eos, unk, eot; /* -1: none */
+    const int32_t *eog;         /* [n_eog] more tokens that end a generation */
+    int n_eog;
     bool add_bos, add_eos;
-    bool add_space_prefix; /* SPM */
+    bool add_space_prefix;  /* SPM: a space goes in front of every run between special tokens */
+    bool prefix_first_only; /* SPM: and only in front of text that begins */
+    bool prefix_if_none;    /* SPM: and only where the text has none itself */
 };
 
 struct tokenizer;
@@ -103,5 +108,32 @@ int tok_open_llama2c(struct tokenizer **out, const char *path, int n, struct err
 int tok_open_spm(struct tokenizer **out, const char *path, struct err *e) WARN_UNUSED;
 /* llama2.c's tokenizer.bin as a tokenizer.model in out. */
 int tok_spm_from_llama2c(const char *path, int n, struct buf *out, struct err *e) WARN_UNUSED;
+
+/* ---- Hugging Face's tokenizer.json ------------------------------------------------------------------------------- */
+
+/* The files of a model folder that say what its tokenizer is, as text. Empty: not there. Whoever made them frees them. */
+struct tok_json {
+    struct buf tokenizer;         /* tokenizer.json: vocabulary, merges, how text is cut */
+    struct buf tokenizer_config;  /* tokenizer_config.json: bos, eos; whether bos is added */
+    struct buf generation_config; /* generation_config.json: ids that end a generation */
+    struct buf config;            /* config.json: the same, where the former has none */
+};
+void tok_json_init(struct tok_json *f);
+void tok_json_free(struct tok_json *f); /* f is as after tok_json_init */
+
+/* A BPE tokenizer, byte-level or sentencepiece-like, from its files' text; tokenizer must not be empty.
+ * ERR_FORMAT: not JSON, what is needed is missing or out of range; ERR_UNSUPPORTED: another kind of tokenizer, a
+ * pattern or a step that is not known (the message names it); ERR_NOMEM. */
+int tok_parse_json(struct tokenizer **out, const struct tok_json *f, struct err *e) WARN_UNUSED;
+/* The same from a folder; only tokenizer.json must be there: ERR_NOTFOUND. */
+int tok_open_json(struct tokenizer **out, const char *folder, struct err *e) WARN_UNUSED;
+/* The files that make t: all but config, appended to what f has, the same bytes every time. The package `tokenizers`
+ * and tok_parse_json give the same ids for them as t does, except that
+ *   - a vocabulary that merges by score becomes one that merges by rank: where two pieces have the same score, or one
+ *     piece is made in two ways that overlap in the text, another pair may come first;
+ *   - a U+2581 in the text is a space to `tokenizers`;
+ *   - unused tokens and second tokens of the same text are left out: their ids are gaps.
+ * ERR_UNSUPPORTED: a token's text is not UTF-8, bos or eos is added but an unused token; ERR_LIMIT, ERR_NOMEM. */
+int tok_write_json(const struct tokenizer *t, struct tok_json *f, struct err *e) WARN_UNUSED;
 
 #endif

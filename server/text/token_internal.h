@@ -27,7 +27,7 @@ struct tokenizer {
     /* open addressing, a power of two, at most half full */
     int32_t *slot; /* by bytes, of tokens that text may become; -1: empty */
     uint32_t slot_mask;
-    struct tok_merge *merge;
+    struct tok_merge *merge; /* SPM: NULL: pairs merge by the score of what they make */
     uint32_t merge_mask;
     /* specials, longest first within the same first byte */
     int32_t *special;
@@ -37,17 +37,26 @@ struct tokenizer {
     bool whole_words; /* a word that is a token is not taken apart (Llama 3) */
     bool spaces_lead; /* SPM: in every piece, spaces stand in front only */
     bool nfc;         /* text is put into Unicode's normal form C first (Qwen2) */
-    bool add_bos, add_eos, add_space_prefix;
+    bool add_bos, add_eos, add_space_prefix, prefix_first_only, prefix_if_none;
     int32_t bos, eos, unk, eot;
 };
 
 int tok_push(struct tok_ids *out, int32_t id) WARN_UNUSED;
+int tok_byte_name(const char *s, size_t n); /* 65 of "<0x41>"; -1: no such name */
 const struct tok_merge *tok_merge_find(const struct tokenizer *t, int32_t left, int32_t right);
 
 /* Ids of a run of plain text; spm: first says whether it begins the text or follows a special token. */
 int bpe_encode(const struct tokenizer *t, const char *s, size_t n, struct tok_ids *out) WARN_UNUSED;
 int spm_encode(const struct tokenizer *t, const char *s, size_t n, bool first,
                struct tok_ids *out) WARN_UNUSED;
+
+/* ---- alphabet.c: GPT-2's alphabet ---- */
+enum { ALPHABET = 512 };
+void alphabet_bytes(int16_t byte_of[ALPHABET]); /* by code point; -1: not in the alphabet */
+/* A text in the alphabet as bytes; false when it has other characters. out: room for n. */
+bool alphabet_read(const int16_t byte_of[ALPHABET], const char *s, size_t n, char *out,
+                   size_t *len);
+int alphabet_add(const char *s, size_t n, struct buf *out) WARN_UNUSED; /* bytes, in the alphabet */
 
 /* ---- nfc.c: normal form C; bytes that are not UTF-8 stay as they are ---- */
 bool nfc_may_change(const char *s, size_t n);
@@ -58,6 +67,12 @@ typedef int pretoken_fn(void *arg, const char *word, size_t n);
 int pretoken_open(struct pretoken **out, const char *name, bool *whole_words, bool *nfc,
                   struct err *e) WARN_UNUSED;
 void pretoken_close(struct pretoken *p);
+/* Patterns as published. Stage i of p; NULL: no more. */
+const char *pretoken_stage(const struct pretoken *p, int i);
+/* The name of the pre-tokeniser with these n stages. ERR_UNSUPPORTED says which patterns are known. */
+int pretoken_find(const char **name, const char *const *stage, int n, struct err *e) WARN_UNUSED;
+extern const char pretoken_gpt2[];   /* GPT-2's pattern, the one that needs no writing down */
+extern const char pretoken_digits[]; /* every digit on its own */
 /* Calls fn for every word of s in order; words cover s. Stops at the first error of fn. */
 int pretoken_run(const struct pretoken *p, const char *s, size_t n, pretoken_fn *fn,
                  void *arg) WARN_UNUSED;

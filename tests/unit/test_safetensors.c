@@ -295,8 +295,9 @@ static void reads_templates(void **state)
     assert_null(s->chat_template);
     struct tokenizer *t;
     assert_int_equal(source_tokenizer(s, &t, &e), ERR_NOTFOUND);
-    put_text("tokenizer.json", "{}");
+    put_text("tokenizer.json", "{\"model\":{\"type\":\"Unigram\"}}");
     assert_int_equal(source_tokenizer(s, &t, &e), ERR_UNSUPPORTED);
+    assert_non_null(strstr(e.text, "Unigram"));
     unlink(in_root("tokenizer.json"));
     source_close(s);
     put_text("tokenizer_config.json", "{\"chat_template\":\"one\"}");

@@ -198,10 +198,8 @@ static void show(const char *what, int line, const char *s, size_t n, const stru
     print_message("\n");
 }
 
-static void check_lines(void **state)
+static void compare_lines(const struct tokenizer *t, const char *name)
 {
-    const char *name = *state;
-    struct tokenizer *t = open_golden(name);
     bool spm = strcmp(name, "llama2") == 0;
     struct buf lines;
     struct buf want;
@@ -241,7 +239,35 @@ static void check_lines(void **state)
     buf_free(&back);
     buf_free(&want);
     buf_free(&lines);
+}
+
+static void check_lines(void **state)
+{
+    struct tokenizer *t = open_golden(*state);
+    compare_lines(t, *state);
     tok_close(t);
+}
+
+/* The same after a journey through tokenizer.json: llama2's scores become ranks. */
+static void check_json(void **state)
+{
+    struct tokenizer *first = open_golden(*state);
+    struct tokenizer *t = NULL;
+    struct tok_json f;
+    struct err e = { 0 };
+    tok_json_init(&f);
+    double start = clock_s();
+    if (tok_write_json(first, &f, &e) < 0)
+        fail_msg("%s", e.text);
+    double written = clock_s();
+    if (tok_parse_json(&t, &f, &e) < 0)
+        fail_msg("%s", e.text);
+    print_message("tokenizer.json: %zu bytes written in %.0f ms, read in %.0f ms\n",
+                  f.tokenizer.len, (written - start) * 1e3, (clock_s() - written) * 1e3);
+    compare_lines(t, *state);
+    tok_json_free(&f);
+    tok_close(t);
+    tok_close(first);
 }
 
 /* ---- llama.cpp's cases ------------------------------------------------------------------------------------------- */
@@ -285,18 +311,19 @@ static void check_cases(void **state)
     tok_close(t);
 }
 
-#define GOLDEN(test, name)                                                                         \
+#define GOLDEN(test, name_)                                                                        \
     {                                                                                              \
-        test[0] == 'l' ? "lines " name : "cases " name,                                            \
-            test[0] == 'l' ? check_lines : check_cases, NULL, NULL, (void *)(uintptr_t)name        \
+        .name = #test " " name_, .test_func = check_##test,                                        \
+        .initial_state = (void *)(uintptr_t)name_                                                  \
     }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        GOLDEN("lines", "gpt-2"),     GOLDEN("lines", "smollm"), GOLDEN("lines", "llama-bpe"),
-        GOLDEN("lines", "qwen2"),     GOLDEN("lines", "llama2"), GOLDEN("cases", "gpt-2"),
-        GOLDEN("cases", "llama-bpe"), GOLDEN("cases", "qwen2"),  GOLDEN("cases", "llama2"),
+        GOLDEN(lines, "gpt-2"), GOLDEN(lines, "smollm"), GOLDEN(lines, "llama-bpe"),
+        GOLDEN(lines, "qwen2"), GOLDEN(lines, "llama2"), GOLDEN(json, "smollm"),
+        GOLDEN(json, "llama2"), GOLDEN(cases, "gpt-2"),  GOLDEN(cases, "llama-bpe"),
+        GOLDEN(cases, "qwen2"), GOLDEN(cases, "llama2"),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
