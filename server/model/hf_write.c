@@ -379,9 +379,13 @@ static int write_rest(const struct hf_writer *w, struct contents *all, struct er
 static int check_folder(const struct hf_writer *w, struct err *e)
 {
     struct source *s;
+    struct tokenizer *t;
     TRY(source_open(&s, w->folder, e));
+    int rc = source_tokenizer(s, &t, e);
+    if (rc == 0)
+        tok_close(t);
     source_close(s);
-    return 0;
+    return rc;
 }
 
 static int put_in_place(struct hf_writer *w, struct err *e)

@@ -1,5 +1,7 @@
 /* A model_config as transformers' config.json: the way back of hf_config.c, which reads the same numbers again. */
 #include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "server/model/hf.h"
@@ -38,23 +40,35 @@ int hf_write_check(const struct model_config *c, struct err *e)
     return 0;
 }
 
+/* The number with the fewest digits that is read as f again: 1e-5, not 9.99999975e-6. */
+static double shortest(float f)
+{
+    char text[32];
+    for (int digits = 1; digits <= 9; digits++) {
+        snprintf(text, sizeof text, "%.*g", digits, (double)f);
+        if (strtof(text, NULL) == f)
+            break;
+    }
+    return strtod(text, NULL);
+}
+
 /* hf_config() cuts head_dim * factor down to a whole number. */
 static double rotary_factor(const struct model_config *c)
 {
     float part = (float)c->rope_dim / (float)c->head_dim;
     while ((int)((float)c->head_dim * part) < c->rope_dim)
         part = nextafterf(part, 2);
-    return (double)part;
+    return shortest(part);
 }
 
 static json_t *rope_scaling(const struct model_config *c)
 {
     if (c->rope_scaling == ROPE_LINEAR)
         return json_pack("{s:s, s:s, s:f}", "rope_type", "linear", "type", "linear", "factor",
-                         (double)c->rope_factor);
+                         shortest(c->rope_factor));
     return json_pack("{s:s, s:f, s:f, s:f, s:i}", "rope_type", "llama3", "factor",
-                     (double)c->rope_factor, "low_freq_factor", (double)c->rope_low_freq,
-                     "high_freq_factor", (double)c->rope_high_freq,
+                     shortest(c->rope_factor), "low_freq_factor", shortest(c->rope_low_freq),
+                     "high_freq_factor", shortest(c->rope_high_freq),
                      "original_max_position_embeddings", c->rope_ctx);
 }
 
@@ -88,8 +102,9 @@ int hf_write_config(const char *folder, const struct model_config *c, const stru
         architecture[i].class, "model_type", architecture[i].model_type, "hidden_size", c->dim,
         "intermediate_size", c->ffn, "num_hidden_layers", c->n_layers, "num_attention_heads",
         c->n_heads, "num_key_value_heads", c->n_kv_heads, "head_dim", c->head_dim, "vocab_size",
-        c->vocab, "max_position_embeddings", c->ctx_train, "rms_norm_eps", (double)c->norm_eps,
-        "rope_theta", (double)c->rope_theta, "hidden_act", "silu", "tie_word_embeddings", c->tied);
+        c->vocab, "max_position_embeddings", c->ctx_train, "rms_norm_eps", shortest(c->norm_eps),
+        "rope_theta", shortest(c->rope_theta), "hidden_act", "silu", "tie_word_embeddings",
+        c->tied);
     if (v != NULL && add_extras(v, c, t, forms) != 0) {
         json_decref(v);
         v = NULL;

@@ -28,8 +28,17 @@ static int copy_file(const char *folder, const char *from, const char *name, str
 
 static int write_tokenizer(const char *folder, const struct tokenizer *t, struct err *e)
 {
-    (void)t;
-    return err_set(e, ERR_UNSUPPORTED, "%s: a tokenizer.json cannot be written yet", folder);
+    struct tok_json f;
+    tok_json_init(&f);
+    int rc = tok_write_json(t, &f, e);
+    if (rc == 0)
+        rc = write_buf(folder, "tokenizer.json", &f.tokenizer, e);
+    if (rc == 0)
+        rc = write_buf(folder, "tokenizer_config.json", &f.tokenizer_config, e);
+    if (rc == 0)
+        rc = write_buf(folder, "generation_config.json", &f.generation_config, e);
+    tok_json_free(&f);
+    return rc;
 }
 
 int hf_write_text(const char *folder, const struct source *src, const struct tokenizer *t,

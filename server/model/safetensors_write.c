@@ -33,6 +33,7 @@ static json_t *describe(const struct codec_part *p, uint64_t first)
 static int make_header(struct buf *b, const struct safetensors_out *t, int n, json_t *metadata,
                        struct err *e)
 {
+    const size_t flags = JSON_COMPACT | JSON_SORT_KEYS;
     uint64_t at = 0;
     json_t *head = json_object();
     bool ok = head != NULL && json_object_set(head, "__metadata__", metadata) == 0;
@@ -41,10 +42,10 @@ static int make_header(struct buf *b, const struct safetensors_out *t, int n, js
         at += codec_part_bytes(&t[i].part);
     }
     buf_add(b, &(uint64_t){ 0 }, sizeof(uint64_t));
-    size_t size = ok ? json_dumpb(head, NULL, 0, JSON_COMPACT) : 0;
+    size_t size = ok ? json_dumpb(head, NULL, 0, flags) : 0;
     ok = size > 0 && buf_reserve(b, size) == 0;
     if (ok)
-        b->len += json_dumpb(head, b->data + b->len, size, JSON_COMPACT);
+        b->len += json_dumpb(head, b->data + b->len, size, flags);
     json_decref(head);
     while (b->bad == 0 && b->len % ALIGN != 0)
         buf_addc(b, ' ');
