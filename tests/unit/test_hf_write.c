@@ -30,14 +30,19 @@ static struct be *be;
 
 /* ---- models ------------------------------------------------------------------------------------------------------ */
 
-static struct model *open_model(const char *path, const char *weights)
+static struct model *open_model_on(struct be *on, const char *path, const char *weights)
 {
     struct model *m;
     struct err e;
     struct model_options o = { .weights = weights };
-    if (model_open(&m, path, &o, be, &e) < 0)
+    if (model_open(&m, path, &o, on, &e) < 0)
         fail_msg("%s", e.text);
     return m;
+}
+
+static struct model *open_model(const char *path, const char *weights)
+{
+    return open_model_on(be, path, weights);
 }
 
 /* A copy of the logits of a fixed text's tokens. */
@@ -59,10 +64,12 @@ static float *logits_of(const struct model *m)
     return copy;
 }
 
-static void assert_same_logits(const char *path, const char *weights, const char *folder)
+/* Of the model at path, re-encoded while it is loaded, and of the folder. */
+static void assert_same_logits_on(struct be *on, const char *path, const char *weights,
+                                  const char *folder)
 {
-    struct model *a = open_model(path, weights);
-    struct model *b = open_model(folder, "auto");
+    struct model *a = open_model_on(on, path, weights);
+    struct model *b = open_model_on(on, folder, "auto");
     float *x = logits_of(a);
     float *y = logits_of(b);
     assert_int_equal(a->config.vocab, b->config.vocab);
@@ -71,6 +78,11 @@ static void assert_same_logits(const char *path, const char *weights, const char
     mem_free(x);
     model_close(b);
     model_close(a);
+}
+
+static void assert_same_logits(const char *path, const char *weights, const char *folder)
+{
+    assert_same_logits_on(be, path, weights, folder);
 }
 
 /* ---- there and back ---------------------------------------------------------------------------------------------- */
@@ -179,6 +191,20 @@ static void keeps_plain_tensors(void **state)
         assert_same_logits(ARCH("qwen2-biases"), form[i], in_root("out"));
         fetch_remove(in_root("out"));
     }
+}
+
+/* Where the host gathers a matrix before it brings it over; needs a GPU, or its simulation. */
+static void loads_on_devices(void **state)
+{
+    (void)state;
+    struct be *device;
+    struct err e;
+    if (be_open(&device, &(struct be_config){ .device = "cuda", .n_threads = 1 }, &e) < 0)
+        skip();
+    writing_model(be, ARCH("qwen2-biases"), "q8", in_root("out"));
+    assert_same_logits_on(device, ARCH("qwen2-biases"), "q8", in_root("out"));
+    be_close(device);
+    fetch_remove(in_root("out"));
 }
 
 /* ---- killed and continued ---------------------------------------------------------------------------------------- */
@@ -653,6 +679,7 @@ int main(void)
         CASE("qwen3-head-norms"),
         cmocka_unit_test(turns_rope_pairs),
         cmocka_unit_test(keeps_plain_tensors),
+        cmocka_unit_test(loads_on_devices),
         cmocka_unit_test(goes_on),
         cmocka_unit_test(knows_no_order),
         cmocka_unit_test(knows_whole_shards),
