@@ -72,9 +72,28 @@ static json_t *rope_scaling(const struct model_config *c)
                      "original_max_position_embeddings", c->rope_ctx);
 }
 
+/* The ids that begin and end a text: a folder's own words, which may be a list of ends, else the tokenizer's. */
+static int add_ids(json_t *v, const struct source *src, const struct tokenizer *t, struct err *e)
+{
+    static const char *const key[] = { "bos_token_id", "eos_token_id", "pad_token_id" };
+    const int32_t id[] = { tok_bos(t), tok_eos(t), -1 };
+    json_t *config = NULL;
+    int rc = 0;
+    if (src->folder != NULL)
+        TRY(folder_read_json(&config, src->folder, "config.json", e));
+    for (int i = 0; i < 3; i++) {
+        json_t *x = json_object_get(config, key[i]);
+        if (x != NULL)
+            rc |= json_object_set(v, key[i], x);
+        else if (id[i] >= 0)
+            rc |= json_object_set_new(v, key[i], json_integer(id[i]));
+    }
+    json_decref(config);
+    return rc == 0 ? 0 : err_set(e, ERR_NOMEM, "no memory for config.json");
+}
+
 /* 0, or -1: no memory. */
-static int add_extras(json_t *v, const struct model_config *c, const struct tokenizer *t,
-                      json_t *forms)
+static int add_extras(json_t *v, const struct model_config *c, json_t *forms)
 {
     int rc = 0;
     if (c->window > 0)
@@ -83,17 +102,13 @@ static int add_extras(json_t *v, const struct model_config *c, const struct toke
         rc |= json_object_set_new(v, "partial_rotary_factor", json_real(rotary_factor(c)));
     if (c->rope_scaling != ROPE_PLAIN)
         rc |= json_object_set_new(v, "rope_scaling", rope_scaling(c));
-    if (tok_bos(t) >= 0)
-        rc |= json_object_set_new(v, "bos_token_id", json_integer(tok_bos(t)));
-    if (tok_eos(t) >= 0)
-        rc |= json_object_set_new(v, "eos_token_id", json_integer(tok_eos(t)));
     if (json_object_size(forms) > 0)
         rc |= json_object_set_new(v, "quantization_config", hf_forms_config(forms));
     return rc;
 }
 
-int hf_write_config(const char *folder, const struct model_config *c, const struct tokenizer *t,
-                    json_t *forms, struct err *e)
+int hf_write_config(const char *folder, const struct model_config *c, const struct source *src,
+                    const struct tokenizer *t, json_t *forms, struct err *e)
 {
     int i = find(c);
     ASSERT(i >= 0);
@@ -105,10 +120,11 @@ int hf_write_config(const char *folder, const struct model_config *c, const stru
         c->vocab, "max_position_embeddings", c->ctx_train, "rms_norm_eps", shortest(c->norm_eps),
         "rope_theta", shortest(c->rope_theta), "hidden_act", "silu", "tie_word_embeddings",
         c->tied);
-    if (v != NULL && add_extras(v, c, t, forms) != 0) {
-        json_decref(v);
-        v = NULL;
-    }
-    json_decref(forms);
-    return folder_write_json(folder, "config.json", v, e);
+    int rc = v == NULL || add_extras(v, c, forms) != 0
+                 ? err_set(e, ERR_NOMEM, "no memory for config.json")
+                 : add_ids(v, src, t, e);
+    if (rc == 0)
+        rc = folder_write_json(folder, "config.json", json_incref(v), e);
+    json_decref(v);
+    return rc;
 }

@@ -7,9 +7,9 @@
 
 /* ERR_UNSUPPORTED: config.json has no words for c. */
 int hf_write_check(const struct model_config *c, struct err *e) WARN_UNUSED;
-/* config.json from c, the ids of t and the forms of modules, an object that is taken over. */
-int hf_write_config(const char *folder, const struct model_config *c, const struct tokenizer *t,
-                    json_t *forms, struct err *e) WARN_UNUSED;
+/* config.json from c, the first and last ids of src or its tokenizer t, and the forms, {module: word}. */
+int hf_write_config(const char *folder, const struct model_config *c, const struct source *src,
+                    const struct tokenizer *t, json_t *forms, struct err *e) WARN_UNUSED;
 
 /* The tokenizer's files, copied where src is a folder, and the chat template. */
 int hf_write_text(const char *folder, const struct source *src, const struct tokenizer *t,
