@@ -11,6 +11,7 @@ struct slot {
     float **v;
     int rows, cols; /* expected shape; a vector has cols == 0 */
     bool optional;
+    enum layer_input reads; /* of a layer's matrix */
 };
 
 struct arch {
@@ -20,10 +21,14 @@ struct arch {
     /* Names the tensors of the whole model: writes at most max slots, returns how many there are (call with max 0 to
      * count). layer[] is allocated; name[] is room for max names, which out[] points into. */
     int (*slots)(struct model *m, struct slot *out, char (*name)[SLOT_NAME], int max);
-    /* Calls the ops of one pass between step_begin and step_end; s is as step_begin left it. Which ops, with which
-     * pointers, depends on the counts of s, and on whether it has `keep`, alone. */
-    void (*forward)(const struct model *m, struct workspace *ws, struct kv_pool *pool,
-                    const struct be_step *s);
+    /* A pass is begin, every layer in rising order, and end where n_out > 0. They call ops between step_begin and step_end;
+     * s is as step_begin left it. Which ops, with which pointers, depends on the counts of s, and on whether it has `keep`,
+     * alone. ws->x is the residual stream, ws->delta what the layer before has still to add to it: layer 0 does not look at
+     * it. The last layer leaves n_out rows. */
+    void (*begin)(const struct model *m, struct workspace *ws, const struct be_step *s);
+    void (*layer)(const struct model *m, struct workspace *ws, struct kv_pool *pool,
+                  const struct be_step *s, int layer);
+    void (*end)(const struct model *m, struct workspace *ws, const struct be_step *s);
 };
 
 extern const struct arch *const arch_list[]; /* NULL-terminated */

@@ -62,19 +62,22 @@ static void want_layer(struct slot_list *l, struct layer *y, const struct model_
         struct slot s;
     } part[] = {
         { "attn_norm.weight", { .v = &y->attn_norm, .rows = c->dim } },
-        { "attn_q.weight", { .w = &y->q, .rows = qdim, .cols = c->dim } },
-        { "attn_k.weight", { .w = &y->k, .rows = kvdim, .cols = c->dim } },
-        { "attn_v.weight", { .w = &y->v, .rows = kvdim, .cols = c->dim } },
-        { "attn_output.weight", { .w = &y->o, .rows = c->dim, .cols = qdim } },
+        { "attn_q.weight", { .w = &y->q, .rows = qdim, .cols = c->dim, .reads = INPUT_OF_QKV } },
+        { "attn_k.weight", { .w = &y->k, .rows = kvdim, .cols = c->dim, .reads = INPUT_OF_QKV } },
+        { "attn_v.weight", { .w = &y->v, .rows = kvdim, .cols = c->dim, .reads = INPUT_OF_QKV } },
+        { "attn_output.weight", { .w = &y->o, .rows = c->dim, .cols = qdim, .reads = INPUT_OF_O } },
         { "attn_q.bias", { .v = &y->q_bias, .rows = qdim, .optional = true } },
         { "attn_k.bias", { .v = &y->k_bias, .rows = kvdim, .optional = true } },
         { "attn_v.bias", { .v = &y->v_bias, .rows = kvdim, .optional = true } },
         { "attn_q_norm.weight", { .v = &y->q_norm, .rows = c->head_dim, .optional = true } },
         { "attn_k_norm.weight", { .v = &y->k_norm, .rows = c->head_dim, .optional = true } },
         { "ffn_norm.weight", { .v = &y->ffn_norm, .rows = c->dim } },
-        { "ffn_gate.weight", { .w = &y->gate, .rows = c->ffn, .cols = c->dim } },
-        { "ffn_up.weight", { .w = &y->up, .rows = c->ffn, .cols = c->dim } },
-        { "ffn_down.weight", { .w = &y->down, .rows = c->dim, .cols = c->ffn } },
+        { "ffn_gate.weight",
+          { .w = &y->gate, .rows = c->ffn, .cols = c->dim, .reads = INPUT_OF_GATE_UP } },
+        { "ffn_up.weight",
+          { .w = &y->up, .rows = c->ffn, .cols = c->dim, .reads = INPUT_OF_GATE_UP } },
+        { "ffn_down.weight",
+          { .w = &y->down, .rows = c->dim, .cols = c->ffn, .reads = INPUT_OF_DOWN } },
     };
     for (size_t k = 0; k < sizeof part / sizeof part[0]; k++) {
         struct slot s = part[k].s;
@@ -105,20 +108,29 @@ static int slots_llama(struct model *m, struct slot *out, char (*name)[SLOT_NAME
     return l.n;
 }
 
+/* The products of n_to matrices with what they all read. */
+static void multiply(const struct model *m, struct workspace *ws, enum layer_input what,
+                     const float *x, int n, int cols, const struct matmul *to, int n_to)
+{
+    struct input in;
+    if (ws->observer != NULL)
+        ws->observer->see(ws->observer->arg, what, x, n, cols);
+    input_set(&in, x, n, cols, ws->input);
+    weight_matmul(m->be, &in, to, n_to);
+}
+
 /* q, k, v of all rows, rotated, with k and v in the cache. */
 static void project_qkv(const struct model *m, struct workspace *ws, const struct layer *y,
                         const struct be_kv *kv, int n)
 {
     const struct model_config *c = &m->config;
     const struct be_ops *ops = m->be->ops;
-    struct input in;
-    input_set(&in, ws->xn, n, c->dim, ws->input);
     const struct matmul qkv[] = {
         { &y->q, y->q_bias, ws->q },
         { &y->k, y->k_bias, ws->k },
         { &y->v, y->v_bias, ws->v },
     };
-    weight_matmul(m->be, &in, qkv, 3);
+    multiply(m, ws, INPUT_OF_QKV, ws->xn, n, c->dim, qkv, 3);
     int half = c->rope_dim / 2;
     if (ops->rope_append != NULL) {
         ops->rope_append(m->be,
@@ -167,14 +179,11 @@ static void attention(const struct model *m, struct workspace *ws, const struct 
 static void mlp(const struct model *m, struct workspace *ws, const struct layer *y, int n)
 {
     const struct model_config *c = &m->config;
-    struct input in;
-    input_set(&in, ws->xn, n, c->dim, ws->input);
-    weight_matmul(m->be, &in,
-                  (const struct matmul[]){ { &y->gate, NULL, ws->gate }, { &y->up, NULL, ws->up } },
-                  2);
+    const struct matmul gate_up[] = { { &y->gate, NULL, ws->gate }, { &y->up, NULL, ws->up } };
+    multiply(m, ws, INPUT_OF_GATE_UP, ws->xn, n, c->dim, gate_up, 2);
     m->be->ops->swiglu(m->be, ws->gate, ws->gate, ws->up, n, c->ffn);
-    input_set(&in, ws->gate, n, c->ffn, ws->input);
-    weight_matmul(m->be, &in, &(struct matmul){ &y->down, NULL, ws->delta }, 1);
+    multiply(m, ws, INPUT_OF_DOWN, ws->gate, n, c->ffn,
+             &(struct matmul){ &y->down, NULL, ws->delta }, 1);
 }
 
 /* After the last attention only the rows whose logits are wanted go on. */
@@ -196,53 +205,54 @@ static int keep_rows(const struct model *m, struct workspace *ws, const struct b
     return s->n_out;
 }
 
-static void head(const struct model *m, struct workspace *ws, int n)
+static void begin_llama(const struct model *m, struct workspace *ws, const struct be_step *s)
 {
-    const struct model_config *c = &m->config;
-    struct input in;
-    m->be->ops->rmsnorm(m->be, ws->xn, ws->x, ws->delta, m->out_norm, n, c->dim, c->norm_eps);
-    input_set(&in, ws->xn, n, c->dim, ws->input);
-    const struct weight *w = m->out.codec != NULL ? &m->out : &m->embd;
-    weight_matmul(m->be, &in, &(struct matmul){ w, NULL, ws->logits }, 1);
+    weight_rows(&m->embd, m->be, s->token, s->n_rows, ws->x);
+    m->be->ops->rope_table(m->be, ws->cos, ws->sin, s->pos, m->inv_freq, 1.0f, s->n_rows,
+                           m->config.rope_dim / 2);
 }
 
-static void forward_llama(const struct model *m, struct workspace *ws, struct kv_pool *pool,
-                          const struct be_step *s)
+static void layer_llama(const struct model *m, struct workspace *ws, struct kv_pool *pool,
+                        const struct be_step *s, int layer)
 {
     const struct model_config *c = &m->config;
-    struct be *be = m->be;
-    const struct be_ops *ops = be->ops;
+    const struct be_ops *ops = m->be->ops;
+    const struct layer *y = &m->layer[layer];
+    int n = s->n_rows;
     struct be_kv kv = { .pool = kv_pool_base(pool),
                         .beta = kv_pool_beta(pool),
                         .type = kv_pool_shape(pool)->type,
                         .n_kv_heads = c->n_kv_heads,
                         .head_dim = c->head_dim,
-                        .n_seqs = s->n_seqs };
-    int n = s->n_rows;
+                        .n_seqs = s->n_seqs,
+                        .seqs = s->seqs + (size_t)layer * (size_t)s->n_seqs };
 
-    weight_rows(&m->embd, be, s->token, n, ws->x);
-    ops->rope_table(be, ws->cos, ws->sin, s->pos, m->inv_freq, 1.0f, n, c->rope_dim / 2);
-    for (int l = 0; l < c->n_layers; l++) {
-        const struct layer *y = &m->layer[l];
-        kv.seqs = s->seqs + (size_t)l * (size_t)s->n_seqs;
-        ops->rmsnorm(be, ws->xn, ws->x, l > 0 ? ws->delta : NULL, y->attn_norm, n, c->dim,
-                     c->norm_eps);
-        project_qkv(m, ws, y, &kv, n);
-        bool last = l == c->n_layers - 1, done = last && s->n_out == 0;
-        if (done && s->keep == NULL)
-            return;
-        attention(m, ws, &kv, s->keep != NULL ? s->keep + (size_t)l * (size_t)n : NULL, n);
-        if (done)
-            return;
-        if (last)
-            n = keep_rows(m, ws, s);
-        struct input in;
-        input_set(&in, ws->att, n, c->n_heads * c->head_dim, ws->input);
-        weight_matmul(be, &in, &(struct matmul){ &y->o, NULL, ws->delta }, 1);
-        ops->rmsnorm(be, ws->xn, ws->x, ws->delta, y->ffn_norm, n, c->dim, c->norm_eps);
-        mlp(m, ws, y, n);
-    }
-    head(m, ws, n);
+    ops->rmsnorm(m->be, ws->xn, ws->x, layer > 0 ? ws->delta : NULL, y->attn_norm, n, c->dim,
+                 c->norm_eps);
+    project_qkv(m, ws, y, &kv, n);
+    bool last = layer == c->n_layers - 1, done = last && s->n_out == 0;
+    if (done && s->keep == NULL)
+        return;
+    attention(m, ws, &kv, s->keep != NULL ? s->keep + (size_t)layer * (size_t)n : NULL, n);
+    if (done)
+        return;
+    if (last)
+        n = keep_rows(m, ws, s);
+    multiply(m, ws, INPUT_OF_O, ws->att, n, c->n_heads * c->head_dim,
+             &(struct matmul){ &y->o, NULL, ws->delta }, 1);
+    ops->rmsnorm(m->be, ws->xn, ws->x, ws->delta, y->ffn_norm, n, c->dim, c->norm_eps);
+    mlp(m, ws, y, n);
+}
+
+static void end_llama(const struct model *m, struct workspace *ws, const struct be_step *s)
+{
+    const struct model_config *c = &m->config;
+    struct input in;
+    m->be->ops->rmsnorm(m->be, ws->xn, ws->x, ws->delta, m->out_norm, s->n_out, c->dim,
+                        c->norm_eps);
+    input_set(&in, ws->xn, s->n_out, c->dim, ws->input);
+    const struct weight *w = m->out.codec != NULL ? &m->out : &m->embd;
+    weight_matmul(m->be, &in, &(struct matmul){ w, NULL, ws->logits }, 1);
 }
 
 static const char *const llama_names[] = { "llama", "mistral", "qwen2", "qwen3", NULL };
@@ -251,5 +261,7 @@ const struct arch arch_llama = {
     .names = llama_names,
     .check = check_llama,
     .slots = slots_llama,
-    .forward = forward_llama,
+    .begin = begin_llama,
+    .layer = layer_llama,
+    .end = end_llama,
 };

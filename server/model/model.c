@@ -202,14 +202,12 @@ static const struct be_keep *find_keep(const struct model *m, struct workspace *
     return ws->keep;
 }
 
-int model_forward(const struct model *m, struct workspace *ws, struct kv_pool *pool,
-                  const struct batch *b, float **logits, struct err *e)
+/* The step that a batch is, as step_begin wants it. */
+static void make_step(const struct model *m, struct workspace *ws, struct kv_pool *pool,
+                      const struct batch *b, struct be_step *step)
 {
-    ASSERT(b->n_rows >= 1 && b->n_rows <= ws->max_rows && b->n_seqs <= ws->max_seqs &&
-           b->n_out <= ws->max_out);
-    const struct be_ops *ops = m->be->ops;
-    int n_layers = m->config.n_layers;
-    for (int l = 0; l < n_layers; l++)
+    ASSERT(b->n_rows >= 1 && b->n_rows <= ws->max_rows && b->n_seqs <= ws->max_seqs);
+    for (int l = 0; l < m->config.n_layers; l++)
         for (int i = 0; i < b->n_seqs; i++) {
             struct be_seq *s = &ws->seq[l * b->n_seqs + i];
             *s = (struct be_seq){ .row0 = b->seq[i].row0,
@@ -217,18 +215,37 @@ int model_forward(const struct model *m, struct workspace *ws, struct kv_pool *p
                                   .pos0 = b->seq[i].pos0 };
             kv_seq_view(b->seq[i].kv, pool, l, &s->kv);
         }
-    struct be_step step = { .n_rows = b->n_rows,
-                            .n_seqs = b->n_seqs,
-                            .n_out = b->n_out,
-                            .n_layers = n_layers,
-                            .n_kv_heads = m->config.n_kv_heads,
-                            .token = b->token,
-                            .pos = b->pos,
-                            .out_row = b->out_row,
-                            .seqs = ws->seq,
-                            .keep = find_keep(m, ws, pool, b) };
+    *step = (struct be_step){ .n_rows = b->n_rows,
+                              .n_seqs = b->n_seqs,
+                              .n_out = b->n_out,
+                              .n_layers = m->config.n_layers,
+                              .n_kv_heads = m->config.n_kv_heads,
+                              .token = b->token,
+                              .pos = b->pos,
+                              .out_row = b->out_row,
+                              .seqs = ws->seq,
+                              .keep = find_keep(m, ws, pool, b) };
+}
+
+static void run_step(const struct model *m, struct workspace *ws, struct kv_pool *pool,
+                     const struct be_step *s)
+{
+    m->arch->begin(m, ws, s);
+    for (int l = 0; l < m->config.n_layers; l++)
+        m->arch->layer(m, ws, pool, s, l);
+    if (s->n_out > 0)
+        m->arch->end(m, ws, s);
+}
+
+int model_forward(const struct model *m, struct workspace *ws, struct kv_pool *pool,
+                  const struct batch *b, float **logits, struct err *e)
+{
+    const struct be_ops *ops = m->be->ops;
+    struct be_step step;
+    ASSERT(b->n_out <= ws->max_out);
+    make_step(m, ws, pool, b, &step);
     if (!ops->step_begin(m->be, &step, ws))
-        m->arch->forward(m, ws, pool, &step);
+        run_step(m, ws, pool, &step);
     ops->step_end(m->be);
     if (m->be->host || b->n_out == 0)
         TRY(ops->sync(m->be, e));
@@ -236,6 +253,32 @@ int model_forward(const struct model *m, struct workspace *ws, struct kv_pool *p
         b->seq[i].kv->n_tokens = b->seq[i].pos0 + b->seq[i].n_rows;
     *logits = ws->logits;
     return 0;
+}
+
+int model_layer(const struct model *m, struct workspace *ws, struct kv_pool *pool,
+                const struct batch *b, int layer, const struct observer *o, float *x, struct err *e)
+{
+    const struct be_ops *ops = m->be->ops;
+    size_t bytes = (size_t)b->n_rows * (size_t)m->config.dim * sizeof *x;
+    struct be_step step;
+    if (!m->be->host)
+        return err_set(e, ERR_UNSUPPORTED, "%s cannot run single layers", m->be->device);
+    make_step(m, ws, pool, b, &step);
+    step.n_out = step.n_rows; /* the last layer, too, runs for all rows */
+    bool replayed = ops->step_begin(m->be, &step, ws);
+    ASSERT(!replayed);
+    m->arch->begin(m, ws, &step);
+    if (layer > 0) {
+        memcpy(ws->x, x, bytes);
+        memset(ws->delta, 0, bytes);
+    }
+    ws->observer = o;
+    m->arch->layer(m, ws, pool, &step, layer);
+    ws->observer = NULL;
+    ops->add(m->be, ws->x, ws->delta, b->n_rows, m->config.dim);
+    memcpy(x, ws->x, bytes);
+    ops->step_end(m->be);
+    return ops->sync(m->be, e);
 }
 
 int model_logits(const struct model *m, struct workspace *ws, int n, const float **logits,

@@ -99,6 +99,31 @@ int model_forward(const struct model *m, struct workspace *ws, struct kv_pool *p
 int model_logits(const struct model *m, struct workspace *ws, int n, const float **logits,
                  struct err *e) WARN_UNUSED;
 
+/* ---- a pass layer by layer: for pressing weights ---------------------------------------------------------------- */
+
+/* What the matrices of a layer read; those that read the same stand together. */
+enum layer_input {
+    INPUT_OF_NONE,
+    INPUT_OF_QKV,
+    INPUT_OF_O,
+    INPUT_OF_GATE_UP,
+    INPUT_OF_DOWN,
+    LAYER_INPUTS
+};
+
+/* Is shown x [n][cols], in host memory for the length of the call, before matrices are multiplied with it. It may use
+ * be->par. */
+struct observer {
+    void (*see)(void *arg, enum layer_input what, const float *x, int n, int cols);
+    void *arg;
+};
+/* Runs one layer for all rows of the batch (out_row is not looked at), on a backend whose memory is the host's. x [n_rows][dim]
+ * is what the layer before left, in host memory, and becomes what this one leaves, with the bits of model_forward; layer 0
+ * does not read it. Keys and values of that layer are written; kv->n_tokens stays. Allocates nothing. ERR_UNSUPPORTED. */
+int model_layer(const struct model *m, struct workspace *ws, struct kv_pool *pool,
+                const struct batch *b, int layer, const struct observer *o, float *x,
+                struct err *e) WARN_UNUSED;
+
 /* What the memory will be used for, as a table: weights, KV pool, workspace. */
 int model_plan(const struct model *m, const struct workspace *ws, const struct kv_pool *pool,
                struct table **out) WARN_UNUSED;

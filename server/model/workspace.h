@@ -21,7 +21,8 @@ struct workspace {
     struct be_keep *keep; /* [n_layers][max_rows], host */
     float *
         fetched; /* [max_out][vocab], host: logits that were asked for; NULL where logits is host memory */
-    size_t bytes, used; /* of the one block below */
+    const struct observer *observer; /* of the pass under way, or NULL */
+    size_t bytes, used;              /* of the one block below */
     char *block;
 };
 
