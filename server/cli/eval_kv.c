@@ -143,8 +143,8 @@ static uint64_t settings_of(const struct eval *v)
                      (int)kv_pool_shape(v->run.pool)->type, v->maker.length, (long long)c->seed,
                      RUNNER_SAMPLES);
     uint64_t h = XXH3_64bits(text, strnlen(text, n > 0 ? sizeof text : 0));
-    for (int i = 0; i < v->maker.n_texts; i++)
-        h = XXH3_64bits_withSeed(buf_str(&v->maker.text[i]), v->maker.text[i].len, h);
+    for (int i = 0; i < v->maker.texts.n; i++)
+        h = XXH3_64bits_withSeed(buf_str(&v->maker.texts.text[i]), v->maker.texts.text[i].len, h);
     if (c->ctx > 0)
         h = XXH3_64bits_withSeed(&v->maker.run, sizeof v->maker.run, h);
     return h;

@@ -10,6 +10,7 @@
 
 #include "server/cli/cli.h"
 #include "server/cli/runner.h"
+#include "server/cli/texts.h"
 
 /* ---- cases ----------------------------------------------------------------------------------------------------- */
 
@@ -42,8 +43,7 @@ struct kv_fact {
 struct kv_maker {
     const struct tokenizer *tok;
     struct tok_ids head, tail; /* before and after a user's text */
-    struct buf *text;
-    int n_texts;
+    struct texts texts;
     struct tok_ids body; /* the text of the case under way */
     int next;            /* the first token of body that is not in its prompt */
     int length;          /* tokens of a prompt without its question */

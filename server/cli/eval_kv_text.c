@@ -1,70 +1,18 @@
 /* Contexts of wring eval kv: a piece of a book in one user turn, with facts planted in it. */
-#include <glob.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <xxhash.h>
 
 #include "server/base/clock.h"
 #include "server/base/mem.h"
 #include "server/cli/eval_kv.h"
-#include "server/cli/recipe.h"
 
 enum {
-    PATH_SIZE = 4096,
-    MAX_TEXTS = 64,
-    MAX_TEXT = 64 << 20,
     MAX_FACTS = 8,
     TOKEN_BYTES = 8, /* of text for each token wanted: twice and more what tokens of books have */
     NEXT = 80,       /* tokens of text that follow a prompt */
     SNAP = 60        /* tokens that a fact moves on to find the end of a sentence */
 };
-
-/* ---- texts ------------------------------------------------------------------------------------------------------- */
-
-static int add_text(struct kv_maker *m, const char *path, struct err *e)
-{
-    if (m->n_texts == MAX_TEXTS)
-        return err_set(e, ERR_LIMIT, "more than %d texts", MAX_TEXTS);
-    struct buf *b = &m->text[m->n_texts++];
-    buf_init(b, MAX_TEXT);
-    return buf_read_file(b, path, e);
-}
-
-static int add_folder(struct kv_maker *m, const char *dir, struct err *e)
-{
-    char pattern[PATH_SIZE];
-    glob_t g;
-    int len = snprintf(pattern, sizeof pattern, "%s/*.txt", dir);
-    if (len < 0 || len >= (int)sizeof pattern)
-        return err_set(e, ERR_LIMIT, "%s: the path is too long", dir);
-    if (glob(pattern, 0, NULL, &g) != 0)
-        return err_set(e, ERR_NOTFOUND, "%s holds no .txt file", dir);
-    int rc = 0;
-    for (size_t i = 0; i < g.gl_pathc && rc == 0; i++)
-        rc = add_text(m, g.gl_pathv[i], e);
-    globfree(&g);
-    return rc;
-}
-
-static int add_texts(struct kv_maker *m, const char *list, struct err *e)
-{
-    char word[PATH_SIZE];
-    char path[PATH_SIZE];
-    struct stat st;
-    m->text = mem_zalloc(MAX_TEXTS, sizeof *m->text);
-    if (m->text == NULL)
-        return err_set(e, ERR_NOMEM, "no memory for texts");
-    for (const char *p = list; *p != 0;) {
-        size_t n = strcspn(p, ",");
-        snprintf(word, sizeof word, "%.*s", (int)n, p);
-        p += n + (p[n] == ',');
-        TRY(recipe_resolve(word, path, sizeof path, e));
-        bool folder = stat(path, &st) == 0 && S_ISDIR(st.st_mode);
-        TRY(folder ? add_folder(m, path, e) : add_text(m, path, e));
-    }
-    return m->n_texts > 0 ? 0 : err_set(e, ERR_INVALID, "text: at least one is needed");
-}
 
 /* ---- tokens ------------------------------------------------------------------------------------------------------ */
 
@@ -141,7 +89,7 @@ int kv_maker_open(struct kv_maker *m, const struct model *model, const char *tex
     *m = (struct kv_maker){ .tok = model->tok,
                             .length = length,
                             .run = ctx > 0 ? least(ctx, most) : most };
-    int rc = add_texts(m, texts, e);
+    int rc = texts_open(&m->texts, texts, e);
     if (rc == 0)
         rc = model->tmpl != NULL ? split_template(m, model, e)
                                  : encode(m, "", 0, TOK_ADD_BOS, &m->head, e);
@@ -152,9 +100,7 @@ int kv_maker_open(struct kv_maker *m, const struct model *model, const char *tex
 
 void kv_maker_close(struct kv_maker *m)
 {
-    for (int i = 0; i < m->n_texts; i++)
-        buf_free(&m->text[i]);
-    mem_free(m->text);
+    texts_close(&m->texts);
     tok_ids_free(&m->head);
     tok_ids_free(&m->tail);
     tok_ids_free(&m->body);
@@ -209,7 +155,7 @@ void kv_draw_some(struct kv_maker *m, int *out, int k, int n)
 /* Encodes a piece of a book: the books take turns, the place is drawn. */
 static int take_body(struct kv_maker *m, int n_tokens, struct err *e)
 {
-    const struct buf *b = &m->text[m->sample % m->n_texts];
+    const struct buf *b = &m->texts.text[m->sample % m->texts.n];
     size_t want = (size_t)n_tokens * TOKEN_BYTES;
     size_t first = b->len / 20;
     if (b->len < first + want)

@@ -1,0 +1,72 @@
+#include "server/cli/texts.h"
+
+#include <glob.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "server/base/mem.h"
+#include "server/cli/recipe.h"
+
+enum { PATH_SIZE = 4096, MAX_TEXTS = 64, MAX_TEXT = 64 << 20 };
+
+static int add_text(struct texts *t, const char *path, struct err *e)
+{
+    if (t->n == MAX_TEXTS)
+        return err_set(e, ERR_LIMIT, "more than %d texts", MAX_TEXTS);
+    struct buf *b = &t->text[t->n++];
+    buf_init(b, MAX_TEXT);
+    return buf_read_file(b, path, e);
+}
+
+static int add_folder(struct texts *t, const char *dir, struct err *e)
+{
+    char pattern[PATH_SIZE];
+    glob_t g;
+    int len = snprintf(pattern, sizeof pattern, "%s/*.txt", dir);
+    if (len < 0 || len >= (int)sizeof pattern)
+        return err_set(e, ERR_LIMIT, "%s: the path is too long", dir);
+    if (glob(pattern, 0, NULL, &g) != 0)
+        return err_set(e, ERR_NOTFOUND, "%s holds no .txt file", dir);
+    int rc = 0;
+    for (size_t i = 0; i < g.gl_pathc && rc == 0; i++)
+        rc = add_text(t, g.gl_pathv[i], e);
+    globfree(&g);
+    return rc;
+}
+
+static int add_list(struct texts *t, const char *list, struct err *e)
+{
+    char word[PATH_SIZE];
+    char path[PATH_SIZE];
+    struct stat st;
+    t->text = mem_zalloc(MAX_TEXTS, sizeof *t->text);
+    if (t->text == NULL)
+        return err_set(e, ERR_NOMEM, "no memory for texts");
+    for (const char *p = list; *p != 0;) {
+        size_t n = strcspn(p, ",");
+        snprintf(word, sizeof word, "%.*s", (int)n, p);
+        p += n + (p[n] == ',');
+        TRY(recipe_resolve(word, path, sizeof path, e));
+        bool folder = stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+        TRY(folder ? add_folder(t, path, e) : add_text(t, path, e));
+    }
+    return t->n > 0 ? 0 : err_set(e, ERR_INVALID, "text: at least one is needed");
+}
+
+int texts_open(struct texts *t, const char *list, struct err *e)
+{
+    *t = (struct texts){ 0 };
+    int rc = add_list(t, list, e);
+    if (rc < 0)
+        texts_close(t);
+    return rc;
+}
+
+void texts_close(struct texts *t)
+{
+    for (int i = 0; i < t->n; i++)
+        buf_free(&t->text[i]);
+    mem_free(t->text);
+    *t = (struct texts){ 0 };
+}
