@@ -252,6 +252,11 @@ const char *weight_form(const struct weight *w)
 
 /* ---- look-up ----------------------------------------------------------------------------------------------------- */
 
+void weight_row(const struct weight *w, int row, float *dst)
+{
+    w->codec->decode(w, row, dst);
+}
+
 struct rows {
     const struct weight *w;
     const int32_t *id;
@@ -263,7 +268,7 @@ static void some_rows(void *arg, int first, int last, int i_thread)
     const struct rows *r = arg;
     (void)i_thread;
     for (int i = first; i < last; i++)
-        r->w->codec->decode(r->w, r->id[i], r->x + (size_t)i * (size_t)r->w->cols);
+        weight_row(r->w, r->id[i], r->x + (size_t)i * (size_t)r->w->cols);
 }
 
 void weight_rows(const struct weight *w, struct be *be, const int32_t *id, int n, float *x)

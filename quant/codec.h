@@ -171,6 +171,8 @@ double weight_bits(const struct weight *w); /* bits per weight */
 const char *weight_form(
     const struct weight *w); /* "q4", "q4m" (with minimum), "bf16", ...: for tables */
 
+/* Row `row` of w, whose planes are the host's, as f32 [cols]. Any thread. */
+void weight_row(const struct weight *w, int row, float *dst);
 /* x[r] = row id[r] of w: the embedding look-up. id: backend memory. */
 void weight_rows(const struct weight *w, struct be *be, const int32_t *id, int n, float *x);
 

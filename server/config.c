@@ -24,23 +24,23 @@ struct option {
 };
 
 #define AT(field) offsetof(struct config, field)
-enum { S = CONFIG_SERVE, C = CONFIG_CHAT, B = CONFIG_BENCH, V = CONFIG_EVAL };
+enum { S = CONFIG_SERVE, C = CONFIG_CHAT, B = CONFIG_BENCH, V = CONFIG_EVAL, Q = CONFIG_QUANTIZE };
 
 /* clang-format off */
 static const struct option table[] = {
-    { "Machine", "device", STR, AT(device), CONFIG_ALL, "auto", 0, 0, NULL, "where the model runs: cpu, cuda, cuda:N; auto: the first GPU when model and KV pool fit there, else the CPU" },
+    { "Machine", "device", STR, AT(device), CONFIG_RUN, "auto", 0, 0, NULL, "where the model runs: cpu, cuda, cuda:N; auto: the first GPU when model and KV pool fit there, else the CPU" },
     { NULL, "threads", INT, AT(threads), CONFIG_ALL, "0", 0, 256, NULL, "worker threads; 0: one per CPU this process may use" },
     { NULL, "cpu-isa", STR, AT(isa), CONFIG_ALL, "auto", 0, 0, "auto ref avx2 avx512 bf16", "highest instruction set the kernels may use" },
-    { "Model", "weights", STR, AT(weights), CONFIG_ALL, "auto", 0, 0, "auto f32 f16 bf16 q8 q4", "re-encode the weights at load; auto keeps them as they are where that is lossless" },
-    { NULL, "activations", STR, AT(activations), CONFIG_ALL, "auto", 0, 0, "auto int8 f32", "what products round their input to; auto: int8 in groups of 16 for q8 and q4 weights on a CPU, bf16 on a GPU; f32: nothing" },
-    { NULL, "cublas", BOOL, AT(cublas), CONFIG_ALL, "false", 0, 0, NULL, "GPU: products of 256 rows and more by cuBLASLt; faster prefill, but a request's bits then depend on its neighbours" },
+    { "Model", "weights", STR, AT(weights), CONFIG_RUN, "auto", 0, 0, "auto f32 f16 bf16 q8 q4", "re-encode the weights at load; auto keeps them as they are where that is lossless" },
+    { NULL, "activations", STR, AT(activations), CONFIG_RUN, "auto", 0, 0, "auto int8 f32", "what products round their input to; auto: int8 in groups of 16 for q8 and q4 weights on a CPU, bf16 on a GPU; f32: nothing" },
+    { NULL, "cublas", BOOL, AT(cublas), CONFIG_RUN, "false", 0, 0, NULL, "GPU: products of 256 rows and more by cuBLASLt; faster prefill, but a request's bits then depend on its neighbours" },
     { NULL, "synthetic", STR, AT(synthetic), S | B, "", 0, 0, NULL, "in the place of MODEL: random weights in the shape of a known model, as llama-3.1-8b:q4" },
     { NULL, "io", STR, AT(io), CONFIG_ALL, "auto", 0, 0, "auto uring pread", "how the file is read" },
-    { "Engine", "kv-type", STR, AT(kv_type), CONFIG_ALL, "auto", 0, 0, "auto f16 bf16 f32", "element type of the KV cache; auto: bf16 on a GPU and where the CPU multiplies it natively, else f16" },
-    { NULL, "ctx", INT, AT(ctx), CONFIG_ALL, "0", 0, 1 << 22, NULL, "most tokens of a sequence; 0: what the model was trained for (eval ppl: 512)" },
+    { "Engine", "kv-type", STR, AT(kv_type), CONFIG_RUN, "auto", 0, 0, "auto f16 bf16 f32", "element type of the KV cache; auto: bf16 on a GPU and where the CPU multiplies it natively, else f16" },
+    { NULL, "ctx", INT, AT(ctx), CONFIG_RUN, "0", 0, 1 << 22, NULL, "most tokens of a sequence; 0: what the model was trained for (eval ppl: 512)" },
     { NULL, "kv-size", BYTES, AT(kv_size), CONFIG_ENGINE, "0", 0, 1e15, NULL, "bytes of the KV pool, as 512M or 2G; 0: four sequences of full length; on a GPU as many as may run at once and fit" },
     { NULL, "max-seqs", INT, AT(max_seqs), CONFIG_ENGINE, "64", 1, 4096, NULL, "sequences that run at once" },
-    { NULL, "max-batch", INT, AT(max_batch), CONFIG_ALL, "512", 1, 32768, NULL, "rows of one step: decoding sequences and prompt tokens together" },
+    { NULL, "max-batch", INT, AT(max_batch), CONFIG_RUN, "512", 1, 32768, NULL, "rows of one step: decoding sequences and prompt tokens together" },
     { NULL, "max-queue", INT, AT(max_queue), CONFIG_ENGINE, "1024", 1, 1000000, NULL, "requests that may wait; more are answered 429" },
     { NULL, "prefix-cache", BOOL, AT(prefix_cache), CONFIG_ENGINE, "true", 0, 0, NULL, "share the cache of equal prompt beginnings" },
     { "Pressing", "kv-samples", INT, AT(kv_samples), S, "4", 0, 8, "0 1 2 4 8", "queries kept with every page for policies that press; 0: none, and nothing can be pressed" },
@@ -59,7 +59,7 @@ static const struct option table[] = {
     { "Log", "log-level", STR, AT(log_level), CONFIG_ALL, "info", 0, 0, "error warn info debug", "least important level that is logged" },
     { NULL, "log-format", STR, AT(log_format), CONFIG_ALL, "logfmt", 0, 0, "logfmt json", "form of a log line" },
     { NULL, "log-prompts", BOOL, AT(log_prompts), S, "false", 0, 0, NULL, "log what users write and get; off for their privacy" },
-    { "Measuring", "json", BOOL, AT(json), B | V, "false", 0, 0, NULL, "print one JSON object per line instead of a table" },
+    { "Measuring", "json", BOOL, AT(json), B | V | Q, "false", 0, 0, NULL, "print one JSON object per line instead of a table" },
     { NULL, "chunks", INT, AT(chunks), V, "0", 0, 1e9, NULL, "stop after this many chunks of text; 0: all" },
     { NULL, "repeat", INT, AT(repeat), B, "3", 1, 1000, NULL, "runs of each test; the median counts" },
     { NULL, "prompts", STR, AT(tests), B, "128,512", 0, 0, NULL, "prompt lengths for prefill, comma separated; empty: none" },
@@ -75,6 +75,13 @@ static const struct option table[] = {
     { NULL, "text", STR, AT(text), V, "gutenberg", 0, 0, NULL, "kv: texts, comma separated: files, folders of .txt files, or recipes" },
     { NULL, "base", STR, AT(base), V, "", 0, 0, NULL, "kv: of --policies, those that the others are compared with" },
     { NULL, "out", STR, AT(out), V, "eval-kv", 0, 0, NULL, "kv: folder of the results; what is there already is not measured again" },
+    { "Quantizing", "codec", STR, AT(codec), Q, "trellis2", 0, 0, NULL, "form of the matrices in the layers" },
+    { NULL, "head", STR, AT(head), Q, "q8", 0, 0, NULL, "form of the embedding and the head" },
+    { NULL, "calibrate", STR, AT(calibrate), Q, "gutenberg", 0, 0, NULL, "texts that show what the matrices read, comma separated: files, folders of .txt files, or recipes" },
+    { NULL, "tokens", INT, AT(tokens), Q, "32768", 1, 1 << 28, NULL, "tokens that are taken of them, evenly spread" },
+    { NULL, "context", INT, AT(context), Q, "512", 2, 1 << 22, NULL, "tokens of a sequence; at most what the model was trained for" },
+    { NULL, "damp", NUM, AT(damp), Q, "0.01", 0, 1, NULL, "part of the mean of the diagonal that is added to it in the second moments" },
+    { NULL, "force", BOOL, AT(force), Q, "false", 0, 0, NULL, "start over where another run was not finished" },
     { "Chat", "system", STR, AT(system), C, "", 0, 0, NULL, "system prompt" },
     { NULL, "temperature", NUM, AT(temperature), C, "0.7", 0, 2, NULL, "0: always the most likely token" },
     { NULL, "top-p", NUM, AT(top_p), C, "0.95", 0.01, 1, NULL, "sample from the smallest set with this mass" },
@@ -384,9 +391,9 @@ static void command_names(const struct option *o, struct buf *out)
     static const struct {
         unsigned bit;
         const char *name;
-    } cmd[] = { { S, "serve" }, { C, "chat" }, { B, "bench" }, { V, "eval" } };
+    } cmd[] = { { S, "serve" }, { C, "chat" }, { B, "bench" }, { V, "eval" }, { Q, "quantize" } };
     const char *sep = "";
-    for (int i = 0; i < 4; i++) {
+    for (size_t i = 0; i < sizeof cmd / sizeof cmd[0]; i++) {
         if ((o->commands & cmd[i].bit) == 0)
             continue;
         buf_addf(out, "%s%s", sep, cmd[i].name);

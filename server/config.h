@@ -20,8 +20,10 @@ enum config_command {
     CONFIG_CHAT = 2,
     CONFIG_BENCH = 4,
     CONFIG_EVAL = 8,
+    CONFIG_QUANTIZE = 16,
     CONFIG_ENGINE = CONFIG_SERVE | CONFIG_CHAT,
-    CONFIG_ALL = 15
+    CONFIG_RUN = 15, /* those that run a model as the user wants it run */
+    CONFIG_ALL = 31
 };
 
 struct config {
@@ -54,6 +56,11 @@ struct config {
     bool kv;
     int64_t length, samples, seed;
     char *policies, *budgets, *tasks, *text, *base, *out;
+    /* quantize */
+    char *codec, *head, *calibrate;
+    int64_t tokens, context;
+    double damp;
+    bool force;
     /* chat */
     char *system;
     double temperature, top_p;

@@ -14,6 +14,8 @@ const struct cmd cmd_list[] = {
     { "pull", cmd_pull, "pull NAME", "fetch a model by its recipe" },
     { "import", cmd_import, "import llama2c MODEL.bin TOKENIZER.bin FOLDER",
       "turn a llama2.c model into a Hugging Face-style folder" },
+    { "quantize", cmd_quantize, "quantize MODEL OUT [options]",
+      "press a model's weights into a Hugging Face-style folder" },
     { "inspect", cmd_inspect, "inspect MODEL [options]",
       "show what is in a model and what it will take" },
     { "bench", cmd_bench, "bench MODEL | --synthetic SHAPE:FORM [options]",

@@ -24,6 +24,7 @@ int cmd_bench(int argc, char **argv);
 int cmd_eval(int argc, char **argv);
 int cmd_import(int argc, char **argv);
 int cmd_inspect(int argc, char **argv);
+int cmd_quantize(int argc, char **argv);
 int cmd_pull(int argc, char **argv);
 
 /* "wring: <sentence>" on stderr; returns 1. */

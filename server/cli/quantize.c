@@ -1,0 +1,198 @@
+#include "server/cli/quantize.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "server/base/clock.h"
+#include "server/base/mem.h"
+#include "server/cli/fetch.h"
+#include "server/cli/recipe.h"
+#include "server/model/arch.h"
+
+static const char usage[] = "quantize MODEL OUT [options]";
+
+enum { PATH_SIZE = 4096 };
+
+/* ---- opening ----------------------------------------------------------------------------------------------------- */
+
+/* Whether a codec knows the word, asked before anything that takes long. */
+static int check_word(struct be *be, const char *option, const char *word, struct err *e)
+{
+    struct weight w;
+    if (weight_open(&w, be, word, false, DT_F32, CODEC_PANEL, 1, e) < 0)
+        return err_prefix(e, "%s", option);
+    weight_close(&w, be);
+    return 0;
+}
+
+/* The model as the file has it, nothing of it rounded on the way, on the CPU. */
+static int open_model(struct quantize *q, struct err *e)
+{
+    const struct config *c = q->config;
+    struct model_options o;
+    char path[PATH_SIZE];
+    TRY(session_device(&q->session.be, c, "cpu", e));
+    TRY(check_word(q->session.be, "codec", c->codec, e));
+    TRY(check_word(q->session.be, "head", c->head, e));
+    TRY(recipe_resolve(c->word[0], path, sizeof path, e));
+    TRY(session_options(&o, c, q->session.be, true, e));
+    o.int8 = false;
+    TRY(source_open(&q->src, path, e));
+    TRY(model_open(&q->session.model, path, &o, q->session.be, e));
+    q->model = q->session.model;
+    return 0;
+}
+
+static int open_text(struct quantize *q, struct err *e)
+{
+    const struct config *c = q->config;
+    int len =
+        c->context < q->model->config.ctx_train ? (int)c->context : q->model->config.ctx_train;
+    TRY(sequences_open(&q->text, q->model->tok, c->calibrate, c->tokens, len, e));
+    TRY(runner_open(&q->run, q->model, KV_F32, 1, len, len, 1, e));
+    if (kv_seq_reserve(&q->run.seq[0], q->run.pool, len) < 0)
+        return err_set(e, ERR_LIMIT, "no room for a sequence of %d tokens", len);
+    for (int i = 0; i < len; i++)
+        q->run.pos[i] = i;
+    size_t floats = (size_t)q->text.n * (size_t)len * (size_t)q->model->config.dim;
+    q->x = mem_zalloc(floats, sizeof *q->x);
+    return q->x != NULL ? 0 : err_set(e, ERR_NOMEM, "no memory for %d x %d tokens", q->text.n, len);
+}
+
+/* OUT.part goes if a run like this one began it; what else lies there is not ours to remove. */
+static int start_over(const char *out, struct err *e)
+{
+    char part[PATH_SIZE];
+    char notes[PATH_SIZE];
+    size_t n = strlen(out);
+    while (n > 1 && out[n - 1] == '/')
+        n--;
+    int len = snprintf(part, sizeof part, "%.*s.part", (int)n, out);
+    int all = snprintf(notes, sizeof notes, "%.*s.part/quantize.json", (int)n, out);
+    if (len < 0 || all >= (int)sizeof notes)
+        return err_set(e, ERR_LIMIT, "%s: the path is too long", out);
+    if (access(notes, F_OK) == 0)
+        fetch_remove(part);
+    return 0;
+}
+
+static int open_out(struct quantize *q, struct err *e)
+{
+    const char *out = q->config->word[1];
+    if (q->config->force)
+        TRY(start_over(out, e));
+    TRY(hf_write_open(&q->out, out, q->src, &q->model->config, q->model->config.n_layers + 1, e));
+    return quantize_state_open(q, e);
+}
+
+void quantize_close(struct quantize *q)
+{
+    json_decref(q->state);
+    mem_free(q->x);
+    runner_close(&q->run);
+    sequences_close(&q->text);
+    hf_write_close(q->out);
+    session_close(&q->session);
+    source_close(q->src);
+    *q = (struct quantize){ 0 };
+}
+
+/* ---- the run ----------------------------------------------------------------------------------------------------- */
+
+static uint64_t weights_of(const struct model *m, int layer)
+{
+    uint64_t n = 0;
+    for (int i = 0; i < m->n_slots; i++)
+        if (m->slot[i].w != NULL && quantize_layer_of(m->slot[i].name) == layer)
+            n += (uint64_t)m->slot[i].rows * (uint64_t)m->slot[i].cols;
+    return n;
+}
+
+static int press_layer(struct quantize *q, int layer, struct err *e)
+{
+    struct sums s;
+    TRY(sums_open(&s, q->model, layer, e));
+    int rc = quantize_run_layer(q, layer, &s, e);
+    if (rc == 0)
+        rc = quantize_shard(q, layer, &s, e);
+    sums_close(&s);
+    return rc;
+}
+
+/* Behind the last layer that is still to be pressed nothing needs to be run. */
+static int last_open(const struct quantize *q)
+{
+    int l = q->model->config.n_layers - 1;
+    while (l >= 0 && hf_write_has_shard(q->out, l + 1))
+        l--;
+    return l;
+}
+
+static int press_layers(struct quantize *q, struct err *e)
+{
+    int last = last_open(q);
+    for (int l = 0; l < q->model->config.n_layers; l++) {
+        if (!hf_write_has_shard(q->out, l + 1))
+            TRY(press_layer(q, l, e));
+        else if (l < last)
+            TRY(quantize_run_layer(q, l, NULL, e));
+    }
+    return 0;
+}
+
+/* Embedding and head are no part of the bar: they take next to nothing, and its ETA would be far off. */
+static int press_model(struct quantize *q, struct err *e)
+{
+    uint64_t total = 0;
+    for (int l = 0; l < q->model->config.n_layers; l++)
+        total += hf_write_has_shard(q->out, l + 1) ? 0 : weights_of(q->model, l);
+    int rc = hf_write_has_shard(q->out, 0) ? 0 : quantize_shard(q, -1, NULL, e);
+    progress_start(&q->bar, "quantize", "w", total);
+    if (rc == 0)
+        rc = press_layers(q, e);
+    progress_end(&q->bar);
+    if (rc == ERR_CANCELLED)
+        return err_set(e, rc, "stopped; the same command goes on with what is in %s",
+                       hf_write_folder(q->out));
+    return rc;
+}
+
+static int run(struct quantize *q, struct err *e)
+{
+    TRY(open_model(q, e));
+    TRY(open_text(q, e));
+    TRY(open_out(q, e));
+    TRY(press_model(q, e));
+    return hf_write_finish(q->out, e);
+}
+
+int quantize_run(struct quantize *q, const struct config *c, struct err *e)
+{
+    *q = (struct quantize){ .config = c };
+    int rc = run(q, e);
+    if (rc < 0)
+        quantize_close(q);
+    return rc;
+}
+
+int cmd_quantize(int argc, char **argv)
+{
+    struct config c;
+    struct quantize q;
+    struct err e;
+    bool done;
+    double t0 = clock_s();
+    int code = cli_config(&c, CONFIG_QUANTIZE, usage, 2, argc, argv, &done);
+    if (done)
+        return code;
+    fetch_catch_signals();
+    if (quantize_run(&q, &c, &e) < 0)
+        code = cli_fail(&e);
+    else {
+        code = quantize_report(&q, clock_s() - t0);
+        quantize_close(&q);
+    }
+    config_free(&c);
+    return code;
+}

@@ -1,0 +1,104 @@
+/* wring quantize: presses the matrices of a model, knowing what each of them reads.
+ *
+ * The model runs a calibration text, nothing rounded, one layer at a time: what a layer leaves of every sequence waits in host
+ * memory, so that besides the model one layer's sums are held and no more. What the matrices of a layer read is summed up as
+ * H = sum of x x^T, one H for those that read the same (quant/moments.h); with it they are pressed, and written as one shard
+ * of the folder OUT. So the work consists of layers that are done or not: a run that was killed goes on where it was, and
+ * ends with the bytes of one that was not. It runs through the layers that are done again, which costs little beside
+ * pressing them.
+ *
+ * quantize.c is the command; quantize_text.c makes sequences of the text, quantize_layer.c runs a layer, quantize_press.c
+ * presses and writes a shard, quantize_loss.c measures what that lost, quantize_state.c remembers, quantize_report.c tells.
+ *
+ * Thread: the command's; loops inside spread over the backend's workers.
+ */
+#ifndef WRING_SERVER_CLI_QUANTIZE_H
+#define WRING_SERVER_CLI_QUANTIZE_H
+
+#include <jansson.h>
+
+#include "server/base/progress.h"
+#include "server/cli/cli.h"
+#include "server/cli/runner.h"
+#include "server/model/hf_write.h"
+
+/* ---- the calibration text ---------------------------------------------------------------------------------------- */
+
+struct sequences {
+    int32_t *token; /* [n][len] */
+    int n, len;
+};
+/* n_tokens / len sequences (at least one), evenly spread over the texts of the list (server/cli/texts.h; a recipe is pulled
+ * where it is not here yet). A sequence begins with BOS where the vocabulary asks for it. <|endoftext|> parts documents.
+ * ERR_INVALID: the texts are too short; errors of texts_open and pull_recipe. */
+int sequences_open(struct sequences *s, const struct tokenizer *tok, const char *list,
+                   int64_t n_tokens, int len, struct err *e) WARN_UNUSED;
+void sequences_close(struct sequences *s); /* a zeroed one is accepted */
+
+/* ---- the run ----------------------------------------------------------------------------------------------------- */
+
+struct quantize {
+    const struct config *config;
+    struct session session; /* the teacher, on the CPU */
+    const struct model *model;
+    struct source *src;
+    struct hf_writer *out;
+    struct sequences text;
+    struct runner run; /* one sequence */
+    float *x;          /* [text.n][text.len][dim] what the last layer left */
+    json_t *state;     /* OUT.part/quantize.json */
+    struct progress bar;
+};
+
+/* All that the command does but the tables: words 0 and 1 of the config are MODEL and OUT. On success OUT is there, and q for
+ * quantize_report() until quantize_close(). ERR_CANCELLED after a signal that fetch_catch_signals() has caught: OUT.part is
+ * left for the next run. */
+int quantize_run(struct quantize *q, const struct config *c, struct err *e) WARN_UNUSED;
+void quantize_close(struct quantize *q);
+
+/* The layer that a tensor belongs to; -1: none. */
+int quantize_layer_of(const char *tensor);
+
+/* Sums over the rows that one layer's matrices read. */
+struct sums {
+    float *
+        h[LAYER_INPUTS]; /* [cols][cols], the upper triangle; NULL: nothing of the layer reads it */
+    int cols[LAYER_INPUTS];
+    int64_t n_rows;
+};
+int sums_open(struct sums *s, const struct model *m, int layer, struct err *e) WARN_UNUSED;
+void sums_close(struct sums *s); /* a zeroed one is accepted */
+/* Runs the layer for every sequence, from q->x to q->x. s NULL: without summing up. ERR_CANCELLED after a signal. */
+int quantize_run_layer(struct quantize *q, int layer, struct sums *s, struct err *e) WARN_UNUSED;
+
+/* One matrix on its way. */
+struct pressed {
+    const struct slot *slot; /* slot->w is the teacher's */
+    struct weight w;
+    int end;      /* in the loop under way: items of all matrices up to this one */
+    double error; /* tr(E H E^T) / tr(W H W^T), of some rows */
+};
+/* Row `row` of a pressed matrix, in the folder's order, as the teacher has it. */
+void quantize_row(const struct quantize *q, const struct pressed *p, int row, float *dst);
+/* Presses the matrices of a layer (-1: those of none) as the options say, writes their shard and notes what was lost.
+ * s: NULL for layer -1. Errors of weight_press, moments_open and hf_write_*; ERR_CANCELLED after a signal. */
+int quantize_shard(struct quantize *q, int layer, const struct sums *s, struct err *e) WARN_UNUSED;
+
+/* Fills in error of p[n]. Their inputs are weighted by s; NULL: all alike. ERR_NOMEM. */
+int quantize_loss(const struct quantize *q, struct pressed *p, int n, const struct sums *s,
+                  struct err *e) WARN_UNUSED;
+
+/* ---- what is remembered ------------------------------------------------------------------------------------------ */
+
+/* Reads OUT.part/quantize.json or begins it. ERR_INVALID: the run that began it had other options, and which. */
+int quantize_state_open(struct quantize *q, struct err *e) WARN_UNUSED;
+/* Notes a matrix; quantize_state_save() brings the notes to the disk. */
+int quantize_state_note(struct quantize *q, const struct pressed *p, struct err *e) WARN_UNUSED;
+int quantize_state_save(struct quantize *q, struct err *e) WARN_UNUSED;
+/* What was noted of a matrix; NULL: nothing. */
+const json_t *quantize_state_find(const struct quantize *q, const char *name);
+
+/* Prints the tables; returns the exit code. seconds: the whole run. */
+int quantize_report(const struct quantize *q, double seconds);
+
+#endif

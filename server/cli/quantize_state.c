@@ -1,0 +1,168 @@
+/* OUT.part/quantize.json: what the run that began it was asked for, and what pressing each matrix lost. It stays in OUT, to
+ * say how the model was made; nothing in it depends on when or how often the work was interrupted. */
+#include <dirent.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#include "server/cli/quantize.h"
+#include "server/model/arch.h"
+#include "server/model/folder.h"
+
+enum { VERSION = 1 };
+static const char file_name[] = "quantize.json";
+
+static int no_memory(struct err *e)
+{
+    return err_set(e, ERR_NOMEM, "no memory for the notes");
+}
+
+/* ---- what was asked for ------------------------------------------------------------------------------------------ */
+
+/* Of all numbers of the model, as they were loaded. */
+static uint64_t hash_model(const struct model *m)
+{
+    uint64_t h = 0;
+    for (int i = 0; i < m->n_slots; i++) {
+        const struct slot *s = &m->slot[i];
+        h = XXH3_64bits_withSeed(s->name, strlen(s->name), h);
+        for (int p = 0; s->w != NULL && p < CODEC_PLANES; p++)
+            h = XXH3_64bits_withSeed(s->w->plane[p], s->w->bytes[p], h);
+        if (s->v != NULL && *s->v != NULL)
+            h = XXH3_64bits_withSeed(*s->v, (size_t)s->rows * sizeof(float), h);
+    }
+    return h;
+}
+
+static json_t *hex(uint64_t v)
+{
+    char text[17];
+    snprintf(text, sizeof text, "%016llx", (unsigned long long)v);
+    return json_string(text);
+}
+
+/* NULL: no memory. */
+static json_t *make_options(const struct quantize *q)
+{
+    const struct config *c = q->config;
+    size_t bytes = (size_t)q->text.n * (size_t)q->text.len * sizeof *q->text.token;
+    return json_pack("{s:s, s:s, s:i, s:i, s:f, s:o, s:o, s:i}", "codec", c->codec, "head", c->head,
+                     "tokens", q->text.n * q->text.len, "context", q->text.len, "damp", c->damp,
+                     "model", hex(hash_model(q->model)), "calibrate",
+                     hex(XXH3_64bits(q->text.token, bytes)), "version", VERSION);
+}
+
+static int append(const char *text, size_t n, void *out)
+{
+    return buf_add(out, text, n);
+}
+
+/* As the file has it; "" where there is nothing, or no memory. */
+static void to_text(const json_t *v, struct buf *out)
+{
+    buf_init(out, 4096);
+    if (v != NULL && json_dump_callback(v, append, out, JSON_ENCODE_ANY | JSON_REAL_PRECISION(9)))
+        buf_clear(out);
+}
+
+static int compare_option(const struct quantize *q, const char *key, const json_t *was,
+                          const json_t *is, struct err *e)
+{
+    struct buf a;
+    struct buf b;
+    int rc = 0;
+    to_text(was, &a);
+    to_text(is, &b);
+    if (b.len == 0)
+        rc = no_memory(e);
+    else if (strcmp(buf_str(&a), buf_str(&b)) != 0)
+        rc =
+            err_set(e, ERR_INVALID,
+                    "%s was begun with %s %s, now it is %s: ask for the same again, or start over "
+                    "with --force",
+                    hf_write_folder(q->out), key, a.len > 0 ? buf_str(&a) : "unknown", buf_str(&b));
+    buf_free(&a);
+    buf_free(&b);
+    return rc;
+}
+
+static int compare(const struct quantize *q, json_t *options, struct err *e)
+{
+    const json_t *was = json_object_get(q->state, "options");
+    const char *key;
+    json_t *is;
+    json_object_foreach(options, key, is)
+        TRY(compare_option(q, key, json_object_get(was, key), is, e));
+    return 0;
+}
+
+/* ---- the file ---------------------------------------------------------------------------------------------------- */
+
+static int read_state(struct quantize *q, struct err *e)
+{
+    const char *folder = hf_write_folder(q->out);
+    TRY(folder_read_json(&q->state, folder, file_name, e));
+    if (json_is_object(json_object_get(q->state, "matrices")))
+        return 0;
+    return err_set(e, ERR_FORMAT, "%s/%s is damaged; start over with --force", folder, file_name);
+}
+
+static int begin_state(struct quantize *q, json_t *options, struct err *e)
+{
+    for (int i = 0; i <= q->model->config.n_layers; i++)
+        if (hf_write_has_shard(q->out, i))
+            return err_set(e, ERR_INVALID,
+                           "%s holds a model that wring quantize did not begin; remove it",
+                           hf_write_folder(q->out));
+    q->state = json_pack("{s:O, s:{}}", "options", options, "matrices");
+    return q->state != NULL ? quantize_state_save(q, e) : no_memory(e);
+}
+
+/* What file_write_atomic() leaves when it is killed: a dot and six characters behind the name. */
+static void remove_rest(const char *folder)
+{
+    char path[FOLDER_PATH];
+    DIR *d = opendir(folder);
+    for (const struct dirent *f; d != NULL && (f = readdir(d)) != NULL;)
+        if (strncmp(f->d_name, file_name, strlen(file_name)) == 0 &&
+            strlen(f->d_name) == strlen(file_name) + 7 &&
+            folder_path(path, folder, f->d_name, NULL) == 0)
+            (void)unlink(path);
+    if (d != NULL)
+        closedir(d);
+}
+
+int quantize_state_open(struct quantize *q, struct err *e)
+{
+    const char *folder = hf_write_folder(q->out);
+    remove_rest(folder);
+    json_t *options = make_options(q);
+    if (options == NULL)
+        return no_memory(e);
+    int rc = 0;
+    if (!folder_has(folder, file_name))
+        rc = begin_state(q, options, e);
+    else if ((rc = read_state(q, e)) == 0)
+        rc = compare(q, options, e);
+    json_decref(options);
+    return rc;
+}
+
+int quantize_state_save(struct quantize *q, struct err *e)
+{
+    return folder_write_json(hf_write_folder(q->out), file_name, json_incref(q->state), e);
+}
+
+int quantize_state_note(struct quantize *q, const struct pressed *p, struct err *e)
+{
+    json_t *note = json_pack("{s:s, s:f, s:f}", "form", weight_form(&p->w), "bits",
+                             weight_bits(&p->w), "error", p->error);
+    json_t *all = json_object_get(q->state, "matrices");
+    return json_object_set_new(all, p->slot->name, note) == 0 ? 0 : no_memory(e);
+}
+
+const json_t *quantize_state_find(const struct quantize *q, const char *name)
+{
+    return json_object_get(json_object_get(q->state, "matrices"), name);
+}

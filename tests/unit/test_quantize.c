@@ -1,0 +1,590 @@
+/* wring quantize: a small model is pressed, loaded again, stopped and gone on with; what it says when it cannot. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+#include <dirent.h>
+#include <math.h>
+#include <signal.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "server/base/log.h"
+#include "server/base/mem.h"
+#include "server/cli/fetch.h"
+#include "server/cli/quantize.h"
+#include "server/model/arch.h"
+#include "server/model/workspace.h"
+#include "tests/tools/eval_fixture.h"
+#include "tests/tools/scratch.h"
+#include "tests/tools/toy.h"
+
+enum { LAYERS = 5, DIM = 64, MAX_ARGS = 16 };
+
+/* ---- running it -------------------------------------------------------------------------------------------------- */
+
+/* The words and options of a run on text.txt; more: NULL-terminated, later ones count. */
+static void options(struct config *c, const char *model, const char *out, const char *const *more)
+{
+    static char calibrate[512];
+    static const char *argv[MAX_ARGS] = { 0 };
+    struct err e;
+    int n = 0;
+    snprintf(calibrate, sizeof calibrate, "--calibrate=%s", in_root("text.txt"));
+    argv[n++] = in_root(model);
+    argv[n++] = in_root(out);
+    argv[n++] = "--codec=q4";
+    argv[n++] = "--tokens=256";
+    argv[n++] = "--context=64";
+    argv[n++] = "--threads=2";
+    argv[n++] = calibrate;
+    for (int i = 0; more != NULL && more[i] != NULL; i++)
+        argv[n++] = more[i];
+    if (config_parse(c, CONFIG_QUANTIZE, n, (char **)(uintptr_t)argv, &e) < 0)
+        fail_msg("%s", e.text);
+}
+
+static int run_on(const char *model, const char *out, const char *const *more, struct err *e)
+{
+    struct config c;
+    struct quantize q;
+    options(&c, model, out, more);
+    int rc = quantize_run(&q, &c, e);
+    if (rc == 0)
+        quantize_close(&q);
+    config_free(&c);
+    return rc;
+}
+
+static int run(const char *out, const char *const *more, struct err *e)
+{
+    return run_on("model", out, more, e);
+}
+
+static void must_run(const char *out, const char *const *more)
+{
+    struct err e;
+    if (run(out, more, &e) < 0)
+        fail_msg("%s", e.text);
+}
+
+static void must_fail(const char *out, const char *const *more, int code, const char *says)
+{
+    struct err e = { 0 };
+    int rc = run(out, more, &e);
+    if (rc != code)
+        fail_msg("%s is not %s: %s", err_name(rc), err_name(code), e.text);
+    if (strstr(e.text, says) == NULL)
+        fail_msg("\"%s\" does not say \"%s\"", e.text, says);
+}
+
+static const char *joined(const char *a, const char *b)
+{
+    char name[256];
+    snprintf(name, sizeof name, "%s/%s", a, b);
+    return in_root(name);
+}
+
+/* The folders hold the same files with the same bytes. */
+static void same_folders(const char *a, const char *b)
+{
+    char name[256];
+    int n[2] = { 0 };
+    for (int i = 0; i < 2; i++) {
+        DIR *d = opendir(in_root(i == 0 ? a : b));
+        assert_non_null(d);
+        for (const struct dirent *f; (f = readdir(d)) != NULL;)
+            n[i] += f->d_name[0] != '.';
+        closedir(d);
+    }
+    assert_true(n[0] > LAYERS && n[0] == n[1]);
+    DIR *d = opendir(in_root(a));
+    assert_non_null(d);
+    for (const struct dirent *f; (f = readdir(d)) != NULL;) {
+        struct buf x[2];
+        if (f->d_name[0] == '.')
+            continue;
+        for (int i = 0; i < 2; i++) {
+            snprintf(name, sizeof name, "%s/%.200s", i == 0 ? a : b, f->d_name);
+            read_file(&x[i], name);
+        }
+        if (x[0].len != x[1].len || memcmp(x[0].data, x[1].data, x[0].len) != 0)
+            fail_msg("%s differs", f->d_name);
+        buf_free(&x[0]);
+        buf_free(&x[1]);
+    }
+    closedir(d);
+}
+
+/* ---- the result -------------------------------------------------------------------------------------------------- */
+
+static const int32_t prompt[] = { 1, 263, 287, 261, 278, 292, 290, 270, 281, 42, 5 };
+enum { PROMPT = sizeof prompt / sizeof prompt[0] };
+
+/* The logits of the prompt's last token; the caller frees them. */
+static float *logits_of(const char *model, const char *weights, int *vocab)
+{
+    struct be *be;
+    struct model *m;
+    struct runner r;
+    struct err e;
+    const float *x;
+    struct model_options o = { .weights = weights };
+    assert_int_equal(be_open(&be, &(struct be_config){ .n_threads = 1 }, &e), 0);
+    if (model_open(&m, in_root(model), &o, be, &e) < 0)
+        fail_msg("%s", e.text);
+    assert_int_equal(runner_open(&r, m, KV_F32, 1, PROMPT, PROMPT, 1, &e), 0);
+    assert_int_equal(runner_append(&r, 0, prompt, PROMPT, 1, &x, &e), 0);
+    *vocab = m->config.vocab;
+    float *copy = mem_alloc((size_t)*vocab * sizeof *copy);
+    assert_non_null(copy);
+    memcpy(copy, x, (size_t)*vocab * sizeof *copy);
+    runner_close(&r);
+    model_close(m);
+    be_close(be);
+    return copy;
+}
+
+/* The folder is the model as it would have been pressed at load. */
+static void is_loaded_again(void **state)
+{
+    static const char *const q8[] = { "--codec=q8", NULL };
+    static const struct {
+        const char *out, *word;
+        const char *const *more;
+    } made[] = { { "q4", "q4", NULL }, { "q8", "q8", q8 } };
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        int n;
+        must_run(made[i].out, made[i].more);
+        float *want = logits_of("model", made[i].word, &n);
+        float *got = logits_of(made[i].out, "auto", &n);
+        assert_memory_equal(want, got, (size_t)n * sizeof *want);
+        mem_free(got);
+        mem_free(want);
+    }
+    assert_int_not_equal(access(in_root("q4.part"), F_OK), 0);
+}
+
+/* A llama's GGUF file has other rows in q and k, and other sums in attention: nearly the same logits. */
+static void reads_gguf(void **state)
+{
+    static const char *const q8[] = { "--codec=q8", NULL };
+    struct err e;
+    int n;
+    (void)state;
+    assert_int_equal(toy_write(in_root("toy.gguf"), 3, &e), 0);
+    if (run_on("toy.gguf", "toy", q8, &e) < 0)
+        fail_msg("%s", e.text);
+    float *want = logits_of("toy.gguf", "q8", &n);
+    float *got = logits_of("toy", "auto", &n);
+    double off = 0, size = 0;
+    for (int i = 0; i < n; i++) {
+        off += ((double)got[i] - (double)want[i]) * ((double)got[i] - (double)want[i]);
+        size += (double)want[i] * (double)want[i];
+    }
+    assert_true(off < 1e-8 * size);
+    mem_free(got);
+    mem_free(want);
+}
+
+static double noted(const json_t *notes, const char *name, const char *key)
+{
+    const json_t *m = json_object_get(json_object_get(notes, "matrices"), name);
+    const json_t *v = json_object_get(m, key);
+    assert_true(json_is_number(v));
+    return json_number_value(v);
+}
+
+static void notes_what_was_lost(void **state)
+{
+    (void)state;
+    json_t *a = json_load_file(joined("q4", "quantize.json"), 0, NULL);
+    json_t *b = json_load_file(joined("q8", "quantize.json"), 0, NULL);
+    assert_true(a != NULL && b != NULL);
+    assert_string_equal(json_string_value(json_object_get(json_object_get(a, "options"), "codec")),
+                        "q4");
+    for (int l = 0; l < LAYERS; l++) {
+        char name[64];
+        snprintf(name, sizeof name, "blk.%d.ffn_gate.weight", l);
+        double four = noted(a, name, "error");
+        double eight = noted(b, name, "error");
+        assert_true(four > 1e-4 && four < .03); /* 16 levels, then 256 in the same groups */
+        assert_true(eight > 0 && eight < four / 50);
+        assert_true(noted(a, name, "bits") < 6 && noted(b, name, "bits") > 8);
+    }
+    assert_true(noted(a, "token_embd.weight", "error") == noted(b, "token_embd.weight", "error"));
+    json_decref(a);
+    json_decref(b);
+}
+
+/* ---- going on ---------------------------------------------------------------------------------------------------- */
+
+static const char *shard_name(const char *folder, int i)
+{
+    char name[256];
+    snprintf(name, sizeof name, "%s/model-%05d-of-%05d.safetensors", folder, i + 1, LAYERS + 1);
+    return in_root(name);
+}
+
+static bool there(const char *path)
+{
+    return access(path, F_OK) == 0;
+}
+
+/* What a run leaves that was stopped before some shards were done. */
+static void goes_on(void **state)
+{
+    /* by bits; and half of a file that was being written */
+    static const unsigned lacks[] = { 0x3f, 0x3e, 0x20, 0x01, 0x14, 0 };
+    (void)state;
+    must_run("whole", NULL);
+    must_run("again", NULL);
+    same_folders("whole", "again");
+    for (size_t k = 0; k < sizeof lacks / sizeof *lacks; k++) {
+        assert_int_equal(rename(in_root("again"), in_root("again.part")), 0);
+        for (int i = 0; i <= LAYERS; i++)
+            if (lacks[k] >> i & 1)
+                assert_int_equal(unlink(shard_name("again.part", i)), 0);
+        assert_int_equal(unlink(joined("again.part", "config.json")), 0);
+        assert_int_equal(
+            file_write_atomic(joined("again.part", "quantize.json.Ab3xYz"), "{", 1, NULL), 0);
+        must_run("again", NULL);
+        same_folders("whole", "again");
+    }
+}
+
+/* Every form that a codec of this build makes: pressed with moments where the codec takes them, the same again after a
+ * stop, and loaded by the server. */
+static void presses_to_every_form(void **state)
+{
+    const char *p = codec_names();
+    (void)state;
+    for (size_t len; *p != 0; p += len + strspn(p + len, ", ")) {
+        char option[64];
+        int n;
+        len = strcspn(p, ",");
+        snprintf(option, sizeof option, "--codec=%.*s", (int)len, p);
+        const char *more[] = { option, NULL };
+        must_run("form", more);
+        must_run("form2", more);
+        assert_int_equal(rename(in_root("form2"), in_root("form2.part")), 0);
+        assert_int_equal(unlink(shard_name("form2.part", 3)), 0);
+        must_run("form2", more);
+        same_folders("form", "form2");
+        float *x = logits_of("form", "auto", &n);
+        for (int i = 0; i < n; i++)
+            assert_true(isfinite(x[i]));
+        mem_free(x);
+        fetch_remove(in_root("form"));
+        fetch_remove(in_root("form2"));
+    }
+}
+
+/* A child runs the command and gets a signal once it has done n shards; its exit code, or -1 when it was killed. */
+static int stopped_after(const char *out, int n, int sig)
+{
+    char part[64];
+    snprintf(part, sizeof part, "%s.part", out);
+    pid_t pid = fork();
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        struct err e;
+        fetch_catch_signals();
+        _exit(run(out, NULL, &e) == ERR_CANCELLED ? 3 : 0);
+    }
+    int status = 0;
+    while (waitpid(pid, &status, WNOHANG) == 0) {
+        if (there(shard_name(part, n - 1)) || there(in_root(out)))
+            (void)kill(pid, sig);
+        (void)usleep(500);
+    }
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+static void survives_signals(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 4; i++) {
+        int code = stopped_after("cut", 1 + i, i % 2 == 0 ? SIGKILL : SIGINT);
+        assert_true(code == 3 || code == -1 || there(in_root("cut")));
+        if (!there(in_root("cut")))
+            must_run("cut", NULL);
+        same_folders("whole", "cut");
+        fetch_remove(in_root("cut"));
+    }
+}
+
+/* ---- what it refuses --------------------------------------------------------------------------------------------- */
+
+static void keeps_to_its_options(void **state)
+{
+    static const char *const other[][2] = {
+        { "--codec=q8", "codec" },     { "--head=q4", "head" },   { "--tokens=128", "tokens" },
+        { "--context=32", "context" }, { "--damp=0.02", "damp" },
+    };
+    static const char *const forced[] = { "--codec=q8", "--force", NULL };
+    (void)state;
+    assert_int_equal(rename(in_root("whole"), in_root("w2.part")), 0);
+    assert_int_equal(unlink(shard_name("w2.part", 2)), 0);
+    for (size_t i = 0; i < sizeof other / sizeof *other; i++) {
+        const char *more[] = { other[i][0], NULL };
+        char says[64];
+        snprintf(says, sizeof says, "was begun with %s ", other[i][1]);
+        must_fail("w2", more, ERR_INVALID, says);
+        must_fail("w2", more, ERR_INVALID, "--force");
+    }
+    must_run("w2", forced);
+    same_folders("q8", "w2");
+}
+
+static void says_what_is_wrong(void **state)
+{
+    static const char *const bad_codec[] = { "--codec=q4x", NULL };
+    static const char *const bad_head[] = { "--head=", NULL };
+    static const char *const much[] = { "--tokens=100000", NULL };
+    static const char *const no_text[] = { "--calibrate=/nonexistent/text", NULL };
+    (void)state;
+    must_fail("x", bad_codec, ERR_INVALID, "codec: \"q4x\" is no form of weights");
+    must_fail("x", bad_head, ERR_INVALID, "head: \"\" is no form of weights");
+    must_fail("x", much, ERR_INVALID, "1562 sequences of 64 are asked for");
+    must_fail("x", no_text, ERR_NOTFOUND, "/nonexistent/text");
+    must_fail("q8", NULL, ERR_INVALID, "q8"); /* it is there */
+    must_fail("text.txt/x", NULL, ERR_INVALID, "text.txt/x");
+    assert_false(there(in_root("x")) || there(in_root("x.part")));
+    /* a folder with shards of another making is not touched, forced or not */
+    static const char *const forced[] = { "--force", NULL };
+    assert_int_equal(rename(in_root("q8"), in_root("y.part")), 0);
+    assert_int_equal(unlink(joined("y.part", "quantize.json")), 0);
+    must_fail("y", NULL, ERR_INVALID, "did not begin");
+    must_fail("y", forced, ERR_INVALID, "did not begin");
+    assert_true(there(shard_name("y.part", 0)));
+    /* damaged notes are not guessed */
+    assert_int_equal(file_write_atomic(joined("y.part", "quantize.json"), "{}", 2, NULL), 0);
+    must_fail("y", NULL, ERR_FORMAT, "is damaged");
+}
+
+/* ---- its parts --------------------------------------------------------------------------------------------------- */
+
+/* Layer by layer the model gives the bits of the whole pass. */
+static void layers_make_the_pass(void **state)
+{
+    struct session s;
+    struct runner r;
+    struct err e;
+    const float *want;
+    static float x[PROMPT * DIM];
+    (void)state;
+    eval_model(&s);
+    const struct model *m = s.model;
+    assert_int_equal(runner_open(&r, m, KV_F32, 1, PROMPT, PROMPT, PROMPT, &e), 0);
+    assert_int_equal(runner_append(&r, 0, prompt, PROMPT, PROMPT, &want, &e), 0);
+    size_t bytes = (size_t)PROMPT * (size_t)m->config.vocab * sizeof(float);
+    float *copy = mem_alloc(bytes);
+    assert_non_null(copy);
+    memcpy(copy, want, bytes);
+    struct batch b = { .n_rows = PROMPT,
+                       .n_seqs = 1,
+                       .token = prompt,
+                       .pos = r.pos,
+                       .seq = &(struct batch_seq){ .kv = &r.seq[0], .n_rows = PROMPT } };
+    assert_int_equal(m->config.dim, DIM);
+    for (int l = 0; l < m->config.n_layers; l++)
+        assert_int_equal(model_layer(m, r.ws, r.pool, &b, l, NULL, x, &e), 0);
+    memcpy(r.ws->x, x, sizeof x);
+    memset(r.ws->delta, 0, sizeof x);
+    m->arch->end(m, r.ws, &(struct be_step){ .n_out = PROMPT });
+    assert_memory_equal(copy, r.ws->logits, bytes);
+    mem_free(copy);
+    runner_close(&r);
+    session_close(&s);
+}
+
+/* What a layer's matrices read, kept by a test. */
+struct seen {
+    int calls[LAYER_INPUTS], cols[LAYER_INPUTS];
+    double first; /* element 0 of row 1 of what q, k and v read */
+};
+
+static void keep(void *arg, enum layer_input what, const float *x, int n, int cols)
+{
+    struct seen *s = arg;
+    assert_int_equal(n, PROMPT);
+    s->calls[what]++;
+    s->cols[what] = cols;
+    if (what == INPUT_OF_QKV)
+        s->first = (double)x[cols];
+}
+
+static void shows_what_matrices_read(void **state)
+{
+    struct session s;
+    struct runner r;
+    struct err e;
+    struct seen seen = { 0 };
+    static float x[PROMPT * DIM];
+    float row[DIM];
+    (void)state;
+    eval_model(&s);
+    const struct model *m = s.model;
+    assert_int_equal(runner_open(&r, m, KV_F32, 1, PROMPT, PROMPT, 1, &e), 0);
+    assert_int_equal(kv_seq_reserve(&r.seq[0], r.pool, PROMPT), 0);
+    for (int i = 0; i < PROMPT; i++)
+        r.pos[i] = i;
+    struct batch b = { .n_rows = PROMPT,
+                       .n_seqs = 1,
+                       .token = prompt,
+                       .pos = r.pos,
+                       .seq = &(struct batch_seq){ .kv = &r.seq[0], .n_rows = PROMPT } };
+    struct observer o = { keep, &seen };
+    assert_int_equal(model_layer(m, r.ws, r.pool, &b, 0, &o, x, &e), 0);
+    for (int i = INPUT_OF_QKV; i < LAYER_INPUTS; i++)
+        assert_int_equal(seen.calls[i], 1);
+    assert_int_equal(seen.calls[INPUT_OF_NONE], 0);
+    assert_int_equal(seen.cols[INPUT_OF_DOWN], m->config.ffn);
+    weight_row(&m->embd, prompt[1], row);
+    double sum = 0;
+    for (int i = 0; i < DIM; i++)
+        sum += (double)row[i] * (double)row[i];
+    double want = (double)row[0] / sqrt(sum / DIM + (double)m->config.norm_eps) *
+                  (double)m->layer[0].attn_norm[0];
+    assert_true(fabs(seen.first - want) < 1e-5 * fabs(want) + 1e-9);
+    runner_close(&r);
+    session_close(&s);
+}
+
+/* The ratio of traces, written out. */
+static double plain_loss(const struct pressed *p, const float *h, int cols)
+{
+    double lost = 0;
+    double all = 0;
+    float was[DIM];
+    float is[DIM];
+    for (int r = 0; r < p->w.rows; r++) {
+        weight_row(p->slot->w, r, was);
+        weight_row(&p->w, r, is);
+        for (int i = 0; i < cols; i++)
+            for (int j = 0; j < cols; j++) {
+                double hij = (double)(i < j ? h[i * cols + j] : h[j * cols + i]);
+                all += (double)was[i] * hij * (double)was[j];
+                lost += (double)(is[i] - was[i]) * hij * (double)(is[j] - was[j]);
+            }
+    }
+    return lost / all;
+}
+
+static void measures_loss(void **state)
+{
+    struct quantize q = { 0 };
+    struct sums s;
+    struct pressed p = { 0 };
+    struct err e;
+    static float rows[2][DIM * DIM];
+    (void)state;
+    eval_model(&q.session);
+    q.model = q.session.model;
+    for (int i = 0; i < q.model->n_slots; i++)
+        if (strcmp(q.model->slot[i].name, "blk.1.attn_output.weight") == 0)
+            p.slot = &q.model->slot[i];
+    assert_non_null(p.slot);
+    assert_int_equal(sums_open(&s, q.model, 1, &e), 0);
+    for (int i = 0; i < DIM; i++) /* diagonally dominant, but far from a diagonal */
+        for (int j = i; j < DIM; j++)
+            s.h[INPUT_OF_O][i * DIM + j] = i == j ? 10 + (float)i : 1 / (float)(1 + (i + j) % 7);
+    assert_int_equal(weight_open(&p.w, q.session.be, "q4", false, DT_F32, DIM, DIM, &e), 0);
+    for (int r = 0; r < DIM; r++)
+        quantize_row(&q, &p, r, rows[0] + r * DIM);
+    assert_int_equal(weight_press(&p.w, 0, DIM, rows[0], rows[1], NULL, &e), 0);
+    assert_int_equal(quantize_loss(&q, &p, 1, &s, &e), 0);
+    double want = plain_loss(&p, s.h[INPUT_OF_O], DIM);
+    assert_true(want > 1e-4 && fabs(p.error - want) < 1e-4 * want);
+    for (int i = 0; i < DIM * DIM; i++) /* without sums all inputs count alike */
+        s.h[INPUT_OF_O][i] = i % (DIM + 1) == 0;
+    want = plain_loss(&p, s.h[INPUT_OF_O], DIM);
+    assert_int_equal(quantize_loss(&q, &p, 1, NULL, &e), 0);
+    assert_true(fabs(p.error - want) < 1e-4 * want);
+    weight_close(&p.w, q.session.be);
+    sums_close(&s);
+    quantize_close(&q);
+}
+
+static void cuts_sequences(void **state)
+{
+    struct session s;
+    struct sequences q;
+    struct err e;
+    struct tok_ids ids = { 0 };
+    struct buf b;
+    (void)state;
+    static const char text[] = "The cat sat.<|endoftext|>\nThe dog ran away and came back.";
+    eval_model(&s);
+    const struct tokenizer *tok = s.model->tok;
+    assert_int_equal(file_write_atomic(in_root("two.txt"), text, strlen(text), &e), 0);
+    assert_int_equal(sequences_open(&q, tok, in_root("two.txt"), 8, 8, &e), 0);
+    assert_int_equal(tok_encode(tok, text, 12, TOK_ADD_BOS, &ids), 0);
+    assert_true(ids.n < 8); /* the second document begins in the sequence, with BOS */
+    assert_memory_equal(q.token, ids.id, (size_t)ids.n * sizeof *ids.id);
+    assert_int_equal(q.token[ids.n], tok_bos(tok));
+    sequences_close(&q);
+    tok_ids_free(&ids);
+
+    /* three of many: at the beginning, after a third, after two thirds */
+    read_file(&b, "text.txt");
+    assert_int_equal(tok_encode(tok, buf_str(&b), b.len, TOK_ADD_BOS, &ids), 0);
+    assert_int_equal(sequences_open(&q, tok, in_root("text.txt"), 50, 16, &e), 0);
+    assert_int_equal(q.n, 3);
+    for (int i = 0; i < 3; i++) {
+        const int32_t *from = ids.id + ids.n / 16 * i / 3 * 16;
+        assert_int_equal(q.token[i * 16], tok_bos(tok));
+        assert_memory_equal(q.token + i * 16 + 1, from + 1, 15 * sizeof *from);
+    }
+    sequences_close(&q);
+    tok_ids_free(&ids);
+    buf_free(&b);
+    session_close(&s);
+}
+
+/* Wherever memory runs out, the next run goes on. */
+static void survives_lack_of_memory(void **state)
+{
+    struct mem_stats before;
+    struct mem_stats after;
+    struct err e;
+    (void)state;
+    mem_stats(&before);
+    must_run("rich", NULL);
+    mem_stats(&after);
+    uint64_t calls = after.calls - before.calls;
+    int failed = 0;
+    for (uint64_t k = 1; k < 16; k++) {
+        mem_fail_at(calls * k / 16);
+        failed += run("poor", NULL, &e) < 0;
+        mem_fail_at(0);
+        mem_stats(&after);
+        assert_int_equal(after.blocks, before.blocks);
+    }
+    assert_true(failed >= 8);
+    if (!there(in_root("poor")))
+        must_run("poor", NULL);
+    same_folders("rich", "poor");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(layers_make_the_pass),    cmocka_unit_test(shows_what_matrices_read),
+        cmocka_unit_test(measures_loss),           cmocka_unit_test(cuts_sequences),
+        cmocka_unit_test(is_loaded_again),         cmocka_unit_test(reads_gguf),
+        cmocka_unit_test(notes_what_was_lost),     cmocka_unit_test(goes_on),
+        cmocka_unit_test(presses_to_every_form),   cmocka_unit_test(survives_signals),
+        cmocka_unit_test(keeps_to_its_options),    cmocka_unit_test(says_what_is_wrong),
+        cmocka_unit_test(survives_lack_of_memory),
+    };
+    log_setup(&(struct log_config){ .level = LOG_E });
+    return cmocka_run_group_tests(tests, eval_open, scratch_close);
+}
