@@ -6,9 +6,10 @@
 #include "quant/rotate.h"
 #include "server/base/mem.h"
 
-extern const struct codec codec_dense, codec_q8, codec_q4, codec_pvq;
+extern const struct codec codec_dense, codec_q8, codec_q4, codec_pvq, codec_aqlm;
 
-const struct codec *const codec_list[] = { &codec_dense, &codec_q8, &codec_q4, &codec_pvq, NULL };
+const struct codec *const codec_list[] = { &codec_dense, &codec_q8,   &codec_q4,
+                                           &codec_pvq,   &codec_aqlm, NULL };
 
 const char *codec_names(void)
 {
@@ -79,6 +80,11 @@ int weight_open(struct weight *w, struct be *be, const char *word, bool int8_ok,
         !choose(w, "f32", from))
         return err_set(e, ERR_UNSUPPORTED, "no codec takes %d x %d of %s", rows, cols,
                        dtype_name(from));
+    if (w->codec->encode == NULL) {
+        w->codec = NULL;
+        return err_set(e, ERR_UNSUPPORTED, "models come in the form %s; nothing is encoded to it",
+                       word);
+    }
     return open_planes(w, be, int8_ok, e);
 }
 
