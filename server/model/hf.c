@@ -162,6 +162,8 @@ static int read_forms(struct source *s, struct hf *h, struct err *e)
     if (h->method == NULL)
         return 0;
     const json_t *q = json_object_get(h->config, "quantization_config");
+    if (q == NULL) /* early folders of a method have an object of its name */
+        q = json_object_get(h->config, h->method->name);
     int rc = h->method->forms(s, &h->arena, q, e);
     return rc < 0 ? err_prefix(e, "%s/config.json", h->folder) : 0;
 }

@@ -31,6 +31,8 @@ struct hf_method {
      * sorted). What must outlive the call goes into a. */
     int (*forms)(struct source *s, struct arena *a, const json_t *q, struct err *e);
 };
+/* Models pressed by AQLM: hf_aqlm.c. */
+int hf_aqlm_forms(struct source *s, struct arena *a, const json_t *q, struct err *e) WARN_UNUSED;
 /* The method of config.json v; NULL: nothing is pressed. ERR_UNSUPPORTED: a method that is not known. */
 int hf_method(const struct hf_method **out, const json_t *v, struct err *e) WARN_UNUSED;
 

@@ -58,6 +58,7 @@ json_t *hf_forms_config(json_t *forms)
 
 static const struct hf_method method[] = {
     { "wring", wring_forms },
+    { "aqlm", hf_aqlm_forms },
 };
 
 int hf_method(const struct hf_method **out, const json_t *v, struct err *e)
@@ -65,7 +66,9 @@ int hf_method(const struct hf_method **out, const json_t *v, struct err *e)
     const json_t *q = json_object_get(v, "quantization_config");
     const char *name = json_string_value(json_object_get(q, "quant_method"));
     *out = NULL;
-    if (q == NULL || json_is_null(q))
+    if (q == NULL && json_is_object(json_object_get(v, "aqlm")))
+        name = "aqlm"; /* folders from before there was a "quantization_config" */
+    else if (q == NULL || json_is_null(q))
         return 0;
     for (size_t i = 0; name != NULL && i < sizeof method / sizeof method[0]; i++)
         if (strcmp(name, method[i].name) == 0) {
@@ -73,6 +76,7 @@ int hf_method(const struct hf_method **out, const json_t *v, struct err *e)
             return 0;
         }
     return err_set(e, ERR_UNSUPPORTED,
-                   "\"quantization_config\": quant_method \"%.80s\" is not supported; wring is",
+                   "\"quantization_config\": quant_method \"%.80s\" is not supported; wring and "
+                   "aqlm are",
                    name != NULL ? name : "?");
 }

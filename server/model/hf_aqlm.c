@@ -1,0 +1,149 @@
+/* Folders of models pressed by AQLM, as they are published. Two generations:
+ *
+ *     "quantization_config": { "quant_method": "aqlm", "in_group_size": 8, "out_group_size": 1, "num_codebooks": 2,
+ *                              "nbits_per_codebook": 8, "linear_weights_not_to_quantize": ["lm_head.weight", ...] }
+ *     "aqlm": { the same four numbers }
+ *
+ * A matrix is pressed where its module has codes, codebooks or scales. The list, of tensors, or of modules in newer folders
+ * ("modules_to_not_convert"), has to agree. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "server/model/hf.h"
+
+#define WHERE "\"quantization_config\": "
+
+/* The number of this key, which is there and within [least, most]. */
+static int get_number(const json_t *q, const char *key, int least, int most, int *out,
+                      struct err *e)
+{
+    const json_t *x = json_object_get(q, key);
+    if (!json_is_integer(x))
+        return err_set(e, ERR_FORMAT, WHERE "\"%s\" %s; a whole number is needed", key,
+                       x == NULL ? "is missing" : "is something else");
+    json_int_t v = json_integer_value(x);
+    if (v < least || v > most)
+        return err_set(e, ERR_UNSUPPORTED, WHERE "\"%s\" is %lld; %d to %d is supported", key,
+                       (long long)v, least, most);
+    *out = (int)v;
+    return 0;
+}
+
+/* The form of all pressed matrices. */
+static int get_form(const json_t *q, struct arena *a, const char **out, struct err *e)
+{
+    char word[64];
+    int group = 0;
+    int across = 0;
+    int books = 0;
+    int bits = 0;
+    TRY(get_number(q, "in_group_size", 8, 32, &group, e));
+    TRY(get_number(q, "out_group_size", 1, 1, &across, e));
+    TRY(get_number(q, "num_codebooks", 1, 8, &books, e));
+    TRY(get_number(q, "nbits_per_codebook", 1, 16, &bits, e));
+    if (group != 8 && group != 16 && group != 32)
+        return err_set(e, ERR_UNSUPPORTED,
+                       WHERE "\"in_group_size\" is %d; 8, 16 and 32 are supported", group);
+    int n = snprintf(word, sizeof word, "aqlm%dx%dg%d", books, bits, group);
+    *out = arena_strndup(a, word, (size_t)n);
+    return *out != NULL ? 0 : err_set(e, ERR_NOMEM, "no memory for the forms of weights");
+}
+
+/* ---- matrices ---------------------------------------------------------------------------------------------------- */
+
+/* The matrix that a tensor is a part of, in a; out NULL: of none. */
+static int matrix_of(const char *tensor, struct arena *a, const char **out, struct err *e)
+{
+    static const char *const part[] = { "codes", "codebooks", "scales" };
+    char name[HF_NAME];
+    const char *dot = strrchr(tensor, '.');
+    *out = NULL;
+    for (int i = 0; dot != NULL && i < 3; i++) {
+        if (strcmp(dot + 1, part[i]) != 0)
+            continue;
+        int n = snprintf(name, sizeof name, "%.*s.weight", (int)(dot - tensor), tensor);
+        if (n < 0 || n >= HF_NAME)
+            return err_set(e, ERR_LIMIT, "the name %.80s... is too long", tensor);
+        *out = arena_strndup(a, name, (size_t)n);
+        if (*out == NULL)
+            return err_set(e, ERR_NOMEM, "no memory for the forms of weights");
+    }
+    return 0;
+}
+
+static int by_text(const void *a, const void *b)
+{
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+/* The names of all pressed matrices to out [tensors of s], sorted, each once; returns how many. */
+static int find_pressed(const struct source *s, struct arena *a, const char **out, struct err *e)
+{
+    int n = 0;
+    for (int i = 0; i < s->n_tensors; i++) {
+        TRY(matrix_of(s->tensor[i].name, a, &out[n], e));
+        n += out[n] != NULL;
+    }
+    qsort(out, (size_t)n, sizeof *out, by_text);
+    int kept = 0;
+    for (int i = 0; i < n; i++)
+        if (kept == 0 || strcmp(out[kept - 1], out[i]) != 0)
+            out[kept++] = out[i];
+    return kept;
+}
+
+/* No matrix of the list may be pressed. */
+static int check_list(const json_t *list, struct arena *a, const char *const *pressed, int n,
+                      struct err *e)
+{
+    char name[HF_NAME];
+    size_t i;
+    const json_t *x;
+    json_array_foreach(list, i, x)
+    {
+        const char *word = json_string_value(x);
+        if (word == NULL)
+            return err_set(e, ERR_FORMAT, WHERE "the list of modules not pressed: no string at %zu",
+                           i);
+        const char *dot = strrchr(word, '.');
+        bool tensor = dot != NULL && strcmp(dot, ".weight") == 0;
+        int len = snprintf(name, sizeof name, "%s%s", word, tensor ? "" : ".weight");
+        if (len < 0 || len >= HF_NAME)
+            continue; /* longer than any matrix's name */
+        const char *matrix = hf_canonical(a, name);
+        if (matrix == NULL)
+            return err_set(e, ERR_NOMEM, "no memory for the forms of weights");
+        if (bsearch(&matrix, pressed, (size_t)n, sizeof matrix, by_text) != NULL)
+            return err_set(e, ERR_FORMAT,
+                           WHERE "\"%s\" is listed as not pressed, but has codes or codebooks",
+                           word);
+    }
+    return 0;
+}
+
+static int add_forms(struct source *s, struct arena *a, const json_t *q, const char **pressed,
+                     struct err *e)
+{
+    const char *word;
+    TRY(get_form(q, a, &word, e));
+    int n = find_pressed(s, a, pressed, e);
+    TRY(n);
+    if (n == 0)
+        return err_set(e, ERR_FORMAT, WHERE "the method is aqlm, but no module has codes");
+    TRY(check_list(json_object_get(q, "linear_weights_not_to_quantize"), a, pressed, n, e));
+    TRY(check_list(json_object_get(q, "modules_to_not_convert"), a, pressed, n, e));
+    for (int i = 0; i < n; i++)
+        TRY(source_add_form(s, pressed[i], word, e));
+    return 0;
+}
+
+int hf_aqlm_forms(struct source *s, struct arena *a, const json_t *q, struct err *e)
+{
+    const char **pressed = mem_zalloc((size_t)s->n_tensors + 1, sizeof *pressed);
+    if (pressed == NULL)
+        return err_set(e, ERR_NOMEM, "no memory for the forms of weights");
+    int rc = add_forms(s, a, q, pressed, e);
+    mem_free(pressed);
+    return rc;
+}
