@@ -6,14 +6,15 @@
 #include "quant/rotate.h"
 #include "server/base/mem.h"
 
-extern const struct codec codec_dense, codec_q8, codec_q4, codec_trellis, codec_pvq, codec_aqlm;
+extern const struct codec codec_dense, codec_q8, codec_q4, codec_trellis, codec_planes, codec_pvq,
+    codec_aqlm;
 
-const struct codec *const codec_list[] = { &codec_dense, &codec_q8,   &codec_q4, &codec_trellis,
-                                           &codec_pvq,   &codec_aqlm, NULL };
+const struct codec *const codec_list[] = { &codec_dense,  &codec_q8,  &codec_q4,   &codec_trellis,
+                                           &codec_planes, &codec_pvq, &codec_aqlm, NULL };
 
 const char *codec_names(void)
 {
-    return "auto, f32, f16, bf16, q8, q4, trellis2, trellis3, trellis4, pvq2, pvq3, pvq4";
+    return "auto, f32, f16, bf16, q8, q4, trellis2 to trellis4, planes1 to planes8, pvq2 to pvq4";
 }
 
 static bool known(const char *word)

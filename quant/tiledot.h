@@ -37,6 +37,7 @@ struct tiledot {
     enum tile_kind kind;
     int offset;
     bool has_base; /* of TILE_GROUP */
+    bool narrow;   /* codes are below 32, the offset 0: the same sums with fewer operations */
 };
 
 /* Fills t with rows [128 unit, 128 unit + 128) and inputs [32 g, 32 g + 32) of w. Rows that w does not have may get any

@@ -1,6 +1,7 @@
 /* The vector kernels of quant/tiledot.h, made of a codec's tile function: for files that are compiled once per ISA.
  *
  *   TILEDOT_MUL_I8(name, fill, kind, offset, has_base, row_scale)     a function for the slot PREP_I8 of a struct codec_cpu
+ *   TILEDOT_MUL_I8_U5(name, fill, kind, has_base, row_scale)          the same for codes below 32, offset 0
  *   TILEDOT_MUL_F32(name, fill, kind, offset, has_base, row_scale)    for the slot PREP_F32
  *
  * fill is a tile_fn (seen by the compiler, so that it can be inlined); row_scale(w, panel) points to the sixteen f16 scales
@@ -35,19 +36,28 @@ ROWDOT_INLINE v16i tiledot_start(int32_t neg128, int offset)
     return offset == 128 ? v16i_start_s8(neg128) : v16i_set1(offset == 64 ? neg128 / 2 : 0);
 }
 
+ROWDOT_INLINE v16i tiledot_dot(v16i s, v16q c, const int8_t *x, struct tiledot how)
+{
+    if (how.narrow)
+        return v16i_add_u5(s, c, x);
+    return how.offset == 128 ? v16i_dot_s8(s, c, x) : v16i_dot_u7(s, c, x);
+}
+
 /* Half of a tile's inputs: a line of codes at a time for all rows, so that there are as many chains as rows. */
-ROWDOT_INLINE void tiledot_half(const uint8_t *code, const int8_t *x, v16i *s, int offset, int rows)
+ROWDOT_INLINE void tiledot_half(const uint8_t *code, const int8_t *x, v16i *s, int rows,
+                                struct tiledot how)
 {
 #pragma GCC unroll 4
     for (int j = 0; j < 4; j++) {
         const uint8_t *line = code + j * TILE_ROWS * 4;
-        v16q c = offset == 128 ? v16q_load_s8(line) : v16q_load(line);
+        v16q c = how.offset == 128 ? v16q_load_s8(line) : v16q_load(line);
 #pragma GCC unroll 8
-        for (int r = 0; r < rows; r++) {
-            const int8_t *at = x + r * INPUT_GROUP + 4 * j;
-            s[r] = offset == 128 ? v16i_dot_s8(s[r], c, at) : v16i_dot_u7(s[r], c, at);
-        }
+        for (int r = 0; r < rows; r++)
+            s[r] = tiledot_dot(s[r], c, x + r * INPUT_GROUP + 4 * j, how);
     }
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++)
+        s[r] = how.narrow ? v16i_sum_u5(s[r]) : s[r];
 }
 
 /* One panel of a tile with some rows of its record. */
@@ -63,8 +73,7 @@ ROWDOT_INLINE void tiledot_tile_i8(const struct tile *t, int lane, const char *r
 #pragma GCC unroll 8
         for (int r = 0; r < rows; r++)
             s[r] = tiledot_start(neg128[h * at.width + r], how.offset);
-        tiledot_half(t->code[4 * h][lane], (const int8_t *)rec + h * INPUT_HALF, s, how.offset,
-                     rows);
+        tiledot_half(t->code[4 * h][lane], (const int8_t *)rec + h * INPUT_HALF, s, rows, how);
         v16 d = how.kind == TILE_ROW ? v16_set1(1)
                                      : v16_load(t->scale[how.kind == TILE_HALF ? h : 0] + lane);
 #pragma GCC unroll 8
@@ -192,9 +201,11 @@ static inline int tiledot_least(int a, int b)
 }
 
 #define TILEDOT_MUL_I8(name, fill, kind, offset, has_base, row_scale)                              \
-    TILEDOT_MUL(name, fill, 1, tiledot_rows_i8, row_scale, kind, offset, has_base)
+    TILEDOT_MUL(name, fill, 1, tiledot_rows_i8, row_scale, kind, offset, has_base, false)
+#define TILEDOT_MUL_I8_U5(name, fill, kind, has_base, row_scale)                                   \
+    TILEDOT_MUL(name, fill, 1, tiledot_rows_i8, row_scale, kind, 0, has_base, true)
 #define TILEDOT_MUL_F32(name, fill, kind, offset, has_base, row_scale)                             \
-    TILEDOT_MUL(name, fill, 2, tiledot_rows_f32, row_scale, kind, offset, has_base)
+    TILEDOT_MUL(name, fill, 2, tiledot_rows_f32, row_scale, kind, offset, has_base, false)
 
 /* rows: one of the two functions above, inlined for each number of rows; sums: how many it keeps. */
 #define TILEDOT_MUL(name, fill, sums, rows, row_scale, ...)                                        \

@@ -85,9 +85,11 @@ static inline void tiledot_ref_rows(const struct weight *w, const struct input *
 }
 
 #define TILEDOT_MUL_I8(name, fill, kind, offset, has_base, row_scale)                              \
-    TILEDOT_MUL(name, fill, PREP_I8, row_scale, kind, offset, has_base)
+    TILEDOT_MUL(name, fill, PREP_I8, row_scale, kind, offset, has_base, false)
+#define TILEDOT_MUL_I8_U5(name, fill, kind, has_base, row_scale)                                   \
+    TILEDOT_MUL(name, fill, PREP_I8, row_scale, kind, 0, has_base, true)
 #define TILEDOT_MUL_F32(name, fill, kind, offset, has_base, row_scale)                             \
-    TILEDOT_MUL(name, fill, PREP_F32, row_scale, kind, offset, has_base)
+    TILEDOT_MUL(name, fill, PREP_F32, row_scale, kind, offset, has_base, false)
 
 #define TILEDOT_MUL(name, fill, prep, row_scale, ...)                                              \
     static void name(const struct weight *w, const struct input *in, const float *bias, float *y,  \

@@ -16,8 +16,11 @@
  *  v16_fma(a, b, c) = a * b + c
  *  v16q                    64 bytes of codes; v16q_lo / v16q_hi: its low or high nibbles
  *  v16q_byte(q, b)         byte b of each lane as floats
+ *  v16q_field(q, from, to, width)  bits [from, from + width) of each byte, moved to [to, to + width): constants
  *  v16i_dot_u4(acc, w, x)  acc[l] += sum of w[4l+b] * x[b], b = 0..3, w unsigned below 16, x four signed bytes
  *  v16i_dot_u7             the same with w unsigned below 128
+ *  v16i_add_u5, v16i_sum_u5  the same with w unsigned below 32: sum(s), where s = add(s, w, x) was zeros before one to four
+ *                          calls
  *  v16i_dot_s8(acc, w, x)  the same with w signed, stored with 128 added and loaded by v16q_load_s8; acc must begin as
  *                          v16i_start_s8(-128 * sum of all x)
  *  V16_ROWS                input rows worked on together, as many as there are registers for */
@@ -87,6 +90,20 @@ static inline v16q v16q_load(const uint8_t *p)
 {
     return _mm512_loadu_si512((const void *)p);
 }
+static inline void v16q_store(uint8_t *p, v16q q)
+{
+    _mm512_storeu_si512((void *)p, q);
+}
+static inline v16q v16q_or(v16q a, v16q b)
+{
+    return _mm512_or_si512(a, b);
+}
+static inline v16q v16q_field(v16q q, int from, int to, int width)
+{
+    v16q moved = from > to ? _mm512_srli_epi16(q, (unsigned)(from - to))
+                           : _mm512_slli_epi16(q, (unsigned)(to - from));
+    return _mm512_and_si512(moved, _mm512_set1_epi8((char)(((1 << width) - 1) << to)));
+}
 static inline v16q v16q_lo(v16q q)
 {
     return _mm512_and_si512(q, _mm512_set1_epi8(15));
@@ -102,6 +119,14 @@ static inline v16i v16i_dot_u4(v16i acc, v16q w, const int8_t *x)
 static inline v16i v16i_dot_u7(v16i acc, v16q w, const int8_t *x)
 {
     return v16i_dot_u4(acc, w, x);
+}
+static inline v16i v16i_add_u5(v16i s, v16q w, const int8_t *x)
+{
+    return v16i_dot_u4(s, w, x);
+}
+static inline v16i v16i_sum_u5(v16i s)
+{
+    return s;
 }
 static inline v16q v16q_load_s8(const uint8_t *p)
 {
@@ -187,6 +212,24 @@ static inline v16q v16q_load(const uint8_t *p)
     return (v16q){ _mm256_loadu_si256((const void *)p),
                    _mm256_loadu_si256((const void *)(p + 32)) };
 }
+static inline void v16q_store(uint8_t *p, v16q q)
+{
+    _mm256_storeu_si256((void *)p, q.a);
+    _mm256_storeu_si256((void *)(p + 32), q.b);
+}
+static inline v16q v16q_or(v16q a, v16q b)
+{
+    return (v16q){ _mm256_or_si256(a.a, b.a), _mm256_or_si256(a.b, b.b) };
+}
+static inline __m256i v16_field(__m256i q, int from, int to, int width)
+{
+    __m256i moved = from > to ? _mm256_srli_epi16(q, from - to) : _mm256_slli_epi16(q, to - from);
+    return _mm256_and_si256(moved, _mm256_set1_epi8((char)(((1 << width) - 1) << to)));
+}
+static inline v16q v16q_field(v16q q, int from, int to, int width)
+{
+    return (v16q){ v16_field(q.a, from, to, width), v16_field(q.b, from, to, width) };
+}
 static inline v16q v16q_lo(v16q q)
 {
     __m256i m = _mm256_set1_epi8(15);
@@ -210,6 +253,18 @@ static inline v16i v16i_dot_u4(v16i acc, v16q w, const int8_t *x4)
 static inline v16i v16i_dot_u7(v16i acc, v16q w, const int8_t *x4)
 {
     return v16i_dot_u4(acc, w, x4);
+}
+/* Sums stay in 16 bits for eight products, of which each pair is at most 31 * 127 * 2: half the operations of dot_u7. */
+static inline v16i v16i_add_u5(v16i s, v16q w, const int8_t *x4)
+{
+    __m256i x = _mm256_set1_epi32(v16_load_i32(x4));
+    return (v16i){ _mm256_add_epi16(s.a, _mm256_maddubs_epi16(w.a, x)),
+                   _mm256_add_epi16(s.b, _mm256_maddubs_epi16(w.b, x)) };
+}
+static inline v16i v16i_sum_u5(v16i s)
+{
+    __m256i one = _mm256_set1_epi16(1);
+    return (v16i){ _mm256_madd_epi16(s.a, one), _mm256_madd_epi16(s.b, one) };
 }
 static inline v16q v16q_load_s8(const uint8_t *p)
 {

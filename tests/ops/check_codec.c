@@ -27,6 +27,8 @@ static void open_matrix(struct check *c, struct matrix *m, const struct form *f,
     *m = (struct matrix){ .form = f, .rows = rows, .cols = cols };
     form_blocks(f->from, raw, rows, cols);
     int rc = form_open(&m->ref, c->ref, f, int8, rows, cols, raw, &e);
+    if (rc == 0 && !c->be->host && m->ref.codec->cuda == NULL)
+        return; /* a codec that devices do not have yet */
     if (rc == 0)
         rc = form_open(&m->w, c->be, f, int8, rows, cols, raw, &e);
     check_that(c, CHECK_PLANES, rc == 0, "%s", e.text);

@@ -6,8 +6,19 @@
 #include "tests/tools/levels.h"
 
 const struct form form_list[FORMS] = {
-    { "f32", DT_F32, "f32" }, { "f16", DT_F32, "f16" }, { "bf16", DT_F32, "bf16" },
-    { "q8", DT_F32, "q8" },   { "q4", DT_F32, "q4m" },  { "auto", DT_Q4_0, "q4" },
+    { "f32", DT_F32, "f32" },
+    { "f16", DT_F32, "f16" },
+    { "bf16", DT_F32, "bf16" },
+    { "q8", DT_F32, "q8" },
+    { "q4", DT_F32, "q4m" },
+    { "auto", DT_Q4_0, "q4" },
+    /* in groups of 32, which fit every shape: each plane alone, two and three of them */
+    { "planes1g32", DT_F32, "planes1g32" },
+    { "planes2g32", DT_F32, "planes2g32" },
+    { "planes3g32", DT_F32, "planes3g32" },
+    { "planes4g32", DT_F32, "planes4g32" },
+    { "planes7g32", DT_F32, "planes7g32" },
+    { "planes8g32", DT_F32, "planes8g32" },
 };
 
 void form_blocks(enum dtype type, uint8_t *raw, int rows, int cols)
@@ -30,15 +41,20 @@ void form_blocks(enum dtype type, uint8_t *raw, int rows, int cols)
     }
 }
 
-/* Two panels at a time, as a loader would. */
-enum { STRIP = 2 * CODEC_PANEL };
+/* Rows at a time, as a loader would take them. */
+static int strip_of(const struct weight *w)
+{
+    int step = codec_step(w->codec);
+    return step > CODEC_PANEL ? step : 2 * CODEC_PANEL;
+}
 
 static int fill(struct weight *w, struct be *be, const struct form *f, const uint8_t *raw,
                 float *scratch, struct err *e)
 {
     size_t row = dtype_row_bytes(f->from, w->cols);
-    for (int r = 0; r < w->rows; r += STRIP) {
-        int n = w->rows - r < STRIP ? w->rows - r : STRIP;
+    int strip = strip_of(w);
+    for (int r = 0; r < w->rows; r += strip) {
+        int n = w->rows - r < strip ? w->rows - r : strip;
         if (be->host) {
             weight_fill(w, r, n, f->from, raw + (size_t)r * row, scratch);
             continue;
@@ -56,7 +72,7 @@ int form_open(struct weight *w, struct be *be, const struct form *f, bool int8_o
               int cols, const uint8_t *raw, struct err *e)
 {
     TRY(weight_open(w, be, f->word, int8_ok, f->from, rows, cols, e));
-    float *scratch = mem_alloc((size_t)STRIP * (size_t)cols * sizeof(float));
+    float *scratch = mem_alloc((size_t)strip_of(w) * (size_t)cols * sizeof(float));
     int rc = scratch == NULL ? err_set(e, ERR_NOMEM, "no memory for %d x %d weights", rows, cols)
                              : fill(w, be, f, raw, scratch, e);
     mem_free(scratch);

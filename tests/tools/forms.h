@@ -5,7 +5,7 @@
 
 #include "quant/codec.h"
 
-enum { FORMS = 6 };
+enum { FORMS = 12 };
 
 struct form {
     const char *word;

@@ -17,7 +17,7 @@
     X(half, TILE_HALF, 0, false)                                                                   \
     X(half64, TILE_HALF, 64, false)
 
-enum { TILES_N = 9 };
+enum { TILES_N = 10 }; /* these, then a group with a base whose codes are below 32 */
 
 extern const struct codec_cpu tiles_ref[TILES_N], tiles_avx2[TILES_N], tiles_avx512[TILES_N];
 

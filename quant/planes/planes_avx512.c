@@ -1,0 +1,2 @@
+#define PLANES_TABLE planes_avx512
+#include "quant/planes/planes_kernel.inc"
