@@ -458,6 +458,57 @@ static void shows_what_matrices_read(void **state)
     session_close(&s);
 }
 
+/* The diagonal of what q, k and v of the first layer read holds the squares of the normalised embeddings. */
+static void sums_over_sequences(void **state)
+{
+    enum { LEN = 16, N = 3 };
+    struct quantize q = { 0 };
+    struct sums s;
+    struct err e;
+    float row[DIM];
+    double want[DIM] = { 0 };
+    (void)state;
+    eval_model(&q.session);
+    q.model = q.session.model;
+    const struct model *m = q.model;
+    assert_int_equal(sequences_open(&q.text, m->tok, in_root("text.txt"), N * LEN, LEN, &e), 0);
+    assert_int_equal(runner_open(&q.run, m, KV_F32, 1, LEN, LEN, 1, &e), 0);
+    assert_int_equal(kv_seq_reserve(&q.run.seq[0], q.run.pool, LEN), 0);
+    for (int i = 0; i < LEN; i++)
+        q.run.pos[i] = i;
+    q.x = mem_zalloc(N * LEN * DIM, sizeof *q.x);
+    assert_non_null(q.x);
+    assert_int_equal(sums_open(&s, m, 0, &e), 0);
+    assert_int_equal(quantize_run_layer(&q, 0, &s, &e), 0);
+    assert_int_equal(s.n_rows, N * LEN);
+    for (int r = 0; r < N * LEN; r++) {
+        double sum = 0;
+        weight_row(&m->embd, q.text.token[r], row);
+        for (int i = 0; i < DIM; i++)
+            sum += (double)row[i] * (double)row[i];
+        for (int i = 0; i < DIM; i++) {
+            double x = (double)row[i] * (double)m->layer[0].attn_norm[i];
+            want[i] += x * x / (sum / DIM + (double)m->config.norm_eps);
+        }
+    }
+    for (int i = 0; i < DIM; i++)
+        assert_true(fabs((double)s.h[INPUT_OF_QKV][i * DIM + i] - want[i]) < 1e-4 * want[i] + 1e-6);
+    sums_close(&s);
+    assert_int_equal(quantize_run_layer(&q, 1, NULL, &e), 0);
+    static float x[LEN * DIM];
+    for (int i = 0; i < N; i++) { /* each sequence by itself */
+        struct batch b = { .n_rows = LEN,
+                           .n_seqs = 1,
+                           .token = q.text.token + i * LEN,
+                           .pos = q.run.pos,
+                           .seq = &(struct batch_seq){ .kv = &q.run.seq[0], .n_rows = LEN } };
+        for (int l = 0; l < 2; l++)
+            assert_int_equal(model_layer(m, q.run.ws, q.run.pool, &b, l, NULL, x, &e), 0);
+        assert_memory_equal(x, q.x + i * LEN * DIM, sizeof x);
+    }
+    quantize_close(&q);
+}
+
 /* The ratio of traces, written out. */
 static double plain_loss(const struct pressed *p, const float *h, int cols)
 {
@@ -577,12 +628,19 @@ static void survives_lack_of_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(layers_make_the_pass),    cmocka_unit_test(shows_what_matrices_read),
-        cmocka_unit_test(measures_loss),           cmocka_unit_test(cuts_sequences),
-        cmocka_unit_test(is_loaded_again),         cmocka_unit_test(reads_gguf),
-        cmocka_unit_test(notes_what_was_lost),     cmocka_unit_test(goes_on),
-        cmocka_unit_test(presses_to_every_form),   cmocka_unit_test(survives_signals),
-        cmocka_unit_test(keeps_to_its_options),    cmocka_unit_test(says_what_is_wrong),
+        cmocka_unit_test(layers_make_the_pass),
+        cmocka_unit_test(shows_what_matrices_read),
+        cmocka_unit_test(sums_over_sequences),
+        cmocka_unit_test(measures_loss),
+        cmocka_unit_test(cuts_sequences),
+        cmocka_unit_test(is_loaded_again),
+        cmocka_unit_test(reads_gguf),
+        cmocka_unit_test(notes_what_was_lost),
+        cmocka_unit_test(goes_on),
+        cmocka_unit_test(presses_to_every_form),
+        cmocka_unit_test(survives_signals),
+        cmocka_unit_test(keeps_to_its_options),
+        cmocka_unit_test(says_what_is_wrong),
         cmocka_unit_test(survives_lack_of_memory),
     };
     log_setup(&(struct log_config){ .level = LOG_E });
