@@ -14,7 +14,7 @@
  * Groups are whole bytes, so pulses and levels were chosen together, as what fits them best; level and number share one
  * mixed code, so that there may be three levels or seven. Mean squared error on normal weights of variance 1:
  *
- *           K   levels   bits a weight       error    2^(-2 bits)   the same bits, one field a part
+ *           K   levels   bits a weight       error    2^(-2 bits)   the level in bits of its own
  *   pvq2   11        3   2 + 16 / inputs     .0999    .0625         .1049, 2 levels
  *   pvq3   24        7   3 + 16 / inputs     .0250    .0156         .0272, 4 levels
  *   pvq4   49       14   4 + 16 / inputs     .0063    .0039         .0070, 8 levels
@@ -26,15 +26,25 @@
 #include "quant/rotate.h"
 
 const struct pvq_form pvq_form[PVQ_FORMS] = {
-    { "pvq2", 4, 11, 3, 0.95f, { 3.1425f, 3.9766f, 4.8625f } },
-    { "pvq3", 6, 24, 7, 0.987f, { 2.6503f, 3.1859f, 3.6038f, 3.9910f, 4.3905f, 4.8508f, 5.4895f } },
-    { "pvq4",
-      8,
-      49,
-      14,
-      0.995f,
-      { 2.3114f, 2.7199f, 3.0134f, 3.2592f, 3.4806f, 3.6893f, 3.8928f, 4.0970f, 4.3077f, 4.5316f,
-        4.7783f, 5.0639f, 5.4224f, 5.9552f } },
+    [PVQ2] = { .name = "pvq2",
+               .bytes = 4,
+               .k = 11,
+               .levels = 3,
+               .scale = 0.95f,
+               .gain = { 3.1425f, 3.9766f, 4.8625f } },
+    [PVQ3] = { .name = "pvq3",
+               .bytes = 6,
+               .k = 24,
+               .levels = 7,
+               .scale = 0.987f,
+               .gain = { 2.6503f, 3.1859f, 3.6038f, 3.9910f, 4.3905f, 4.8508f, 5.4895f } },
+    [PVQ4] = { .name = "pvq4",
+               .bytes = 8,
+               .k = 49,
+               .levels = 14,
+               .scale = 0.995f,
+               .gain = { 2.3114f, 2.7199f, 3.0134f, 3.2592f, 3.4806f, 3.6893f, 3.8928f, 4.0970f,
+                         4.3077f, 4.5316f, 4.7783f, 5.0639f, 5.4224f, 5.9552f } },
 };
 
 static int form_of(const char *word)

@@ -67,7 +67,7 @@ static inline int pvq_level(const struct pyramid *t, const struct pvq_form *f, u
     return (int)pyramid_divide(code < last ? code : last, s->count, s->inverse, number);
 }
 
-/* What an element of y is multiplied with. */
+/* What an element of y is multiplied with; divided last, so that kernels can take the norms of many rows together. */
 static inline float pvq_scale(float gain, float row_scale, int norm2)
 {
     return gain * row_scale / sqrtf((float)norm2);

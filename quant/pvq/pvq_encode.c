@@ -44,6 +44,8 @@ static float first_scale(const struct pvq_form *f, const float *x, int cols)
 static void store_scale(struct weight *w, int row, float scale)
 {
     enum { F16_MAX = 65504 };
+    if (!(scale > 0)) /* or no number */
+        scale = 0;
     pvq_scales(w, row / CODEC_PANEL)[row % CODEC_PANEL] =
         f32_to_f16(scale < F16_MAX ? scale : F16_MAX);
 }
@@ -169,14 +171,15 @@ static bool improve(struct search *s)
     int best = 0;
     for (int j = 1; j < PYRAMID_N; j++)
         best = least[j] < least[best] ? j : best;
-    if (!(least[best] < s->loss - 1e-5f * s->xhx))
+    if (!(least[best] < s->loss - 1e-5f * s->xhx)) /* what rounding may feign */
         return false;
     s->y[from[best]] += s->y[from[best]] > 0 ? -1.0f : 1.0f;
     s->y[best] += to[best];
     return true;
 }
 
-/* From the point nearest in direction by moves of pulses. The level of the gain. */
+/* From the point nearest in direction by moves of pulses; returns the level of the gain. The moves take a fifth (pvq2, pvq4)
+ * or a tenth (pvq3) off the products' error in tests/unit/test_pvq.c. */
 static int seek(struct search *s, const struct pvq_form *f, const float *x, float scale, int8_t *y)
 {
     enum { MOVES = 32 };

@@ -18,38 +18,38 @@
 
 enum {
     PYRAMID_N = 16,
-    PYRAMID_LEVELS = 5, /* level l is about 2^l elements: 2, 4, 8, 16 */
-    PYRAMID_K = 49,     /* pulses at most; V(16, 49) < 2^61, and |y| fits a tile's code */
-    PYRAMID_QUARTER =
-        15, /* pulses up to which four elements are a look-up: 156 KB, of which 11 pulses use a third */
-    PYRAMID_TABLE = 39041, /* points of P(4, 0) to P(4, PYRAMID_QUARTER) */
-    PYRAMID_POINTS = 16,   /* worked on together */
+    PYRAMID_LEVELS = 5,     /* level l is about 2^l elements: 2, 4, 8, 16 */
+    PYRAMID_K = 49,         /* pulses at most; V(16, 49) < 2^61, and |y| fits a tile's code */
+    PYRAMID_QUARTER = 24,   /* pulses up to which four elements are a look-up */
+    PYRAMID_TABLE = 241601, /* points of P(4, 0) to P(4, PYRAMID_QUARTER) */
+    PYRAMID_POINTS = 16,    /* worked on together */
     PYRAMID_GUESSES = 64,
     PYRAMID_ZERO = 64 /* elements are stored with this added */
 };
 
-/* Numbers whose first half has one count of pulses. */
+/* Numbers whose first half has the same count of pulses. Their halves have `first` and `second` pulses; where halves are
+ * quarters these say where the points with so many begin in the table, PYRAMID_TABLE if they are not there. */
 struct pyramid_part {
     uint64_t base;
-    uint64_t count, inverse; /* of the second half's points, and (2^64 - 1) / count */
+    uint64_t count, inverse; /* points of the second half, and 2^63 / count, rounded up */
+    uint32_t first, second;
 };
 
-/* How the numbers of one pyramid split. */
+/* How the numbers of one pyramid split. guess is the part of the first of the numbers whose bits from `shift` on are the
+ * index. */
 struct pyramid_split {
-    uint64_t count, inverse; /* V */
+    uint64_t count, inverse; /* V, and (2^64 - 1) / V */
     uint32_t shift;
-    uint8_t guess
-        [PYRAMID_GUESSES]; /* the part of the first of the numbers whose bits from `shift` on are these */
+    uint8_t guess[PYRAMID_GUESSES];
     struct pyramid_part part[PYRAMID_K + 2]; /* and one more, whose base is V */
 };
 
 struct pyramid {
     struct pyramid_split split[PYRAMID_LEVELS][PYRAMID_K + 1];
-    uint32_t quarter[PYRAMID_QUARTER + 1]; /* where the points of P(4, k) begin */
     uint8_t point[PYRAMID_TABLE][4];
 };
 
-/* The tables: constants, worked out (in about a millisecond) by the first thread that asks. */
+/* The tables: constants, worked out by the first thread that asks (17 million instructions). Any thread. */
 const struct pyramid *pyramid_tables(void);
 
 /* The number of y[16], k pulses in all. */
@@ -58,28 +58,42 @@ uint64_t pyramid_number(const struct pyramid *t, const int8_t *y, int k);
 /* The point of P(16, k) nearest to x[16] in direction: the one with the largest <x, y> / |y| up to moves of one pulse. */
 void pyramid_project(const float *x, int k, int8_t *y);
 
-/* i / d and what is left, by the inverse (2^64 - 1) / d: the product's upper half is at most 1 too small. */
-static inline uint64_t pyramid_divide(uint64_t i, uint64_t d, uint64_t inverse, uint64_t *left)
+/* The upper half of a product. */
+static inline uint64_t pyramid_upper(uint64_t a, uint64_t b)
 {
     __extension__ typedef unsigned __int128 wide;
-    uint64_t q = (uint64_t)((wide)i * inverse >> 64);
+    return (uint64_t)((wide)a * b >> 64);
+}
+
+/* i / d and what is left, by the inverse (2^64 - 1) / d, which makes the quotient at most 1 too small. */
+static inline uint64_t pyramid_divide(uint64_t i, uint64_t d, uint64_t inverse, uint64_t *left)
+{
+    uint64_t q = pyramid_upper(i, inverse);
     uint64_t r = i - q * d;
     uint64_t more = r >= d;
     *left = more ? r - d : r;
     return q + more;
 }
 
-/* Pulses of the first half; the number i, below V, becomes those of the two halves. One step from the guess is nearly
- * always enough, and taken without a branch. */
-static inline int pyramid_split(const struct pyramid_split *s, uint64_t i, uint64_t *first,
-                                uint64_t *second)
+/* The part that number i, below V, lies in; i becomes the numbers of the two halves. One step from the guess is nearly
+ * always enough, and taken without a branch. The quotient i * inverse / 2^63 is exact for i * count < 2^63, which holds
+ * below level 4, and at most 1 too large there. */
+static inline const struct pyramid_part *pyramid_split(const struct pyramid *t, int level, int k,
+                                                       uint64_t i, uint64_t *first,
+                                                       uint64_t *second)
 {
+    const struct pyramid_split *s = &t->split[level][k];
     const struct pyramid_part *p = s->part + s->guess[i >> s->shift];
     p += i >= p[1].base;
     while (__builtin_expect(i >= p[1].base, 0))
         p++;
-    *first = pyramid_divide(i - p->base, p->count, p->inverse, second);
-    return (int)(p - s->part);
+    i -= p->base;
+    uint64_t q = pyramid_upper(i << 1, p->inverse);
+    uint64_t r = i - q * p->count;
+    uint64_t less = level == PYRAMID_LEVELS - 1 ? r >> 63 : 0;
+    *first = q - less;
+    *second = r + (p->count & -less);
+    return p;
 }
 
 /* P(2, k), with PYRAMID_ZERO added. */
@@ -93,47 +107,49 @@ static inline void pyramid_pair(int k, uint32_t i, uint8_t *y)
     y[1] = (uint8_t)(PYRAMID_ZERO + sign * v);
 }
 
+/* P(4, k). */
 static inline void pyramid_two_pairs(const struct pyramid *t, int k, uint64_t i, uint8_t *y)
 {
     uint64_t first;
     uint64_t second;
-    int a = pyramid_split(&t->split[2][k], i, &first, &second);
-    pyramid_pair(a, (uint32_t)first, y);
-    pyramid_pair(k - a, (uint32_t)second, y + 2);
+    const struct pyramid_part *p = pyramid_split(t, 2, k, i, &first, &second);
+    pyramid_pair((int)p->first, (uint32_t)first, y);
+    pyramid_pair((int)p->second, (uint32_t)second, y + 2);
 }
 
-static inline void pyramid_quarter(const struct pyramid *t, int k, uint64_t i, uint8_t *y)
-{
-    if (k <= PYRAMID_QUARTER)
-        memcpy(y, t->point[t->quarter[k] + i], 4);
-    else
-        pyramid_two_pairs(t, k, i, y);
-}
-
+/* P(8, k), two quarters that are `stride` bytes apart. */
 static inline void pyramid_half(const struct pyramid *t, int k, uint64_t i, uint8_t *y,
                                 size_t stride)
 {
     uint64_t first;
     uint64_t second;
-    int a = pyramid_split(&t->split[3][k], i, &first, &second);
-    pyramid_quarter(t, a, first, y);
-    pyramid_quarter(t, k - a, second, y + stride);
+    const struct pyramid_part *p = pyramid_split(t, 3, k, i, &first, &second);
+    int a = (int)(p - t->split[3][k].part);
+    if (__builtin_expect(p->first < PYRAMID_TABLE, 1))
+        memcpy(y, t->point[p->first + first], 4);
+    else
+        pyramid_two_pairs(t, a, first, y);
+    if (__builtin_expect(p->second < PYRAMID_TABLE, 1))
+        memcpy(y + stride, t->point[p->second + second], 4);
+    else
+        pyramid_two_pairs(t, k - a, second, y + stride);
 }
 
 /* The points of P(16, k) with n <= PYRAMID_POINTS numbers below V(16, k): four quarters each, `stride` bytes apart, with
  * PYRAMID_ZERO added; the points lie side by side in them. All numbers are split before any half is, because a processor
- * then works on as many at a time as its queue of instructions holds: 14 ns a point where one after the other takes 27. */
+ * then works on as many at a time as its queue of instructions holds: 15 ns a point where one after the other takes 27
+ * (Zen 3). */
 static inline void pyramid_points(const struct pyramid *t, int k, const uint64_t *number, int n,
                                   uint8_t *y, size_t stride)
 {
     uint64_t half[2][PYRAMID_POINTS];
-    int pulses[PYRAMID_POINTS];
+    const struct pyramid_part *part[PYRAMID_POINTS];
     for (int i = 0; i < n; i++)
-        pulses[i] = pyramid_split(&t->split[4][k], number[i], &half[0][i], &half[1][i]);
+        part[i] = pyramid_split(t, 4, k, number[i], &half[0][i], &half[1][i]);
     for (int i = 0; i < n; i++)
-        pyramid_half(t, pulses[i], half[0][i], y + 4 * i, stride);
+        pyramid_half(t, (int)part[i]->first, half[0][i], y + 4 * i, stride);
     for (int i = 0; i < n; i++)
-        pyramid_half(t, k - pulses[i], half[1][i], y + 2 * stride + 4 * i, stride);
+        pyramid_half(t, (int)part[i]->second, half[1][i], y + 2 * stride + 4 * i, stride);
 }
 
 #endif
