@@ -14,6 +14,7 @@
 #define WRING_QUANT_TILEDOT_KERNEL_H
 
 #include "quant/rowdot.h"
+#include "quant/vec16.h"
 #include "quant/tiledot.h"
 
 enum {

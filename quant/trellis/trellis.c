@@ -11,7 +11,8 @@
  *
  * A stream is one column, one input, over the rows of a unit: 128 rows, in the last unit what is left, whole panels. It is
  * circular: windows of the last positions run on into the first. So units and columns stand alone, and feedback from column
- * to column stays exact (quant/feedback.h). Position p has a symbol u[p] of the weight's own bits; its window is
+ * to column stays exact (quant/feedback.h). A circle costs the more the shorter it is: at 2 bits .0740 of the variance with 128
+ * rows, .0765 with 64, .0875 with 32, .1325 with 16. Position p has a symbol u[p] of the weight's own bits; its window is
  *
  *      2 bits   n0 = u[p] u[p+1]    n1 = u[p+2] u[p+3]    n2 = u[p+4] u[p+5]               the first one lowest
  *      3 bits   n0 = a[p] a[p+1]    n1 = a[p+2] a[p+3]    n2 = b[p] b[p+1] b[p+2] b[p+3]   u = a + 4 b, a of 2 bits
