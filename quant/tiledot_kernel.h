@@ -14,8 +14,8 @@
 #define WRING_QUANT_TILEDOT_KERNEL_H
 
 #include "quant/rowdot.h"
-#include "quant/vec16.h"
 #include "quant/tiledot.h"
+#include "quant/vec16.h"
 
 enum {
     TILEDOT_CHUNK =
@@ -44,26 +44,38 @@ ROWDOT_INLINE v16i tiledot_dot(v16i s, v16q c, const int8_t *x, struct tiledot h
     return how.offset == 128 ? v16i_dot_s8(s, c, x) : v16i_dot_u7(s, c, x);
 }
 
-/* Half of a tile's inputs: a line of codes at a time for all rows, so that there are as many chains as rows. */
-ROWDOT_INLINE void tiledot_half(const uint8_t *code, const int8_t *x, v16i *s, int rows,
-                                struct tiledot how)
+/* Line j of a panel's codes; those of offset 128 as v16q_load_s8 gives them. */
+typedef v16q tiledot_line_fn(const uint8_t *code, int j);
+
+ROWDOT_INLINE v16q tiledot_line(const uint8_t *code, int j)
+{
+    return v16q_load(code + j * TILE_ROWS * 4);
+}
+ROWDOT_INLINE v16q tiledot_line_s8(const uint8_t *code, int j)
+{
+    return v16q_load_s8(code + j * TILE_ROWS * 4);
+}
+
+/* Half of a panel's inputs: a line of codes at a time for all rows, so that there are as many chains as rows. */
+ROWDOT_INLINE void tiledot_half(tiledot_line_fn *line, const uint8_t *code, const char *rec, int h,
+                                v16i *s, int rows, struct tiledot how)
 {
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) {
-        const uint8_t *line = code + j * TILE_ROWS * 4;
-        v16q c = how.offset == 128 ? v16q_load_s8(line) : v16q_load(line);
+    for (int j = 4 * h; j < 4 * h + 4; j++) {
+        v16q c = line(code, j);
 #pragma GCC unroll 8
         for (int r = 0; r < rows; r++)
-            s[r] = tiledot_dot(s[r], c, x + r * INPUT_GROUP + 4 * j, how);
+            s[r] = tiledot_dot(s[r], c, (const int8_t *)rec + r * INPUT_GROUP + 4 * j, how);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
         s[r] = how.narrow ? v16i_sum_u5(s[r]) : s[r];
 }
 
-/* One panel of a tile with some rows of its record. */
-ROWDOT_INLINE void tiledot_tile_i8(const struct tile *t, int lane, const char *rec,
-                                   struct rowdot_at at, v16 *acc, int rows, struct tiledot how)
+/* One panel of a tile with some rows of the tile's record. d: scales of the first and the second half. */
+ROWDOT_INLINE void tiledot_panel_i8(tiledot_line_fn *line, const uint8_t *code, const v16 *d,
+                                    v16 base, const char *rec, struct rowdot_at at, v16 *acc,
+                                    int rows, struct tiledot how)
 {
     const float *scale = (const float *)(rec + at.numbers);
     const float *sum = scale + 2 * at.width;
@@ -74,21 +86,31 @@ ROWDOT_INLINE void tiledot_tile_i8(const struct tile *t, int lane, const char *r
 #pragma GCC unroll 8
         for (int r = 0; r < rows; r++)
             s[r] = tiledot_start(neg128[h * at.width + r], how.offset);
-        tiledot_half(t->code[4 * h][lane], (const int8_t *)rec + h * INPUT_HALF, s, rows, how);
-        v16 d = how.kind == TILE_ROW ? v16_set1(1)
-                                     : v16_load(t->scale[how.kind == TILE_HALF ? h : 0] + lane);
+        tiledot_half(line, code, rec, h, s, rows, how);
 #pragma GCC unroll 8
         for (int r = 0; r < rows; r++) {
             v16 x = v16_set1(scale[h * at.width + r]);
-            acc[r] = v16_fma(v16i_float(s[r]), how.kind == TILE_ROW ? x : v16_mul(d, x), acc[r]);
+            acc[r] = v16_fma(v16i_float(s[r]), how.kind == TILE_ROW ? x : v16_mul(d[h], x), acc[r]);
         }
     }
-    if (how.has_base) {
-        v16 base = v16_load(t->base + lane);
+    if (!how.has_base)
+        return;
 #pragma GCC unroll 8
-        for (int r = 0; r < rows; r++)
-            acc[r] = v16_fma(base, v16_set1(sum[r]), acc[r]);
-    }
+    for (int r = 0; r < rows; r++)
+        acc[r] = v16_fma(base, v16_set1(sum[r]), acc[r]);
+}
+
+ROWDOT_INLINE void tiledot_tile_i8(const struct tile *t, int lane, const char *rec,
+                                   struct rowdot_at at, v16 *acc, int rows, struct tiledot how)
+{
+    v16 d[2] = { v16_load(t->scale[0] + lane),
+                 v16_load(t->scale[how.kind == TILE_HALF ? 1 : 0] + lane) };
+    v16 base = how.has_base ? v16_load(t->base + lane) : v16_set1(0);
+    const uint8_t *code = t->code[0][lane];
+    if (how.offset == 128)
+        tiledot_panel_i8(tiledot_line_s8, code, d, base, rec, at, acc, rows, how);
+    else
+        tiledot_panel_i8(tiledot_line, code, d, base, rec, at, acc, rows, how);
 }
 
 /* Adds n tiles, of groups g on, for some rows. */
@@ -201,6 +223,19 @@ static inline int tiledot_least(int a, int b)
     return a < b ? a : b;
 }
 
+/* The rows from `row` on, below n; the panels from `panel` on, below end, that are of one unit. */
+static inline void tiledot_rows(struct tiledot_part *p, int row, int n)
+{
+    p->row = row;
+    p->end = tiledot_least(row + TILEDOT_PART, n);
+}
+static inline void tiledot_panels(struct tiledot_part *p, int panel, int end)
+{
+    p->unit = panel / TILE_PANELS;
+    p->a = panel % TILE_PANELS;
+    p->b = tiledot_least(TILE_PANELS, p->a + end - panel);
+}
+
 #define TILEDOT_MUL_I8(name, fill, kind, offset, has_base, row_scale)                              \
     TILEDOT_MUL(name, fill, 1, tiledot_rows_i8, row_scale, kind, offset, has_base, false)
 #define TILEDOT_MUL_I8_U5(name, fill, kind, has_base, row_scale)                                   \
@@ -247,12 +282,10 @@ static inline int tiledot_least(int a, int b)
                      size_t ldy, int p0, int p1)                                                   \
     {                                                                                              \
         struct tiledot_part p;                                                                     \
-        for (p.row = 0; p.row < in->n; p.row = p.end) {                                            \
-            p.end = tiledot_least(p.row + TILEDOT_PART, in->n);                                    \
+        for (int row = 0; row < in->n; row = p.end) {                                              \
+            tiledot_rows(&p, row, in->n);                                                          \
             for (int at = p0; at < p1; at += p.b - p.a) {                                          \
-                p.unit = at / TILE_PANELS;                                                         \
-                p.a = at % TILE_PANELS;                                                            \
-                p.b = tiledot_least(TILE_PANELS, p.a + p1 - at);                                   \
+                tiledot_panels(&p, at, p1);                                                        \
                 name##_unit(w, in, bias, y, ldy, &p);                                              \
             }                                                                                      \
         }                                                                                          \

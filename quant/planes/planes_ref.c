@@ -41,4 +41,4 @@ static void fill(const struct weight *w, int unit, int g, struct tile *t)
 
 #include "quant/planes/planes_mul.inc"
 
-const struct codec_cpu planes_ref = { .mul = { [PREP_F32] = planes_f32, [PREP_I8] = planes_i8 } };
+const struct codec_cpu planes_ref = { .mul = { [PREP_F32] = tiles_f32, [PREP_I8] = tiles_i8 } };

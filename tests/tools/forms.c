@@ -19,6 +19,12 @@ const struct form form_list[FORMS] = {
     { "planes4g32", DT_F32, "planes4g32" },
     { "planes7g32", DT_F32, "planes7g32" },
     { "planes8g32", DT_F32, "planes8g32" },
+    { "trellis2", DT_F32, "trellis2" },
+    { "trellis3", DT_F32, "trellis3" },
+    { "trellis4", DT_F32, "trellis4" },
+    { "pvq2", DT_F32, "pvq2" },
+    { "pvq3", DT_F32, "pvq3" },
+    { "pvq4", DT_F32, "pvq4" },
 };
 
 void form_blocks(enum dtype type, uint8_t *raw, int rows, int cols)

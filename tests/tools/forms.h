@@ -5,7 +5,7 @@
 
 #include "quant/codec.h"
 
-enum { FORMS = 12 };
+enum { FORMS = 18 };
 
 struct form {
     const char *word;
