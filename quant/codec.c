@@ -14,7 +14,9 @@ const struct codec *const codec_list[] = { &codec_dense,  &codec_q8,  &codec_q4,
 
 const char *codec_names(void)
 {
-    return "auto, f32, f16, bf16, q8, q4, trellis2 to trellis4, planes1 to planes8, pvq2 to pvq4";
+    return "auto, f32, f16, bf16, q8, q4, trellis2, trellis3, trellis4, "
+           "planes1, planes2, planes3, planes4, planes5, planes6, planes7, planes8, pvq2, pvq3, "
+           "pvq4";
 }
 
 static bool known(const char *word)
@@ -303,7 +305,7 @@ struct product {
     const struct matmul *m;
     const struct input *in[MATMUL_MAX]; /* as it is, or rotated */
     int n_m;
-    int end[MATMUL_MAX]; /* panels of all matrices up to this one */
+    int end[MATMUL_MAX]; /* panels of all matrices up to this one, each filled up to whole units */
     mul_fn *mul[MATMUL_MAX];
 };
 
@@ -329,6 +331,8 @@ static void some_panels(void *arg, int first, int last, int i_thread)
         int a = first > start ? first : start;
         int b = last < p->end[i] ? last : p->end[i];
         const struct matmul *m = &p->m[i];
+        if (b > start + panels(m->w))
+            b = start + panels(m->w);
         if (a < b)
             p->mul[i](m->w, p->in[i], m->bias, m->y, (size_t)m->w->rows, a - start, b - start);
         start = p->end[i];
@@ -346,10 +350,9 @@ static struct input *input_for(const struct weight *w, struct be *be, struct inp
     return rotated;
 }
 
-/* Matrices that one kernel can serve go to it together. */
+/* Matrices that one kernel can serve go to it together. No codec that rotates has kernels for a device. */
 static void matmul_device(struct be *be, struct input *in, const struct matmul *m, int n_m)
 {
-    struct input rotated = { 0 };
     for (int i = 0, n; i < n_m; i += n) {
         const struct weight *a = m[i].w;
         for (n = 1; i + n < n_m; n++) {
@@ -357,9 +360,8 @@ static void matmul_device(struct be *be, struct input *in, const struct matmul *
             if (b->codec != a->codec || b->variant != a->variant || b->prep != a->prep)
                 break;
         }
-        struct input *x = input_for(a, be, in, &rotated);
-        input_prepare(x, be, a->prep);
-        a->codec->cuda->mul(be, x, m + i, n);
+        input_prepare(in, be, a->prep);
+        a->codec->cuda->mul(be, in, m + i, n);
     }
 }
 
@@ -395,12 +397,13 @@ void weight_matmul(struct be *be, struct input *in, const struct matmul *m, int 
     }
     struct product p = { .m = m, .n_m = n_m };
     struct input rotated = { 0 };
+    int unit = unit_of(m, n_m);
     int total = 0;
     size_t work = 0;
     prepare_all(be, &p, in, &rotated);
     for (int i = 0; i < n_m; i++) {
         p.mul[i] = kernel(m[i].w, be->isa);
-        p.end[i] = total += panels(m[i].w);
+        p.end[i] = total += (panels(m[i].w) + unit - 1) / unit * unit;
         work += weight_bytes(m[i].w) * (size_t)in->n;
     }
     if (work < ALONE_BYTES) {
@@ -408,7 +411,6 @@ void weight_matmul(struct be *be, struct input *in, const struct matmul *m, int 
         return;
     }
     /* Some ranges a thread, so that a slow one does not keep the others waiting; long enough to stream. */
-    int unit = unit_of(m, n_m);
     int grain = total / (par_threads(be->par) * 6) / unit * unit;
     par_for(be->par, total, grain < unit ? unit : grain, some_panels, &p);
 }

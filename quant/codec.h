@@ -83,7 +83,6 @@ struct codec_part {
 
 struct codec {
     const char *name;
-    int group; /* cols must be a multiple of this */
     int step; /* panels that are encoded, and best multiplied, together; rows are cut at multiples of it; 0 is 1 */
     /* The codes are of W R^T and its kernels want R x: quant/rotate.h. decode and rows give W all the same. */
     bool rotated;
@@ -94,7 +93,8 @@ struct codec {
     int (*fits)(const char *name, enum dtype from, int rows, int cols, int *variant);
     void (*size)(const struct weight *w,
                  size_t bytes[CODEC_PLANES]); /* exact sizes of the planes */
-    /* Rows [row0, row0 + n) from f32 [n][cols]; row0 is a multiple of step panels, n too except at the end. */
+    /* Rows [row0, row0 + n) from f32 [n][cols]; row0 is a multiple of step panels, n too except at the end.
+     * NULL: files bring this form, nothing is encoded to it. */
     void (*encode)(struct weight *w, int row0, int n, const float *src);
     /* The same knowing the inputs' second moments m, so that tr((W - W^) H (W - W^)^T) becomes small: error feedback from
      * column to column, quant/feedback.h. src and m are in the space of the codes: rotated where the codec rotates. A pure
@@ -131,7 +131,7 @@ extern const struct codec *const codec_list[]; /* NULL-terminated */
 
 /* Rows that a codec encodes together: a multiple of CODEC_PANEL. */
 int codec_step(const struct codec *c);
-/* Words for --weights: "auto" and every name some codec understands; for messages. */
+/* Words that weight_open takes: "auto" and the usual forms of every codec that encodes, ", " between them. */
 const char *codec_names(void);
 
 /* Makes a weight for data of type `from`: word "auto" keeps what can be kept without loss and re-encodes the rest near
@@ -183,6 +183,7 @@ struct matmul {
     float *y;          /* [n][rows] */
 };
 enum { MATMUL_MAX = 4 };
+/* An input serves one call where a codec rotates: the rotated one is made anew each time. */
 void weight_matmul(struct be *be, struct input *in, const struct matmul *m, int n_m);
 
 #endif

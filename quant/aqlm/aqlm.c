@@ -139,13 +139,14 @@ static void bounds(const struct weight *w, struct aqlm_shape s, float *lo, float
     }
 }
 
-/* v rounded, as far as n + 1 numbers from least on go. What is no number becomes the least. */
-static int rounded(float v, int least, int n)
+/* v rounded; what is no number, or far beyond all sums, becomes one that is. */
+static int rounded(float v)
 {
-    return (int)fminf(fmaxf(rintf(v), (float)least), (float)(least + n));
+    return (int)fminf(fmaxf(rintf(v), -0x1p24f), 0x1p24f);
 }
 
-/* The integer codebooks, from f16 ones of any bits. A step is kept free at either end of the 8 bits where two bytes are added:
+/* The integer codebooks, from f16 ones of any bits. Sums are kept modulo the width of their numbers, so that single entries
+ * may be larger than it as long as the sums are not: codebooks that cancel each other lose nothing. A step is kept free at either end of the 8 bits where two bytes are added:
  * their roundings may come to one. */
 static void make_fast(struct weight *w)
 {
@@ -164,11 +165,11 @@ static void make_fast(struct weight *w)
     for (size_t i = 0; i < aqlm_numbers(s); i++) {
         float v = f16_to_f32(book[i]) * inv;
         if (aqlm_fast_bytes(s) == 1)
-            byte[i] = (uint8_t)(rounded(v, -128, 255) + (i < first ? 128 : 0));
+            byte[i] = (uint8_t)(rounded(v) + (i < first ? 128 : 0));
         else if (i < first)
-            fine[i] = (uint16_t)rounded((v + 128.5f) * 256, 0, 65535);
+            fine[i] = (uint16_t)rounded((v + 128.5f) * 256);
         else
-            fine[i] = (uint16_t)rounded(v * 256, -32768, 65535);
+            fine[i] = (uint16_t)rounded(v * 256);
     }
 }
 
@@ -292,7 +293,6 @@ static enum prep prepare_aqlm(const struct weight *w, enum cpu_isa isa, bool int
 
 const struct codec codec_aqlm = {
     .name = "aqlm",
-    .group = TILE_COLS,
     .step = TILE_PANELS,
     .knows = knows_aqlm,
     .fits = fits_aqlm,

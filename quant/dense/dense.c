@@ -150,7 +150,6 @@ static enum prep prepare_dense(const struct weight *w, enum cpu_isa isa, bool in
 
 const struct codec codec_dense = {
     .name = "dense",
-    .group = 1,
     .knows = knows_dense,
     .fits = fits_dense,
     .size = size_dense,

@@ -26,7 +26,8 @@
  * Encoding normally distributed weights in groups of 64 costs, relative to their norm, 59 % with 1 bit, 32 % with 2, 16.7 %
  * with 3, 8.3 % with 4, 0.5 % with 8 (tests/unit/test_planes.c). Where inputs are correlated, press()
  * (GPTQ, arXiv 2210.17323) spends the same bits better: a group's scale and minimum are found when its first column's
- * turn comes, from columns that have been told of all errors before, weighted by what an error of each will cost.
+ * turn comes, from columns as they are then, weighted by what an error of each will cost. Those of the next stretch of
+ * error feedback have not been told of this one's errors yet: waiting for that gains nothing.
  */
 #include <math.h>
 #include <string.h>
@@ -299,7 +300,6 @@ static enum prep prepare_planes(const struct weight *w, enum cpu_isa isa, bool i
 
 const struct codec codec_planes = {
     .name = "planes",
-    .group = INPUT_GROUP,
     .step = TILE_PANELS,
     .knows = knows_planes,
     .fits = fits_planes,

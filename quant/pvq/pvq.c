@@ -115,7 +115,6 @@ static enum prep prepare_pvq(const struct weight *w, enum cpu_isa isa, bool int8
 
 const struct codec codec_pvq = {
     .name = "pvq",
-    .group = INPUT_GROUP,
     .step = TILE_PANELS,
     .rotated = true,
     .knows = knows_pvq,

@@ -221,7 +221,6 @@ static enum prep prepare_q4(const struct weight *w, enum cpu_isa isa, bool int8_
 
 const struct codec codec_q4 = {
     .name = "q4",
-    .group = INPUT_GROUP,
     .knows = knows_q4,
     .fits = fits_q4,
     .size = size_q4,

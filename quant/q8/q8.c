@@ -131,7 +131,6 @@ static enum prep prepare_q8(const struct weight *w, enum cpu_isa isa, bool int8_
 
 const struct codec codec_q8 = {
     .name = "q8",
-    .group = INPUT_GROUP,
     .knows = knows_q8,
     .fits = fits_q8,
     .size = size_q8,

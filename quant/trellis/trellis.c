@@ -255,7 +255,6 @@ static void decode_trellis(const struct weight *w, int row, float *dst)
 
 const struct codec codec_trellis = {
     .name = "trellis",
-    .group = INPUT_GROUP,
     .step = TRELLIS_UNIT / CODEC_PANEL,
     .rotated = true,
     .knows = knows_trellis,

@@ -1,7 +1,9 @@
 #include "server/cli/quantize.h"
 
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 #include "server/base/clock.h"
@@ -12,7 +14,7 @@
 
 static const char usage[] = "quantize MODEL OUT [options]";
 
-enum { PATH_SIZE = 4096 };
+enum { PATH_SIZE = 4096, PROBE_COLS = 128 }; /* columns that fit every form */
 
 /* ---- opening ----------------------------------------------------------------------------------------------------- */
 
@@ -20,7 +22,7 @@ enum { PATH_SIZE = 4096 };
 static int check_word(struct be *be, const char *option, const char *word, struct err *e)
 {
     struct weight w;
-    if (weight_open(&w, be, word, false, DT_F32, CODEC_PANEL, 1, e) < 0)
+    if (weight_open(&w, be, word, false, DT_F32, CODEC_PANEL, PROBE_COLS, e) < 0)
         return err_prefix(e, "%s", option);
     weight_close(&w, be);
     return 0;
@@ -72,9 +74,13 @@ static int start_over(const char *out, struct err *e)
     int all = snprintf(notes, sizeof notes, "%.*s.part/quantize.json", (int)n, out);
     if (len < 0 || all >= (int)sizeof notes)
         return err_set(e, ERR_LIMIT, "%s: the path is too long", out);
-    if (access(notes, F_OK) == 0)
+    int fd = open(part, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    bool busy = fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) != 0;
+    if (!busy && access(notes, F_OK) == 0)
         fetch_remove(part);
-    return 0;
+    if (fd >= 0)
+        close(fd);
+    return busy ? err_set(e, ERR_BUSY, "%s: another run is writing it", part) : 0;
 }
 
 static int open_out(struct quantize *q, struct err *e)

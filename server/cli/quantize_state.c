@@ -126,7 +126,7 @@ static void remove_rest(const char *folder)
     DIR *d = opendir(folder);
     for (const struct dirent *f; d != NULL && (f = readdir(d)) != NULL;)
         if (strncmp(f->d_name, file_name, strlen(file_name)) == 0 &&
-            strlen(f->d_name) == strlen(file_name) + 7 &&
+            f->d_name[strlen(file_name)] == '.' && strlen(f->d_name) == strlen(file_name) + 7 &&
             folder_path(path, folder, f->d_name, NULL) == 0)
             (void)unlink(path);
     if (d != NULL)

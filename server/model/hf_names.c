@@ -49,8 +49,10 @@ static int layer_of(const char *name, const char *prefix, const char **rest)
         if (layer > 9999)
             return -1;
     }
+    if (*p != '.')
+        return -1;
     *rest = p + 1;
-    return *p == '.' ? layer : -1;
+    return layer;
 }
 
 const char *hf_canonical(struct arena *a, const char *name)

@@ -1,5 +1,6 @@
 /* One safetensors file: a little-endian u64 with the length of a JSON header, the header {name: {dtype, shape,
  * data_offsets}}, then the tensors; offsets count from the header's end. */
+#include <errno.h>
 #include <inttypes.h>
 #include <jansson.h>
 #include <stdio.h>
@@ -95,9 +96,11 @@ static int read_text(const struct source_file *f, char *text, size_t n, struct e
 {
     for (size_t at = 0; at < n;) {
         ssize_t k = pread(f->fd, text + at, n - at, (off_t)(8 + at));
-        if (k <= 0)
+        if (k == 0)
+            return err_set(e, ERR_FORMAT, "the file is cut short");
+        if (k < 0 && errno != EINTR)
             return err_errno(e, ERR_IO, "cannot read the header");
-        at += (size_t)k;
+        at += k > 0 ? (size_t)k : 0;
     }
     return 0;
 }

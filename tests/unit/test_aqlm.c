@@ -329,6 +329,31 @@ static void costs_little(void **state)
     }
 }
 
+/* Codebooks with offsets that cancel: single entries are far beyond what sums reach. */
+static void keeps_codebooks_that_cancel(void **state)
+{
+    (void)state;
+    static const char *const forms[] = { "aqlm2x8g8", "aqlm3x8g8" };
+    for (int f = 0; f < 2; f++) {
+        struct weight w;
+        make(&w, level[0], forms[f], true, 16, 128);
+        struct codec_part part[CODEC_PARTS];
+        weight_parts(&w, part);
+        size_t bytes = codec_part_bytes(&part[1]);
+        uint16_t *book = (uint16_t *)(void *)part_bytes(&part[1], 1);
+        size_t each = bytes / 2 / (size_t)part[1].dim[0];
+        for (size_t i = 0; i < 2 * each; i++)
+            book[i] = f32_to_f16(f16_to_f32(book[i]) + (i < each ? 0.5f : -0.5f));
+        weight_put(&w, 1, 0, bytes, book);
+        mem_free(book);
+        rnd_fill_normal(x, 128, 1);
+        memset(bias, 0, 16 * sizeof *bias);
+        multiply(level[0], &w, bias, x, 1, ya);
+        near_decode(&w, 1, 0.02);
+        weight_close(&w, level[0]);
+    }
+}
+
 /* Whatever the codebooks hold, nothing crashes, and the finite rest stays finite. */
 static void survives_any_bits(void **state)
 {
@@ -364,7 +389,8 @@ int main(void)
         cmocka_unit_test(gives_the_reference), cmocka_unit_test(names_its_parts),
         cmocka_unit_test(takes_any_pieces),    cmocka_unit_test(refuses),
         cmocka_unit_test(multiplies),          cmocka_unit_test(is_invariant),
-        cmocka_unit_test(costs_little),        cmocka_unit_test(survives_any_bits),
+        cmocka_unit_test(costs_little),        cmocka_unit_test(keeps_codebooks_that_cancel),
+        cmocka_unit_test(survives_any_bits),
     };
     return cmocka_run_group_tests(tests, levels_open, levels_close);
 }

@@ -168,6 +168,8 @@ static void maps_names(void **state)
         { "model.layers.3.post_attention_layernorm.weight", "blk.3.ffn_norm.weight" },
         { "rope_freqs.weight", "rope_freqs.weight" },
         { "model.layers.x.self_attn.q_proj.bias", "model.layers.x.self_attn.q_proj.bias" },
+        { "model.layers.0", "model.layers.0" },
+        { "model.layers.0xmodel.norm.weight", "model.layers.0xmodel.norm.weight" },
         { "model.layers.12345.mlp.up_proj.bias", "model.layers.12345.mlp.up_proj.bias" },
     };
     struct arena a;
