@@ -7,7 +7,6 @@
 #include <string.h>
 
 #include <cmocka.h>
-#include <dirent.h>
 #include <math.h>
 #include <signal.h>
 #include <sys/stat.h>
@@ -19,105 +18,11 @@
 #include "server/cli/fetch.h"
 #include "server/cli/quantize.h"
 #include "tests/tools/eval_fixture.h"
+#include "tests/tools/quantize_fixture.h"
 #include "tests/tools/scratch.h"
 #include "tests/tools/toy.h"
 
-enum { LAYERS = 5, MAX_ARGS = 16 };
-
-/* ---- running it -------------------------------------------------------------------------------------------------- */
-
-/* The words and options of a run on text.txt; more: NULL-terminated, later ones count. */
-static void options(struct config *c, const char *model, const char *out, const char *const *more)
-{
-    static char calibrate[512];
-    static const char *argv[MAX_ARGS] = { 0 };
-    struct err e;
-    int n = 0;
-    snprintf(calibrate, sizeof calibrate, "--calibrate=%s", in_root("text.txt"));
-    argv[n++] = in_root(model);
-    argv[n++] = in_root(out);
-    argv[n++] = "--codec=q4";
-    argv[n++] = "--tokens=256";
-    argv[n++] = "--context=64";
-    argv[n++] = "--threads=2";
-    argv[n++] = calibrate;
-    for (int i = 0; more != NULL && more[i] != NULL; i++)
-        argv[n++] = more[i];
-    if (config_parse(c, CONFIG_QUANTIZE, n, (char **)(uintptr_t)argv, &e) < 0)
-        fail_msg("%s", e.text);
-}
-
-static int run_on(const char *model, const char *out, const char *const *more, struct err *e)
-{
-    struct config c;
-    struct quantize q;
-    options(&c, model, out, more);
-    int rc = quantize_run(&q, &c, e);
-    if (rc == 0)
-        quantize_close(&q);
-    config_free(&c);
-    return rc;
-}
-
-static int run(const char *out, const char *const *more, struct err *e)
-{
-    return run_on("model", out, more, e);
-}
-
-static void must_run(const char *out, const char *const *more)
-{
-    struct err e;
-    if (run(out, more, &e) < 0)
-        fail_msg("%s", e.text);
-}
-
-static void must_fail(const char *out, const char *const *more, int code, const char *says)
-{
-    struct err e = { 0 };
-    int rc = run(out, more, &e);
-    if (rc != code)
-        fail_msg("%s is not %s: %s", err_name(rc), err_name(code), e.text);
-    if (strstr(e.text, says) == NULL)
-        fail_msg("\"%s\" does not say \"%s\"", e.text, says);
-}
-
-static const char *joined(const char *a, const char *b)
-{
-    char name[256];
-    snprintf(name, sizeof name, "%s/%s", a, b);
-    return in_root(name);
-}
-
-/* The folders hold the same files with the same bytes. */
-static void same_folders(const char *a, const char *b)
-{
-    char name[256];
-    int n[2] = { 0 };
-    for (int i = 0; i < 2; i++) {
-        DIR *d = opendir(in_root(i == 0 ? a : b));
-        assert_non_null(d);
-        for (const struct dirent *f; (f = readdir(d)) != NULL;)
-            n[i] += f->d_name[0] != '.';
-        closedir(d);
-    }
-    assert_true(n[0] > LAYERS && n[0] == n[1]);
-    DIR *d = opendir(in_root(a));
-    assert_non_null(d);
-    for (const struct dirent *f; (f = readdir(d)) != NULL;) {
-        struct buf x[2];
-        if (f->d_name[0] == '.')
-            continue;
-        for (int i = 0; i < 2; i++) {
-            snprintf(name, sizeof name, "%s/%.200s", i == 0 ? a : b, f->d_name);
-            read_file(&x[i], name);
-        }
-        if (x[0].len != x[1].len || memcmp(x[0].data, x[1].data, x[0].len) != 0)
-            fail_msg("%s differs", f->d_name);
-        buf_free(&x[0]);
-        buf_free(&x[1]);
-    }
-    closedir(d);
-}
+enum { LAYERS = 5 };
 
 /* ---- the result -------------------------------------------------------------------------------------------------- */
 
@@ -223,18 +128,6 @@ static void notes_what_was_lost(void **state)
 
 /* ---- going on ---------------------------------------------------------------------------------------------------- */
 
-static const char *shard_name(const char *folder, int i)
-{
-    char name[256];
-    snprintf(name, sizeof name, "%s/model-%05d-of-%05d.safetensors", folder, i + 1, LAYERS + 1);
-    return in_root(name);
-}
-
-static bool there(const char *path)
-{
-    return access(path, F_OK) == 0;
-}
-
 /* What a run leaves that was stopped before some shards were done. */
 static void goes_on(void **state)
 {
@@ -248,7 +141,7 @@ static void goes_on(void **state)
         assert_int_equal(rename(in_root("again"), in_root("again.part")), 0);
         for (int i = 0; i <= LAYERS; i++)
             if (lacks[k] >> i & 1)
-                assert_int_equal(unlink(shard_name("again.part", i)), 0);
+                assert_int_equal(unlink(shard_name("again.part", i, LAYERS)), 0);
         assert_int_equal(unlink(joined("again.part", "config.json")), 0);
         assert_int_equal(
             file_write_atomic(joined("again.part", "quantize.json.Ab3xYz"), "{", 1, NULL), 0);
@@ -257,30 +150,39 @@ static void goes_on(void **state)
     }
 }
 
-/* Every form that a codec of this build makes: pressed with moments where the codec takes them, the same again after a
- * stop, and loaded by the server. */
+static void press_to(const char *option)
+{
+    const char *more[] = { option, NULL };
+    int n;
+    must_run("form", more);
+    must_run("form2", more);
+    assert_int_equal(rename(in_root("form2"), in_root("form2.part")), 0);
+    assert_int_equal(unlink(shard_name("form2.part", 3, LAYERS)), 0);
+    must_run("form2", more);
+    same_folders("form", "form2");
+    float *x = logits_of("form", "auto", &n);
+    for (int i = 0; i < n; i++)
+        assert_true(isfinite(x[i]));
+    mem_free(x);
+    fetch_remove(in_root("form"));
+    fetch_remove(in_root("form2"));
+}
+
+/* Every form that a codec of this build makes, of "pvq2 to pvq4" all three: pressed with moments where the codec takes
+ * them, the same again after a stop, and loaded by the server. */
 static void presses_to_every_form(void **state)
 {
     const char *p = codec_names();
     (void)state;
     for (size_t len; *p != 0; p += len + strspn(p + len, ", ")) {
-        char option[64];
-        int n;
         len = strcspn(p, ",");
-        snprintf(option, sizeof option, "--codec=%.*s", (int)len, p);
-        const char *more[] = { option, NULL };
-        must_run("form", more);
-        must_run("form2", more);
-        assert_int_equal(rename(in_root("form2"), in_root("form2.part")), 0);
-        assert_int_equal(unlink(shard_name("form2.part", 3)), 0);
-        must_run("form2", more);
-        same_folders("form", "form2");
-        float *x = logits_of("form", "auto", &n);
-        for (int i = 0; i < n; i++)
-            assert_true(isfinite(x[i]));
-        mem_free(x);
-        fetch_remove(in_root("form"));
-        fetch_remove(in_root("form2"));
+        const char *to = memmem(p, len, " to ", 4);
+        int n = to != NULL ? (int)(to - p) : (int)len;
+        for (char last = p[n - 1]; last <= p[len - 1]; last++) {
+            char option[64];
+            snprintf(option, sizeof option, "--codec=%.*s%c", n - 1, p, last);
+            press_to(option);
+        }
     }
 }
 
@@ -298,7 +200,7 @@ static int stopped_after(const char *out, int n, int sig)
     }
     int status = 0;
     while (waitpid(pid, &status, WNOHANG) == 0) {
-        if (there(shard_name(part, n - 1)) || there(in_root(out)))
+        if (there(shard_name(part, n - 1, LAYERS)) || there(in_root(out)))
             (void)kill(pid, sig);
         (void)usleep(500);
     }
@@ -329,7 +231,7 @@ static void keeps_to_its_options(void **state)
     static const char *const forced[] = { "--codec=q8", "--force", NULL };
     (void)state;
     assert_int_equal(rename(in_root("whole"), in_root("w2.part")), 0);
-    assert_int_equal(unlink(shard_name("w2.part", 2)), 0);
+    assert_int_equal(unlink(shard_name("w2.part", 2, LAYERS)), 0);
     for (size_t i = 0; i < sizeof other / sizeof *other; i++) {
         const char *more[] = { other[i][0], NULL };
         char says[64];
@@ -361,7 +263,7 @@ static void says_what_is_wrong(void **state)
     assert_int_equal(unlink(joined("y.part", "quantize.json")), 0);
     must_fail("y", NULL, ERR_INVALID, "did not begin");
     must_fail("y", forced, ERR_INVALID, "did not begin");
-    assert_true(there(shard_name("y.part", 0)));
+    assert_true(there(shard_name("y.part", 0, LAYERS)));
     /* damaged notes are not guessed */
     assert_int_equal(file_write_atomic(joined("y.part", "quantize.json"), "{}", 2, NULL), 0);
     must_fail("y", NULL, ERR_FORMAT, "is damaged");

@@ -1,0 +1,26 @@
+/* What tests of `wring quantize` share: runs on text.txt in the scratch folder, where eval_open put it beside "model". */
+#ifndef WRING_TESTS_TOOLS_QUANTIZE_FIXTURE_H
+#define WRING_TESTS_TOOLS_QUANTIZE_FIXTURE_H
+
+#include <stdbool.h>
+
+#include "server/base/err.h"
+
+/* Presses root/model to root/out: to q4 with 256 tokens in sequences of 64 unless `more` says otherwise, a NULL-terminated
+ * list of options, or NULL. */
+int run_on(const char *model, const char *out, const char *const *more, struct err *e) WARN_UNUSED;
+/* The same with the model "model". */
+int run(const char *out, const char *const *more, struct err *e) WARN_UNUSED;
+void must_run(const char *out, const char *const *more);
+/* The run fails with this code and a message that holds `says`. */
+void must_fail(const char *out, const char *const *more, int code, const char *says);
+
+/* root/a/b, as in_root. */
+const char *joined(const char *a, const char *b);
+/* Shard i of a pressed model with so many layers. */
+const char *shard_name(const char *folder, int i, int layers);
+bool there(const char *path);
+/* The folders hold the same files with the same bytes. */
+void same_folders(const char *a, const char *b);
+
+#endif
