@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "server/base/mem.h"
+#include "server/cli/divergence.h"
 #include "server/cli/eval_kv.h"
 
 enum {
@@ -34,33 +35,6 @@ void kv_judge_close(struct kv_judge *j)
     mem_free(j->of_whole);
     mem_free(j->truth);
     *j = (struct kv_judge){ 0 };
-}
-
-struct peak {
-    int best;
-    double lse;
-};
-
-static struct peak peak_of(const float *x, int n)
-{
-    struct peak p = { 0, 0 };
-    double sum = 0;
-    for (int i = 1; i < n; i++)
-        p.best = x[i] > x[p.best] ? i : p.best;
-    for (int i = 0; i < n; i++)
-        sum += (double)expf(x[i] - x[p.best]);
-    p.lse = (double)x[p.best] + log(sum);
-    return p;
-}
-
-/* sum_i p_i (log p_i - log q_i), p and q by their logits. */
-static double divergence(const float *p, const float *q, int n, double lse_p, double lse_q)
-{
-    double sum = 0;
-    double shift = lse_q - lse_p;
-    for (int i = 0; i < n; i++)
-        sum += (double)expf(p[i] - (float)lse_p) * ((double)p[i] - (double)q[i] + shift);
-    return sum > 0 ? sum : 0;
 }
 
 /* ---- one sequence -------------------------------------------------------------------------------------------------- */
