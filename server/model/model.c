@@ -281,6 +281,23 @@ int model_layer(const struct model *m, struct workspace *ws, struct kv_pool *poo
     return ops->sync(m->be, e);
 }
 
+int model_head(const struct model *m, struct workspace *ws, const float *x, int n,
+               const float **logits, struct err *e)
+{
+    const struct be_ops *ops = m->be->ops;
+    size_t bytes = (size_t)n * (size_t)m->config.dim * sizeof *x;
+    struct be_step step = { .n_rows = n, .n_out = n };
+    if (!m->be->host)
+        return err_set(e, ERR_UNSUPPORTED, "%s cannot run the head alone", m->be->device);
+    bool replayed = ops->step_begin(m->be, &step, ws);
+    ASSERT(!replayed && n <= ws->max_out);
+    memcpy(ws->x, x, bytes);
+    memset(ws->delta, 0, bytes);
+    m->arch->end(m, ws, &step);
+    ops->step_end(m->be);
+    return model_logits(m, ws, n, logits, e);
+}
+
 int model_logits(const struct model *m, struct workspace *ws, int n, const float **logits,
                  struct err *e)
 {

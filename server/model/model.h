@@ -123,6 +123,10 @@ struct observer {
 int model_layer(const struct model *m, struct workspace *ws, struct kv_pool *pool,
                 const struct batch *b, int layer, const struct observer *o, float *x,
                 struct err *e) WARN_UNUSED;
+/* What comes behind the last layer: the logits [n][vocab] of x [n][dim] as that left it, for at most max_out rows of the
+ * workspace. They are host memory, valid until the next call. ERR_UNSUPPORTED as above. */
+int model_head(const struct model *m, struct workspace *ws, const float *x, int n,
+               const float **logits, struct err *e) WARN_UNUSED;
 
 /* What the memory will be used for, as a table: weights, KV pool, workspace. */
 int model_plan(const struct model *m, const struct workspace *ws, const struct kv_pool *pool,
