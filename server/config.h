@@ -57,9 +57,9 @@ struct config {
     int64_t length, samples, seed;
     char *policies, *budgets, *tasks, *text, *base, *out;
     /* quantize */
-    char *codec, *head, *calibrate;
+    char *codec, *head, *calibrate, *allocate;
     int64_t tokens, context;
-    double damp;
+    double bits, damp;
     bool force;
     /* chat */
     char *system;

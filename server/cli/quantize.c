@@ -1,4 +1,4 @@
-#include "server/cli/quantize.h"
+#include "server/cli/quantize_allocate.h"
 
 #include <fcntl.h>
 #include <stdio.h>
@@ -18,12 +18,12 @@ enum { PATH_SIZE = 4096, PROBE_COLS = 128 }; /* columns that fit every form */
 
 /* ---- opening ----------------------------------------------------------------------------------------------------- */
 
-/* Whether a codec knows the word, asked before anything that takes long. */
-static int check_word(struct be *be, const char *option, const char *word, struct err *e)
+/* Whether a codec knows the word. */
+static int check_head(struct be *be, const char *word, struct err *e)
 {
     struct weight w;
     if (weight_open(&w, be, word, false, DT_F32, CODEC_PANEL, PROBE_COLS, e) < 0)
-        return err_prefix(e, "%s", option);
+        return err_prefix(e, "head");
     weight_close(&w, be);
     return 0;
 }
@@ -35,8 +35,8 @@ static int open_model(struct quantize *q, struct err *e)
     struct model_options o;
     char path[PATH_SIZE];
     TRY(session_device(&q->session.be, c, "cpu", e));
-    TRY(check_word(q->session.be, "codec", c->codec, e));
-    TRY(check_word(q->session.be, "head", c->head, e));
+    TRY(quantize_check_codec(q->session.be, c, e)); /* before anything that takes long */
+    TRY(check_head(q->session.be, c->head, e));
     TRY(recipe_resolve(c->word[0], path, sizeof path, e));
     TRY(session_options(&o, c, q->session.be, true, e));
     o.int8 = false;
@@ -52,7 +52,7 @@ static int open_text(struct quantize *q, struct err *e)
     int len =
         c->context < q->model->config.ctx_train ? (int)c->context : q->model->config.ctx_train;
     TRY(sequences_open(&q->text, q->model->tok, c->calibrate, c->tokens, len, e));
-    TRY(runner_open(&q->run, q->model, KV_F32, 1, len, len, 1, e));
+    TRY(runner_open(&q->run, q->model, KV_F32, 1, len, len, QUANTIZE_OUT, e));
     if (kv_seq_reserve(&q->run.seq[0], q->run.pool, len) < 0)
         return err_set(e, ERR_LIMIT, "no room for a sequence of %d tokens", len);
     for (int i = 0; i < len; i++)
@@ -158,19 +158,22 @@ static int press_model(struct quantize *q, struct err *e)
     if (rc == 0)
         rc = press_layers(q, e);
     progress_end(&q->bar);
-    if (rc == ERR_CANCELLED)
-        return err_set(e, rc, "stopped; the same command goes on with what is in %s",
-                       hf_write_folder(q->out));
     return rc;
 }
 
 static int run(struct quantize *q, struct err *e)
 {
     TRY(open_model(q, e));
+    TRY(quantize_check_bits(q, e));
     TRY(open_text(q, e));
     TRY(open_out(q, e));
-    TRY(press_model(q, e));
-    return hf_write_finish(q->out, e);
+    int rc = quantize_allocate(q, e);
+    if (rc == 0)
+        rc = press_model(q, e);
+    if (rc == ERR_CANCELLED)
+        return err_set(e, rc, "stopped; the same command goes on with what is in %s",
+                       hf_write_folder(q->out));
+    return rc == 0 ? hf_write_finish(q->out, e) : rc;
 }
 
 int quantize_run(struct quantize *q, const struct config *c, struct err *e)

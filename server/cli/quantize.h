@@ -7,6 +7,8 @@
  * ends with the bytes of one that was not. It runs through the layers that are done again, which costs little beside
  * pressing them.
  *
+ * Before that, where the matrices share a number of bits, it is settled what form each of them gets: quantize_allocate.h.
+ *
  * quantize.c is the command; quantize_text.c makes sequences of the text, quantize_layer.c runs a layer, quantize_press.c
  * presses and writes a shard, quantize_loss.c measures what that lost, quantize_state.c remembers, quantize_report.c tells.
  *
@@ -37,6 +39,8 @@ void sequences_close(struct sequences *s); /* a zeroed one is accepted */
 
 /* ---- the run ----------------------------------------------------------------------------------------------------- */
 
+enum { QUANTIZE_OUT = 64 };
+
 struct quantize {
     const struct config *config;
     struct session session; /* the teacher, on the CPU */
@@ -44,7 +48,7 @@ struct quantize {
     struct source *src;
     struct hf_writer *out;
     struct sequences text;
-    struct runner run; /* one sequence */
+    struct runner run; /* one sequence, QUANTIZE_OUT rows of logits */
     float *x;          /* [text.n][text.len][dim] what the last layer left */
     json_t *state;     /* OUT.part/quantize.json */
     struct progress bar;
@@ -70,6 +74,9 @@ int sums_open(struct sums *s, const struct model *m, int layer, struct err *e) W
 void sums_close(struct sums *s); /* a zeroed one is accepted */
 /* Runs the layer for every sequence, from q->x to q->x. s NULL: without summing up. ERR_CANCELLED after a signal. */
 int quantize_run_layer(struct quantize *q, int layer, struct sums *s, struct err *e) WARN_UNUSED;
+/* Runs the layer for the first len tokens of sequence i, from x [len][dim] to x. */
+int quantize_run_sequence(struct quantize *q, int layer, int i, int len, const struct observer *o,
+                          float *x, struct err *e) WARN_UNUSED;
 
 /* One matrix on its way. */
 struct pressed {
@@ -95,6 +102,9 @@ int quantize_state_open(struct quantize *q, struct err *e) WARN_UNUSED;
 /* Notes a matrix; quantize_state_save() brings the notes to the disk. */
 int quantize_state_note(struct quantize *q, const struct pressed *p, struct err *e) WARN_UNUSED;
 int quantize_state_save(struct quantize *q, struct err *e) WARN_UNUSED;
+/* The map of this name in the notes on allocation, to be read and written; empty at first. ERR_NOMEM. */
+int quantize_state_map(struct quantize *q, const char *key, json_t **out,
+                       struct err *e) WARN_UNUSED;
 /* What was noted of a matrix; NULL: nothing. */
 const json_t *quantize_state_find(const struct quantize *q, const char *name);
 

@@ -72,18 +72,16 @@ static void see(void *arg, enum layer_input what, const float *x, int n, int col
 /* ---- the layer --------------------------------------------------------------------------------------------------- */
 
 /* Every sequence takes the place of the one before in the cache: a layer writes all keys that its rows then see. */
-static int run_sequence(struct quantize *q, int layer, int i, const struct observer *o,
-                        struct err *e)
+int quantize_run_sequence(struct quantize *q, int layer, int i, int len, const struct observer *o,
+                          float *x, struct err *e)
 {
     struct runner *r = &q->run;
-    int len = q->text.len;
     r->batch_seq[0] = (struct batch_seq){ .kv = &r->seq[0], .n_rows = len };
     struct batch b = { .n_rows = len,
                        .n_seqs = 1,
-                       .token = q->text.token + (size_t)i * (size_t)len,
+                       .token = q->text.token + (size_t)i * (size_t)q->text.len,
                        .pos = r->pos,
                        .seq = r->batch_seq };
-    float *x = q->x + (size_t)i * (size_t)len * (size_t)q->model->config.dim;
     return model_layer(q->model, r->ws, r->pool, &b, layer, o, x, e);
 }
 
@@ -91,12 +89,14 @@ int quantize_run_layer(struct quantize *q, int layer, struct sums *s, struct err
 {
     struct watch w = { .sums = s, .be = q->session.be };
     struct observer o = { see, &w };
+    size_t size = (size_t)q->text.len * (size_t)q->model->config.dim;
     w.length = mem_zalloc((size_t)q->text.len, sizeof *w.length);
     if (w.length == NULL)
         return err_set(e, ERR_NOMEM, "no memory for %d rows", q->text.len);
     int rc = 0;
     for (int i = 0; i < q->text.n && rc == 0; i++) {
-        rc = run_sequence(q, layer, i, s != NULL ? &o : NULL, e);
+        rc = quantize_run_sequence(q, layer, i, q->text.len, s != NULL ? &o : NULL,
+                                   q->x + (size_t)i * size, e);
         if (s != NULL)
             s->n_rows += q->text.len;
         if (rc == 0 && fetch_cancelled())

@@ -3,7 +3,7 @@
 #include "quant/moments.h"
 #include "server/base/mem.h"
 #include "server/cli/fetch.h"
-#include "server/cli/quantize.h"
+#include "server/cli/quantize_allocate.h"
 #include "server/model/arch.h"
 
 struct shard {
@@ -28,7 +28,6 @@ static void close_shard(struct shard *s)
 static int open_shard(struct shard *s, struct quantize *q, int layer, struct err *e)
 {
     const struct model *m = q->model;
-    const char *word = layer < 0 ? q->config->head : q->config->codec;
     *s = (struct shard){ .q = q, .layer = layer };
     s->p = mem_zalloc((size_t)m->n_slots, sizeof *s->p);
     if (s->p == NULL)
@@ -39,6 +38,7 @@ static int open_shard(struct shard *s, struct quantize *q, int layer, struct err
             continue;
         struct pressed *p = &s->p[s->n++];
         p->slot = t;
+        const char *word = layer < 0 ? q->config->head : quantize_form(q, t);
         int rc = weight_open(&p->w, q->session.be, word, false, DT_F32, t->rows, t->cols, e);
         if (rc < 0) {
             close_shard(s);

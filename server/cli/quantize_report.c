@@ -5,10 +5,14 @@
 #include "server/cli/quantize.h"
 #include "server/model/arch.h"
 
+enum { FORMS = 16, FORMS_TEXT = 256 };
+
 /* The matrices of all layers that have one name. */
 struct kind {
-    const char *name; /* "attn_q", as the file names it */
-    const char *form; /* of all, or "several" */
+    const char *name;        /* "attn_q", as the file names it */
+    const char *form[FORMS]; /* in alphabetical order */
+    int count[FORMS];
+    int n_forms;
     int n;
     double weights, bits, error; /* sums */
     double worst;
@@ -21,14 +25,41 @@ static const char *kind_name(const char *tensor)
     return tensor + skip;
 }
 
+static void add_form(struct kind *k, const char *form)
+{
+    int at = 0;
+    while (at < k->n_forms && strcmp(k->form[at], form) < 0)
+        at++;
+    if (at == k->n_forms || strcmp(k->form[at], form) != 0) {
+        ASSERT(k->n_forms < FORMS);
+        for (int i = k->n_forms++; i > at; i--) {
+            k->form[i] = k->form[i - 1];
+            k->count[i] = k->count[i - 1];
+        }
+        k->form[at] = form;
+        k->count[at] = 0;
+    }
+    k->count[at]++;
+}
+
+/* "trellis2", or "trellis2 x4, trellis3 x2" where there are several. */
+static void print_forms(const struct kind *k, char out[FORMS_TEXT])
+{
+    size_t len = 0;
+    if (k->n_forms == 1)
+        snprintf(out, FORMS_TEXT, "%s", k->form[0]);
+    for (int i = 0; k->n_forms > 1 && i < k->n_forms && len < FORMS_TEXT; i++)
+        len += (size_t)snprintf(out + len, FORMS_TEXT - len, "%s%s x%d", i > 0 ? ", " : "",
+                                k->form[i], k->count[i]);
+}
+
 static void add(struct kind *k, const struct quantize *q, const struct slot *s)
 {
     const json_t *note = quantize_state_find(q, s->name);
     const char *form = json_string_value(json_object_get(note, "form"));
     double error = json_number_value(json_object_get(note, "error"));
     double weights = (double)s->rows * s->cols;
-    form = form != NULL ? form : "-";
-    k->form = k->form == NULL || strcmp(k->form, form) == 0 ? form : "several";
+    add_form(k, form != NULL ? form : "-");
     k->n++;
     k->weights += weights;
     k->bits += weights * json_number_value(json_object_get(note, "bits"));
@@ -59,10 +90,12 @@ static struct kind sum_up(const struct quantize *q, int first)
 static void print_kind(struct table *t, const struct kind *k)
 {
     char name[SLOT_NAME];
+    char forms[FORMS_TEXT];
+    print_forms(k, forms);
     snprintf(name, sizeof name, "%.*s", (int)strcspn(k->name, "."), k->name);
     table_str(t, name);
     table_int(t, k->n);
-    table_str(t, k->form);
+    table_str(t, forms);
     table_num(t, k->bits / k->weights, 3);
     table_num(t, k->error / k->n, 6);
     table_num(t, k->worst, 6);

@@ -47,10 +47,11 @@ static json_t *make_options(const struct quantize *q)
 {
     const struct config *c = q->config;
     size_t bytes = (size_t)q->text.n * (size_t)q->text.len * sizeof *q->text.token;
-    return json_pack("{s:s, s:s, s:i, s:i, s:f, s:o, s:o, s:i}", "codec", c->codec, "head", c->head,
-                     "tokens", q->text.n * q->text.len, "context", q->text.len, "damp", c->damp,
-                     "model", hex(hash_model(q->model)), "calibrate",
-                     hex(XXH3_64bits(q->text.token, bytes)), "version", VERSION);
+    return json_pack("{s:s, s:f, s:s, s:s, s:i, s:i, s:f, s:o, s:o, s:i}", "codec", c->codec,
+                     "bits", c->bits, "allocate", c->allocate, "head", c->head, "tokens",
+                     q->text.n * q->text.len, "context", q->text.len, "damp", c->damp, "model",
+                     hex(hash_model(q->model)), "calibrate", hex(XXH3_64bits(q->text.token, bytes)),
+                     "version", VERSION);
 }
 
 static int append(const char *text, size_t n, void *out)
@@ -160,6 +161,21 @@ int quantize_state_note(struct quantize *q, const struct pressed *p, struct err 
                              weight_bits(&p->w), "error", p->error);
     json_t *all = json_object_get(q->state, "matrices");
     return json_object_set_new(all, p->slot->name, note) == 0 ? 0 : no_memory(e);
+}
+
+static json_t *child(json_t *v, const char *key)
+{
+    json_t *c = json_object_get(v, key);
+    if (c == NULL && json_object_set_new(v, key, json_object()) == 0)
+        c = json_object_get(v, key);
+    return c;
+}
+
+int quantize_state_map(struct quantize *q, const char *key, json_t **out, struct err *e)
+{
+    json_t *all = child(q->state, "allocation");
+    *out = all != NULL ? child(all, key) : NULL;
+    return *out != NULL ? 0 : no_memory(e);
 }
 
 const json_t *quantize_state_find(const struct quantize *q, const char *name)

@@ -1,0 +1,508 @@
+/* wring quantize --bits: budgets are met, probes measure what they say, a run that goes on ends with the same bytes. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+#include <math.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "server/base/log.h"
+#include "server/base/mem.h"
+#include "server/cli/fetch.h"
+#include "server/cli/quantize_allocate.h"
+#include "server/model/arch.h"
+#include "tests/tools/eval_fixture.h"
+#include "tests/tools/quantize_fixture.h"
+#include "tests/tools/scratch.h"
+#include "tests/tools/toy.h"
+
+enum { CONTEXT = 64, SEQUENCES = 2 };
+#define PLANES "--codec=planes"
+
+/* All shapes of this model fit every form of planes; those of "model" do not. */
+static int open_group(void **state)
+{
+    struct err e;
+    return eval_open(state) < 0 ? -1 : toy_write(in_root("toy.gguf"), 3, &e);
+}
+
+static void press_toy(const char *out, const char *const *more)
+{
+    struct err e;
+    if (run_on("toy.gguf", out, more, &e) < 0)
+        fail_msg("%s", e.text);
+}
+
+/* ---- what came out ----------------------------------------------------------------------------------------------- */
+
+static void open_model(struct session *s, const char *name)
+{
+    struct err e;
+    struct model_options o = { .weights = "auto" };
+    assert_int_equal(be_open(&s->be, &(struct be_config){ .n_threads = 1 }, &e), 0);
+    if (model_open(&s->model, in_root(name), &o, s->be, &e) < 0)
+        fail_msg("%s", e.text);
+}
+
+/* Bits a weight in the matrices of the layers of a folder. */
+static double bits_of(const char *name)
+{
+    struct session s;
+    double bytes = 0, weights = 0;
+    open_model(&s, name);
+    for (int i = 0; i < s.model->n_slots; i++) {
+        const struct slot *t = &s.model->slot[i];
+        if (t->w == NULL || quantize_layer_of(t->name) < 0)
+            continue;
+        bytes += (double)weight_bytes(t->w);
+        weights += (double)t->rows * t->cols;
+    }
+    session_close(&s);
+    return 8 * bytes / weights;
+}
+
+static json_t *notes_of(const char *folder)
+{
+    json_t *notes = json_load_file(joined(folder, "quantize.json"), 0, NULL);
+    assert_non_null(notes);
+    return notes;
+}
+
+static json_t *map_of(const json_t *notes, const char *key)
+{
+    json_t *map = json_object_get(json_object_get(notes, "allocation"), key);
+    assert_non_null(map);
+    return map;
+}
+
+static double number(const json_t *map, const char *key)
+{
+    const json_t *v = json_object_get(map, key);
+    if (!json_is_number(v))
+        fail_msg("%s has no number", key);
+    return json_number_value(v);
+}
+
+/* The sum of alpha t^2 that the folder `priced` knows for the forms that the folder `made` has. */
+static double cost(const char *made, const char *priced)
+{
+    json_t *a = notes_of(made);
+    json_t *b = notes_of(priced);
+    const char *name;
+    const json_t *alpha;
+    double sum = 0;
+    json_object_foreach(map_of(b, "alpha"), name, alpha)
+    {
+        const json_t *m = json_object_get(json_object_get(a, "matrices"), name);
+        const char *form = json_string_value(json_object_get(m, "form"));
+        assert_non_null(form);
+        sum += json_number_value(alpha) * number(map_of(b, "forms"), form);
+    }
+    json_decref(a);
+    json_decref(b);
+    return sum;
+}
+
+static void keeps_the_budget(void **state)
+{
+    static const char *const bits[] = { "--bits=2", "--bits=2.7", "--bits=3.3", "--bits=5",
+                                        "--bits=6.9" };
+    int better = 0;
+    (void)state;
+    for (size_t i = 0; i < sizeof bits / sizeof *bits; i++) {
+        const char *dp[] = { PLANES, bits[i], NULL };
+        const char *uniform[] = { PLANES, bits[i], "--allocate=uniform", NULL };
+        double most = strtod(bits[i] + 7, NULL);
+        press_toy("dp", dp);
+        press_toy("uniform", uniform);
+        assert_true(bits_of("dp") <= most && bits_of("uniform") <= most);
+        assert_true(bits_of("dp") > most - .1); /* one matrix's step is at most a twelfth of all */
+        assert_true(cost("dp", "dp") <= cost("uniform", "dp"));
+        better += cost("dp", "dp") < .9 * cost("uniform", "dp");
+        fetch_remove(in_root("dp"));
+        fetch_remove(in_root("uniform"));
+    }
+    assert_true(better >= 2);
+}
+
+/* Forms that do not fit a shape are counted as what takes their place. */
+static void counts_what_does_not_fit(void **state)
+{
+    static const char *const more[] = { "--codec=q", "--bits=14", NULL };
+    (void)state;
+    must_run("odd", more);
+    double bits = bits_of("odd");
+    assert_true(bits <= 14 && bits > 13.5);
+    json_t *notes = notes_of("odd");
+    assert_null(json_object_get(map_of(notes, "alpha"), "blk.0.ffn_down.weight"));
+    assert_true(number(map_of(notes, "alpha"), "blk.0.ffn_up.weight") > 0);
+    json_decref(notes);
+}
+
+/* With room for all the widest is what --codec alone gives: the probes left the model as it was. */
+static void leaves_the_model_alone(void **state)
+{
+    static const char *const wide[] = { PLANES, "--bits=16", NULL };
+    static const char *const plain[] = { "--codec=planes8", NULL };
+    struct buf x[2];
+    (void)state;
+    press_toy("wide", wide);
+    press_toy("plain", plain);
+    for (int i = 0; i <= TOY_LAYERS; i++) {
+        for (int k = 0; k < 2; k++) {
+            const char *name = shard_name(k == 0 ? "wide" : "plain", i, TOY_LAYERS);
+            read_file(&x[k], name + strlen(root) + 1);
+        }
+        assert_int_equal(x[0].len, x[1].len);
+        assert_memory_equal(x[0].data, x[1].data, x[0].len);
+        buf_free(&x[0]);
+        buf_free(&x[1]);
+    }
+}
+
+/* ---- what is measured -------------------------------------------------------------------------------------------- */
+
+static void makes_gaussian_numbers(void **state)
+{
+    enum { N = 100000 };
+    static float x[N];
+    float y[7];
+    double sum[5] = { 0 };
+    (void)state;
+    gauss_fill(x, N, 5, 9);
+    for (int i = 0; i < N; i++)
+        for (int k = 1; k <= 4; k++)
+            sum[k] += pow((double)x[i], k) / N;
+    assert_true(fabs(sum[1]) < .015 && fabs(sum[2] - 1) < .02);
+    assert_true(fabs(sum[3]) < .04 && fabs(sum[4] - 3) < .15);
+    gauss_fill(y, 7, 5, 9);
+    assert_memory_equal(x, y, sizeof y);
+    gauss_fill(y, 7, 5, 10);
+    assert_true(x[0] != y[0]);
+    gauss_fill(y, 7, 6, 9);
+    assert_true(x[0] != y[0]);
+}
+
+/* No code beats the rate-distortion bound of 4^-bits, and each bit is worth about a factor of 4. */
+static void measures_forms(void **state)
+{
+    struct be *be;
+    struct err e;
+    double last = 1;
+    (void)state;
+    assert_int_equal(be_open(&be, &(struct be_config){ .n_threads = 1 }, &e), 0);
+    for (int bits = 1; bits <= 8; bits++) {
+        char form[16];
+        double t2;
+        snprintf(form, sizeof form, "planes%d", bits);
+        assert_int_equal(gauss_error(be, form, &t2, &e), 0);
+        assert_true(t2 > pow(4, -bits) && t2 < 4 * pow(4, -bits) && t2 < last / 2);
+        last = t2;
+    }
+    double q4;
+    assert_int_equal(gauss_error(be, "q4m", &q4, &e), 0);
+    assert_true(q4 > 1 / 256. && q4 < .02);
+    assert_int_equal(gauss_error(be, "nothing", &q4, &e), ERR_UNSUPPORTED);
+    be_close(be);
+}
+
+/* W with noise of t^2 = 0.05, in the matrix's place. */
+static void add_noise(struct session *s, const struct slot *t)
+{
+    struct err e;
+    struct weight w;
+    assert_int_equal(weight_open_form(&w, s->be, "f32", false, t->rows, t->cols, &e), 0);
+    float *x = mem_zalloc((size_t)CODEC_PANEL * 3 * (size_t)t->cols, sizeof *x);
+    assert_non_null(x);
+    float *noise = x + (ptrdiff_t)CODEC_PANEL * t->cols;
+    for (int row = 0; row < t->rows; row++) {
+        float *to = x + (ptrdiff_t)(row % CODEC_PANEL) * t->cols;
+        double sum = 0;
+        weight_row(t->w, row, to);
+        gauss_fill(noise, t->cols, (uint64_t)(t - s->model->slot), (uint64_t)row);
+        for (int i = 0; i < t->cols; i++)
+            sum += (double)to[i] * (double)to[i];
+        for (int i = 0; i < t->cols; i++)
+            to[i] += (float)sqrt(.05 * sum / t->cols) * noise[i];
+        if (row % CODEC_PANEL == CODEC_PANEL - 1)
+            weight_fill(&w, row + 1 - CODEC_PANEL, CODEC_PANEL, DT_F32, x,
+                        x + (ptrdiff_t)2 * CODEC_PANEL * t->cols);
+    }
+    mem_free(x);
+    weight_close(t->w, s->be);
+    *t->w = w;
+}
+
+static double log_sum(const float *x, int n)
+{
+    double sum = 0;
+    for (int i = 0; i < n; i++)
+        sum += exp((double)x[i]);
+    return log(sum);
+}
+
+/* The logits of a whole pass over sequence i. */
+static const float *logits_of(struct runner *r, const struct model *m, const struct sequences *text,
+                              int i)
+{
+    struct err e;
+    const float *x;
+    assert_int_equal(runner_open(r, m, KV_F32, 1, CONTEXT, CONTEXT, CONTEXT, &e), 0);
+    const int32_t *token = text->token + (ptrdiff_t)i * CONTEXT;
+    assert_int_equal(runner_append(r, 0, token, CONTEXT, CONTEXT, &x, &e), 0);
+    return x;
+}
+
+/* Of b's outputs from a's, in nats a token, written out. */
+static double divergence_of(const struct model *a, const struct model *b)
+{
+    struct sequences text;
+    struct err e;
+    double sum = 0;
+    int vocab = a->config.vocab;
+    assert_int_equal(sequences_open(&text, a->tok, in_root("text.txt"), 256, CONTEXT, &e), 0);
+    for (int i = 0; i < SEQUENCES; i++) {
+        struct runner r[2];
+        const float *p = logits_of(&r[0], a, &text, i);
+        const float *q = logits_of(&r[1], b, &text, i);
+        for (int row = 0; row < CONTEXT; row++, p += vocab, q += vocab) {
+            double zp = log_sum(p, vocab), zq = log_sum(q, vocab);
+            for (int v = 0; v < vocab; v++)
+                sum += exp((double)p[v] - zp) * ((double)p[v] - zp - (double)q[v] + zq);
+        }
+        runner_close(&r[0]);
+        runner_close(&r[1]);
+    }
+    sequences_close(&text);
+    return sum / (SEQUENCES * CONTEXT);
+}
+
+/* alpha is the divergence of whole passes over t^2. */
+static void measures_alpha(void **state)
+{
+    static const char *const names[] = { "blk.0.attn_v.weight", "blk.1.ffn_down.weight" };
+    static const char *const more[] = { PLANES, "--bits=3", NULL };
+    (void)state;
+    press_toy("probed", more);
+    json_t *notes = notes_of("probed");
+    for (int k = 0; k < 2; k++) {
+        struct session s[2];
+        for (int i = 0; i < 2; i++)
+            open_model(&s[i], "toy.gguf");
+        for (int i = 0; i < s[1].model->n_slots; i++)
+            if (strcmp(s[1].model->slot[i].name, names[k]) == 0)
+                add_noise(&s[1], &s[1].model->slot[i]);
+        double want = divergence_of(s[0].model, s[1].model) / .05;
+        double got = number(map_of(notes, "alpha"), names[k]);
+        if (!(want > 0 && fabs(got - want) < .01 * want))
+            fail_msg("%s: alpha %g, by whole passes %g", names[k], got, want);
+        session_close(&s[0]);
+        session_close(&s[1]);
+    }
+    json_decref(notes);
+}
+
+/* ---- going on ---------------------------------------------------------------------------------------------------- */
+
+/* The folder "again" as if no shard had been done; its notes. */
+static json_t *undo(void)
+{
+    assert_int_equal(rename(in_root("again"), in_root("again.part")), 0);
+    for (int i = 0; i <= TOY_LAYERS; i++)
+        assert_int_equal(unlink(shard_name("again.part", i, TOY_LAYERS)), 0);
+    return notes_of("again.part");
+}
+
+static void save_notes(const char *folder, json_t *notes)
+{
+    assert_int_equal(json_dump_file(notes, joined(folder, "quantize.json"), 0), 0);
+    json_decref(notes);
+}
+
+/* As if stopped: no shards, no choice, alphas of the first layer only. */
+static void goes_on(void **state)
+{
+    static const char *const more[] = { PLANES, "--bits=3.3", "--threads=1", NULL };
+    static const char *const two[] = { PLANES, "--bits=3.3", "--threads=2", NULL };
+    (void)state;
+    press_toy("whole", more);
+    press_toy("again", two);
+    same_folders("whole", "again");
+    for (int k = 0; k < 3; k++) {
+        json_t *notes = undo();
+        json_object_clear(json_object_get(notes, "matrices"));
+        const char *name;
+        void *next;
+        json_t *v;
+        if (k > 0)
+            json_object_clear(map_of(notes, "choice"));
+        if (k > 1)
+            json_object_foreach_safe(map_of(notes, "alpha"), next, name, v)
+            {
+                if (quantize_layer_of(name) > 0)
+                    json_object_del(map_of(notes, "alpha"), name);
+            }
+        save_notes("again.part", notes);
+        press_toy("again", more);
+        same_folders("whole", "again");
+    }
+}
+
+/* What was measured is not measured again: an alpha from the notes, true or not, is what counts. */
+static void keeps_its_probes(void **state)
+{
+    static const char *const more[] = { PLANES, "--bits=3.3", NULL };
+    static const char name[] = "blk.0.attn_k.weight";
+    (void)state;
+    json_t *notes = undo();
+    json_object_clear(map_of(notes, "choice"));
+    json_object_set_new(map_of(notes, "alpha"), name, json_real(1e6));
+    save_notes("again.part", notes);
+    press_toy("again", more);
+    notes = notes_of("again");
+    assert_string_equal(json_string_value(json_object_get(map_of(notes, "choice"), name)),
+                        "planes8");
+    json_decref(notes);
+}
+
+/* A child is stopped as soon as probes of a layer are on the disk. */
+static void survives_signals(void **state)
+{
+    static const char *const more[] = { PLANES, "--bits=3.3", NULL };
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        pid_t pid = fork();
+        assert_true(pid >= 0);
+        if (pid == 0) {
+            struct err e;
+            fetch_catch_signals();
+            _exit(run_on("toy.gguf", "cut", more, &e) == ERR_CANCELLED ? 3 : 0);
+        }
+        int status = 0;
+        while (waitpid(pid, &status, WNOHANG) == 0) {
+            json_t *notes = json_load_file(joined("cut.part", "quantize.json"), 0, NULL);
+            if (json_object_get(notes, "allocation") != NULL)
+                (void)kill(pid, i == 0 ? SIGINT : SIGKILL);
+            json_decref(notes);
+            (void)usleep(500);
+        }
+        if (!there(in_root("cut")))
+            press_toy("cut", more);
+        same_folders("whole", "cut");
+        fetch_remove(in_root("cut"));
+    }
+}
+
+static void survives_lack_of_memory(void **state)
+{
+    static const char *const more[] = { PLANES, "--bits=3.3", NULL };
+    struct mem_stats before;
+    struct mem_stats after;
+    struct err e;
+    (void)state;
+    mem_stats(&before);
+    press_toy("rich", more);
+    mem_stats(&after);
+    uint64_t calls = after.calls - before.calls;
+    int failed = 0;
+    for (uint64_t k = 1; k < 24; k++) {
+        mem_fail_at(calls * k / 24);
+        failed += run_on("toy.gguf", "poor", more, &e) < 0;
+        mem_fail_at(0);
+        mem_stats(&after);
+        assert_int_equal(after.blocks, before.blocks);
+        if (there(in_root("poor"))) {
+            same_folders("rich", "poor");
+            fetch_remove(in_root("poor"));
+        }
+    }
+    assert_true(failed >= 12);
+    press_toy("poor", more);
+    same_folders("rich", "poor");
+}
+
+/* ---- what it refuses --------------------------------------------------------------------------------------------- */
+
+static void says_what_is_wrong(void **state)
+{
+    static const char *const no_bits[] = { PLANES, NULL };
+    static const char *const one_form[] = { "--codec=q4", "--bits=5", NULL };
+    static const char *const nothing[] = { "--codec=nothing", "--bits=5", NULL };
+    static const char *const no_way[] = { PLANES, "--bits=3", "--allocate=fair", NULL };
+    struct config c;
+    struct err e;
+    (void)state;
+    must_fail("x", no_bits, ERR_INVALID, "codec: planes is a family of forms");
+    must_fail("x", one_form, ERR_INVALID, "bits: q4 is one form for all matrices");
+    must_fail("x", nothing, ERR_INVALID, "codec: \"nothing\" is no form of weights");
+    assert_true(config_parse(&c, CONFIG_QUANTIZE, 3, (char **)(uintptr_t)no_way, &e) < 0);
+    assert_non_null(strstr(e.text, "allocate: \"fair\" is not one of: dp uniform"));
+    config_free(&c);
+    assert_false(there(in_root("x")) || there(in_root("x.part")));
+}
+
+/* The least that the message names is enough, and a hair less is not. */
+static void names_the_least(void **state)
+{
+    static const char *const ways[] = { "--allocate=dp", "--allocate=uniform" };
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        const char *more[] = { PLANES, "--bits=0.5", ways[i], NULL };
+        char bits[32];
+        struct err e;
+        assert_int_equal(run_on("toy.gguf", "least", more, &e), ERR_INVALID);
+        const char *is = strstr(e.text, "can do here is ");
+        assert_non_null(is);
+        double least = strtod(is + 15, NULL);
+        assert_true(least > 1 && least < 2);
+        more[1] = bits;
+        snprintf(bits, sizeof bits, "--bits=%.4f", least - .0002);
+        assert_int_equal(run_on("toy.gguf", "least", more, &e), ERR_INVALID);
+        assert_false(there(in_root("least.part")));
+        snprintf(bits, sizeof bits, "--bits=%.4f", least);
+        press_toy("least", more);
+        assert_true(bits_of("least") <= least && bits_of("least") > least - .0002);
+        fetch_remove(in_root("least"));
+    }
+}
+
+static void keeps_to_its_options(void **state)
+{
+    static const char *const more[] = { PLANES, "--bits=3", NULL };
+    static const char *const way[] = { PLANES, "--bits=3.3", "--allocate=uniform", NULL };
+    struct err e;
+    (void)state;
+    assert_int_equal(rename(in_root("whole"), in_root("w2.part")), 0);
+    assert_int_equal(run_on("toy.gguf", "w2", more, &e), ERR_INVALID);
+    assert_non_null(strstr(e.text, "was begun with bits 3.3, now it is 3"));
+    assert_int_equal(run_on("toy.gguf", "w2", way, &e), ERR_INVALID);
+    assert_non_null(strstr(e.text, "was begun with allocate \"dp\", now it is \"uniform\""));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(keeps_the_budget),
+        cmocka_unit_test(counts_what_does_not_fit),
+        cmocka_unit_test(leaves_the_model_alone),
+        cmocka_unit_test(makes_gaussian_numbers),
+        cmocka_unit_test(measures_forms),
+        cmocka_unit_test(measures_alpha),
+        cmocka_unit_test(goes_on),
+        cmocka_unit_test(keeps_its_probes),
+        cmocka_unit_test(survives_signals),
+        cmocka_unit_test(survives_lack_of_memory),
+        cmocka_unit_test(says_what_is_wrong),
+        cmocka_unit_test(names_the_least),
+        cmocka_unit_test(keeps_to_its_options),
+    };
+    log_setup(&(struct log_config){ .level = LOG_E });
+    return cmocka_run_group_tests(tests, open_group, scratch_close);
+}
