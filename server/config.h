@@ -55,7 +55,7 @@ struct config {
     char *tests, *batches, *depths;
     bool kv;
     int64_t length, samples, seed;
-    char *policies, *budgets, *tasks, *text, *base, *out;
+    char *policies, *budgets, *tasks, *text, *base, *out, *separator;
     /* quantize */
     char *codec, *head, *calibrate, *allocate;
     int64_t tokens, context;

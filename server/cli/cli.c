@@ -20,8 +20,8 @@ const struct cmd cmd_list[] = {
       "show what is in a model and what it will take" },
     { "bench", cmd_bench, "bench MODEL | --synthetic SHAPE:FORM [options]",
       "measure prefill and decode against the machine's bounds" },
-    { "eval", cmd_eval, "eval ppl MODEL TEXT | eval kv MODEL [options]",
-      "measure perplexity, or what pressing the KV cache costs" },
+    { "eval", cmd_eval, "eval ppl | kl | tasks | kv MODEL ... [options]",
+      "measure perplexity, what pressing weights or the KV cache costs, right answers" },
     { NULL, NULL, NULL, NULL },
 };
 

@@ -5,9 +5,15 @@
 
 #include "server/cli/cli.h"
 
+static const struct {
+    const char *name;
+    int (*run)(int argc, char **argv);
+} kinds[] = { { "ppl", eval_ppl }, { "kl", eval_kl }, { "tasks", eval_tasks }, { "kv", eval_kv } };
+
 int cmd_eval(int argc, char **argv)
 {
-    static const char usage[] = "eval ppl MODEL TEXT | eval kv MODEL [options]";
+    static const char usage[] = "eval ppl MODEL TEXT | eval kl MODEL REF TEXT | "
+                                "eval tasks MODEL FILE | eval kv MODEL [options]";
     struct config c;
     struct err e;
     bool done;
@@ -15,10 +21,9 @@ int cmd_eval(int argc, char **argv)
     bool has_kind = config_parse(&c, CONFIG_EVAL, argc, argv, &e) == 0 && c.n_words > 0;
     const char *kind = has_kind ? c.word[0] : "";
     config_free(&c);
-    if (strcmp(kind, "ppl") == 0)
-        return eval_ppl(argc, argv);
-    if (strcmp(kind, "kv") == 0)
-        return eval_kv(argc, argv);
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
+        if (strcmp(kind, kinds[i].name) == 0)
+            return kinds[i].run(argc, argv);
     int code = cli_config(&c, CONFIG_EVAL, usage, 0, argc, argv, &done);
     if (done)
         return code;

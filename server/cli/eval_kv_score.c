@@ -4,12 +4,11 @@
  * the same, so the first divergence is the first row whose choice differs when the whole cache's choices are forced. Rows do
  * not depend on how many share a step, so it is the same one to the bit.
  */
-#include <math.h>
 #include <string.h>
 
 #include "server/base/mem.h"
-#include "server/cli/divergence.h"
 #include "server/cli/eval_kv.h"
+#include "server/cli/logits.h"
 
 enum {
     STEP = 64,     /* rows of logits at once; the most that a runner must give */
@@ -48,7 +47,7 @@ static void judge_rows(void *arg, int first, int last, int i_thread)
         const float *x = j->logits + (ptrdiff_t)r * vocab;
         float *truth = j->truth + (ptrdiff_t)((j->at + r) / j->stride) * vocab;
         struct kv_row *row = &j->row[j->at + r];
-        struct peak p = peak_of(x, vocab);
+        struct peak p = logits_peak(x, vocab);
         row->nll = p.lse - (double)x[j->target[r]];
         row->best = p.best;
         row->hit = p.best == j->target[r];
@@ -58,7 +57,7 @@ static void judge_rows(void *arg, int first, int last, int i_thread)
         if (j->row == j->of_whole)
             memcpy(truth, x, (size_t)vocab * sizeof *x);
         else
-            row->kl = divergence(truth, x, vocab, peak_of(truth, vocab).lse, p.lse);
+            row->kl = logits_kl(truth, x, vocab, logits_peak(truth, vocab).lse, p.lse);
     }
 }
 
@@ -107,7 +106,7 @@ static int choose_all(struct kv_judge *j, int i_seq, struct kv_case *c, struct e
     TRY(feed_all(j, i_seq, c, false, e));
     for (int i = 0; i < KV_GREEDY; i++) {
         TRY(runner_append(j->run, i_seq, c->probe + c->n_probe - 1, 1, 1, &j->logits, e));
-        int32_t best = peak_of(j->logits, vocab).best;
+        int32_t best = logits_peak(j->logits, vocab).best;
         TRY(kv_maker_feed_ids(c, &best, 1, 1, e));
         j->at = j->n_rows++;
         j->target = &best;

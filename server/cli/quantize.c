@@ -14,7 +14,7 @@
 
 static const char usage[] = "quantize MODEL OUT [options]";
 
-enum { PATH_SIZE = 4096, PROBE_COLS = 128 }; /* columns that fit every form */
+enum { PATH_SIZE = 4096 };
 
 /* ---- opening ----------------------------------------------------------------------------------------------------- */
 

@@ -39,6 +39,8 @@ void sequences_close(struct sequences *s); /* a zeroed one is accepted */
 
 /* ---- the run ----------------------------------------------------------------------------------------------------- */
 
+enum { PROBE_COLS = 128 }; /* columns that fit every form: a word is tried on so many */
+
 enum { QUANTIZE_OUT = 64 };
 
 struct quantize {

@@ -24,7 +24,7 @@ static int find_family(struct family *f, struct be *be, const char *name, struct
     for (int bits = 1; bits <= WIDTHS && strlen(name) < FORM_NAME - 2; bits++) {
         struct weight w;
         snprintf(f->word[f->n], FORM_NAME, "%s%d", name, bits);
-        int rc = weight_open(&w, be, f->word[f->n], false, DT_F32, CODEC_PANEL, 1, e);
+        int rc = weight_open(&w, be, f->word[f->n], false, DT_F32, CODEC_PANEL, PROBE_COLS, e);
         weight_close(&w, be);
         if (rc == ERR_NOMEM)
             return rc;
@@ -44,7 +44,7 @@ int quantize_check_codec(struct be *be, const struct config *c, struct err *e)
         return err_set(e, ERR_INVALID,
                        "codec: %s is a family of forms: give one of them, as %s, or --bits",
                        c->codec, f.word[0]);
-    if (weight_open(&w, be, c->codec, false, DT_F32, CODEC_PANEL, 1, e) < 0)
+    if (weight_open(&w, be, c->codec, false, DT_F32, CODEC_PANEL, PROBE_COLS, e) < 0)
         return err_prefix(e, "codec");
     weight_close(&w, be);
     if (c->bits > 0)

@@ -13,8 +13,8 @@
 #include <string.h>
 
 #include "server/base/mem.h"
-#include "server/cli/divergence.h"
 #include "server/cli/fetch.h"
+#include "server/cli/logits.h"
 #include "server/cli/quantize_allocate.h"
 #include "server/model/arch.h"
 
@@ -77,7 +77,8 @@ static void judge_rows(void *arg, int first, int last, int i_thread)
     for (int r = first; r < last; r++) {
         const float *is = p->logits + (ptrdiff_t)r * vocab;
         const float *was = p->want + (ptrdiff_t)r * vocab;
-        p->row[r] = divergence(was, is, vocab, peak_of(was, vocab).lse, peak_of(is, vocab).lse);
+        p->row[r] =
+            logits_kl(was, is, vocab, logits_peak(was, vocab).lse, logits_peak(is, vocab).lse);
     }
 }
 

@@ -30,25 +30,6 @@ static int open_texts(struct texts *t, const char *list, struct err *e)
                    why.text);
 }
 
-/* The tokens of a text, each document of it beginning with BOS where the vocabulary asks for that. A vocabulary that has the
- * separator as a token of its own was trained on it, and gets it. */
-static int encode(const struct tokenizer *tok, const struct buf *text, struct tok_ids *out)
-{
-    size_t n = strlen(separator);
-    bool known = tok_find(tok, separator, n) >= 0;
-    const char *p = buf_str(text);
-    const char *end = p + text->len;
-    while (p < end) {
-        const char *cut = known ? NULL : memmem(p, (size_t)(end - p), separator, n);
-        const char *stop = cut != NULL ? cut : end;
-        TRY(tok_encode(tok, p, (size_t)(stop - p), TOK_ADD_BOS | TOK_PARSE_SPECIAL, out));
-        p = cut != NULL ? cut + n : end;
-        while (p < end && *p == '\n')
-            p++;
-    }
-    return 0;
-}
-
 static int encode_all(const struct tokenizer *tok, const char *list, struct tok_ids *out,
                       struct err *e)
 {
@@ -56,7 +37,7 @@ static int encode_all(const struct tokenizer *tok, const char *list, struct tok_
     int rc = 0;
     TRY(open_texts(&t, list, e));
     for (int i = 0; i < t.n && rc == 0; i++)
-        rc = encode(tok, &t.text[i], out);
+        rc = texts_encode(tok, &t.text[i], separator, out);
     texts_close(&t);
     return rc < 0 ? err_set(e, rc, "no memory for the tokens of %s", list) : 0;
 }

@@ -70,3 +70,23 @@ void texts_close(struct texts *t)
     mem_free(t->text);
     *t = (struct texts){ 0 };
 }
+
+int texts_encode(const struct tokenizer *tok, const struct buf *text, const char *separator,
+                 struct tok_ids *out)
+{
+    size_t n = strlen(separator);
+    bool cuts = n > 0 && tok_find(tok, separator, n) < 0;
+    unsigned flags = TOK_ADD_BOS | (n > 0 ? TOK_PARSE_SPECIAL : 0);
+    const char *p = buf_str(text);
+    const char *end = p + text->len;
+    while (p < end) {
+        const char *cut = cuts ? memmem(p, (size_t)(end - p), separator, n) : NULL;
+        const char *stop = cut != NULL ? cut : end;
+        if (stop > p)
+            TRY(tok_encode(tok, p, (size_t)(stop - p), flags, out));
+        p = cut != NULL ? cut + n : end;
+        while (p < end && *p == '\n')
+            p++;
+    }
+    return 0;
+}
