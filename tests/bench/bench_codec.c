@@ -3,6 +3,7 @@
  *
  * First all matrices of a model, in the order of a forward pass, each layer with its own weights (so they come from memory
  * where the model is larger than the caches), rows tokens at a time; then single shapes with weights that are in no cache.
+ * Forms that wring quantize makes are filled with random codes; their models have a q8 head, as there.
  * Operations: two per weight and row. Bytes: the weights once.
  */
 #include <stdio.h>
@@ -16,10 +17,11 @@
 #include "server/base/mem.h"
 
 enum { ROWS_MAX = 512, COLS_MAX = 5632, PRODUCTS = 512 };
+#define BY_NAME DTYPE_N
 
 struct form {
     const char *name;
-    enum dtype from;
+    enum dtype from; /* BY_NAME: made as `name`, of random codes */
     bool int8;
     enum bound_dot dot;
 };
@@ -30,7 +32,12 @@ static const struct form forms[] = {
     { "q8", DT_Q8_0, true, BOUND_I8 },       { "q4m/f32", DT_Q4_1, false, BOUND_F32 },
     { "q8/f32", DT_Q8_0, false, BOUND_F32 }, { "f32", DT_F32, false, BOUND_F32 },
     { "f16", DT_F16, false, BOUND_F32 },     { "bf16", DT_BF16, false, BOUND_F32 },
+    { "trellis2", BY_NAME, true, BOUND_I8 }, { "trellis3", BY_NAME, true, BOUND_I8 },
+    { "trellis4", BY_NAME, true, BOUND_I8 }, { "planes2", BY_NAME, true, BOUND_I8 },
+    { "planes3", BY_NAME, true, BOUND_I8 },  { "planes4", BY_NAME, true, BOUND_I8 },
+    { "pvq2", BY_NAME, true, BOUND_I8 },     { "aqlm2x8g8", BY_NAME, true, BOUND_I8 },
 };
+static const struct form head = { "q8", DT_Q8_0, true, BOUND_I8 };
 
 struct model {
     const char *name;
@@ -91,8 +98,35 @@ static void random_blocks(char *p, size_t bytes, enum dtype t)
     }
 }
 
+/* Random codes; 16-bit numbers near 0.01. */
+static void add_pressed(struct bench *b, const struct form *f, int rows, int cols)
+{
+    struct err e;
+    struct weight *w = &b->w[b->n_w++];
+    if (weight_open_form(w, b->be, f->name, f->int8, rows, cols, &e) < 0) {
+        printf("%s\n", e.text);
+        exit(1);
+    }
+    struct codec_part part[CODEC_PARTS];
+    int n = weight_parts(w, part);
+    for (int i = 0; i < n; i++) {
+        size_t bytes = codec_part_bytes(&part[i]);
+        char *p = pages(bytes);
+        for (size_t j = 0; j < bytes; j++)
+            p[j] = (char)mix(j);
+        for (size_t j = 1; strcmp(part[i].name, "codes") != 0 && j < bytes; j += 2)
+            p[j] = 0x21;
+        weight_put(w, i, 0, bytes, p);
+        mem_unmap(p, bytes);
+    }
+}
+
 static void add_weight(struct bench *b, const struct form *f, int rows, int cols)
 {
+    if (f->from == BY_NAME) {
+        add_pressed(b, f, rows, cols);
+        return;
+    }
     struct err e;
     struct weight *w = &b->w[b->n_w++];
     if (weight_open(w, b->be, "auto", f->int8, f->from, rows, cols, &e) < 0) {
@@ -199,7 +233,7 @@ static void bench_model(struct bench *b, const struct model *m, const struct for
         add_weight(b, f, m->dim, m->ffn);
         end_group(b);
     }
-    add_weight(b, f, m->vocab, m->dim);
+    add_weight(b, f->from == BY_NAME ? &head : f, m->vocab, m->dim);
     end_group(b);
     static const int rows[] = { 1, 2, 4, 8, 64, 512 };
     for (int i = 0; i < 6; i++)
@@ -240,7 +274,7 @@ int main(int argc, char **argv)
         b.x[i] = (float)(int32_t)mix(i) * 0x1p-31f;
     for (int i = 0; i < MATMUL_MAX; i++)
         b.y[i] = pages((size_t)ROWS_MAX * 49152 * sizeof(float));
-    b.ws = pages(input_ws_bytes(ROWS_MAX, COLS_MAX));
+    b.ws = pages(input_ws_bytes(b.be, ROWS_MAX, COLS_MAX));
     b.read_gbs = bound_read_gbs(b.be);
     for (int i = 0; i < BOUND_DOT_N; i++)
         b.dot[i] = bound_dot_gops(b.be, i);
