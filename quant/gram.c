@@ -1,7 +1,7 @@
 #include "quant/gram.h"
 
 #include "kernels/dense.h"
-#include "quant/blas.h"
+#include "quant/openblas.h"
 
 /* Rows of h that one thread sums up at a time, and columns of it, so that they stay in the second-level cache. */
 enum { EDGE = 96, SPAN = 480 };
@@ -39,14 +39,14 @@ static void some_strips(void *arg, int first, int last, int i_thread)
         add_strip(g, i * EDGE);
 }
 
-void gram_add(float *h, const float *x, int n, int cols, float scale, const struct blas *blas,
+void gram_add(float *h, const float *x, int n, int cols, float scale, const struct openblas *blas,
               enum cpu_isa isa, struct par *par)
 {
     struct gram g = { h, x, n, cols, scale, isa };
     if (n == 0)
         return;
     if (blas != NULL)
-        blas_gram(blas, h, x, n, cols, scale);
+        openblas_gram(blas, h, x, n, cols, scale);
     else
         par_for(par, (cols + EDGE - 1) / EDGE, 1, some_strips, &g);
 }

@@ -8,7 +8,7 @@
 #include <string.h>
 
 #include "kernels/dense.h"
-#include "quant/blas.h"
+#include "quant/openblas.h"
 #include "server/base/mem.h"
 
 enum { EDGE = 96 };
@@ -116,10 +116,10 @@ static void mirror(float *t, int n)
     }
 }
 
-static int by_blas(const struct blas *blas, float *u, const float *h, int n)
+static int by_blas(const struct openblas *blas, float *u, const float *h, int n)
 {
     reverse(u, h, n);
-    return blas_cholesky(blas, u, n) && blas_invert(blas, u, n) ? 0 : ERR_INVALID;
+    return openblas_cholesky(blas, u, n) && openblas_invert(blas, u, n) ? 0 : ERR_INVALID;
 }
 
 static int by_blocks(float *u, float *w, const float *h, int n, enum cpu_isa isa, struct par *par)
@@ -132,7 +132,7 @@ static int by_blocks(float *u, float *w, const float *h, int n, enum cpu_isa isa
     return 0;
 }
 
-int inverse_factor(float *u, const float *h, int n, const struct blas *blas, enum cpu_isa isa,
+int inverse_factor(float *u, const float *h, int n, const struct openblas *blas, enum cpu_isa isa,
                    struct par *par, struct err *e)
 {
     size_t bytes = (size_t)n * (size_t)n * sizeof *u;

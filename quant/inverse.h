@@ -9,12 +9,12 @@
 
 #include "kernels/backend.h"
 
-struct blas;
+struct openblas;
 
 /* From all of the symmetric h[n][n] to all of u[n][n], zeros below the diagonal. With blas NULL the work is cut into blocks
  * by n alone and spread over par: the same bits for any number of threads. ERR_NOMEM; ERR_INVALID: h is not positive
  * definite in f32, and u holds nothing of use. */
-int inverse_factor(float *u, const float *h, int n, const struct blas *blas, enum cpu_isa isa,
+int inverse_factor(float *u, const float *h, int n, const struct openblas *blas, enum cpu_isa isa,
                    struct par *par, struct err *e) WARN_UNUSED;
 
 #endif

@@ -1,8 +1,8 @@
 #include "quant/moments.h"
 
-#include "quant/blas.h"
 #include "quant/gram.h"
 #include "quant/inverse.h"
+#include "quant/openblas.h"
 #include "quant/rotate.h"
 #include "server/base/mem.h"
 
@@ -20,8 +20,8 @@ static float square_length(const float *x, int cols)
 void moments_add(float *h, const float *x, int n, int cols, float cap, enum cpu_isa isa,
                  struct par *par)
 {
-    struct blas library;
-    const struct blas *blas = blas_open(&library) ? &library : NULL;
+    struct openblas library;
+    const struct openblas *blas = openblas_open(&library) ? &library : NULL;
     int first = 0;
     for (int r = 0; r < n && cap > 0; r++) {
         const float *row = x + (size_t)r * (size_t)cols;
@@ -74,8 +74,8 @@ static void add_to_diagonal(float *h, int cols, float x)
 /* Once more with ten times the damping when rounding has made h indefinite. */
 static int factor(struct moments *m, float damping, struct par *par, struct err *e)
 {
-    struct blas library;
-    const struct blas *blas = blas_open(&library) ? &library : NULL;
+    struct openblas library;
+    const struct openblas *blas = openblas_open(&library) ? &library : NULL;
     add_to_diagonal(m->h, m->cols, damping);
     int rc = inverse_factor(m->u, m->h, m->cols, blas, m->isa, par, e);
     if (rc != ERR_INVALID)

@@ -21,7 +21,7 @@ void moments_add(float *h, const float *x, int n, int cols, float cap, enum cpu_
                  struct par *par);
 /* Takes h[cols][cols] (upper triangle, sums over n_tokens rows): divides, mirrors, rotates when asked (quant/rotate.h), adds
  * damp * mean of the diagonal to it, and factors. A direction that never occurs (a zero on the diagonal) gets the mean.
- * h is copied; without any token it counts as the identity. This and moments_add use the BLAS of quant/blas.h when there is
+ * h is copied; without any token it counts as the identity. This and moments_add use the BLAS of quant/openblas.h when there is
  * one; their bits depend on whether, never on the threads of par. ERR_NOMEM; ERR_INVALID: not positive definite even with
  * ten times the damping, which is tried first. */
 int moments_open(struct moments *m, const float *h, int64_t n_tokens, int cols, bool rotated,

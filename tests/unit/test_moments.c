@@ -10,10 +10,10 @@
 
 #include <cmocka.h>
 
-#include "quant/blas.h"
 #include "quant/gram.h"
 #include "quant/inverse.h"
 #include "quant/moments.h"
+#include "quant/openblas.h"
 #include "quant/rotate.h"
 #include "server/base/mem.h"
 #include "tests/tools/levels.h"
@@ -181,9 +181,9 @@ static double distance(int cols)
 static void a_blas_agrees(void **state)
 {
     struct err e;
-    struct blas b;
+    struct openblas b;
     (void)state;
-    if (!blas_open(&b))
+    if (!openblas_open(&b))
         skip();
     struct be *be = level[cpu_isa_best()];
     for (int w = 0; w < WIDTHS; w++) {

@@ -1,5 +1,5 @@
 /* A row-major upper triangle is LAPACK's column-major lower one. */
-#include "quant/blas.h"
+#include "quant/openblas.h"
 
 #include <dlfcn.h>
 #include <stddef.h>
@@ -15,7 +15,7 @@ static bool load(void *library, const char *name, void *function)
     return at != NULL;
 }
 
-bool blas_open(struct blas *b)
+bool openblas_open(struct openblas *b)
 {
     void *library = dlopen("libopenblas.so.0", RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
     if (library == NULL)
@@ -26,12 +26,12 @@ bool blas_open(struct blas *b)
     return ok;
 }
 
-void blas_gram(const struct blas *b, float *c, const float *a, int k, int n, float scale)
+void openblas_gram(const struct openblas *b, float *c, const float *a, int k, int n, float scale)
 {
     b->ssyrk(ROW_MAJOR, UPPER, TURNED, n, k, scale, a, n, 1, c, n);
 }
 
-bool blas_cholesky(const struct blas *b, float *a, int n)
+bool openblas_cholesky(const struct openblas *b, float *a, int n)
 {
     int bad = 0;
     b->spotrf("L", &n, a, &n, &bad);
@@ -40,7 +40,7 @@ bool blas_cholesky(const struct blas *b, float *a, int n)
     return bad == 0;
 }
 
-bool blas_invert(const struct blas *b, float *u, int n)
+bool openblas_invert(const struct openblas *b, float *u, int n)
 {
     int bad = 0;
     b->strtri("L", "N", &n, u, &n, &bad);
