@@ -84,7 +84,7 @@ static int load(json_t **out, const char *name, const struct buf *b, struct err 
 
 int tok_parse_json(struct tokenizer **out, const struct tok_json *f, struct err *e)
 {
-    struct json_files j = { NULL };
+    struct json_files j = { 0 };
     const struct buf *text[N_FILES] = { &f->tokenizer, &f->tokenizer_config, &f->generation_config,
                                         &f->config };
     json_t **json[N_FILES] = { &j.tokenizer, &j.tokenizer_config, &j.generation_config, &j.config };
