@@ -64,10 +64,12 @@ static int open_planes(struct weight *w, struct be *be, bool int8_ok, struct err
         }
         w->bytes[i] = bytes[i];
     }
-    if (be->host)
+    if (!be->host)
+        w->prep = int8_ok ? PREP_BF16 : PREP_BF16X3;
+    else if (w->codec->prepare != NULL)
         w->prep = w->codec->prepare(w, be->isa, int8_ok);
     else
-        w->prep = int8_ok ? PREP_BF16 : PREP_BF16X3;
+        w->prep = int8_ok ? PREP_I8 : PREP_F32;
     return 0;
 }
 
@@ -91,8 +93,7 @@ int weight_open(struct weight *w, struct be *be, const char *word, bool int8_ok,
     return open_planes(w, be, int8_ok, e);
 }
 
-int weight_open_form(struct weight *w, struct be *be, const char *form, bool int8_ok, int rows,
-                     int cols, struct err *e)
+int weight_set_form(struct weight *w, const char *form, int rows, int cols, struct err *e)
 {
     *w = (struct weight){ .rows = rows, .cols = cols };
     for (int i = 0; codec_list[i] != NULL; i++) {
@@ -100,7 +101,7 @@ int weight_open_form(struct weight *w, struct be *be, const char *form, bool int
         if (c->fits(form, DT_F32, rows, cols, &w->variant) > 0) {
             w->codec = c;
             if (strcmp(c->form(w), form) == 0)
-                return open_planes(w, be, int8_ok, e);
+                return 0;
         }
     }
     w->codec = NULL;
@@ -108,6 +109,13 @@ int weight_open_form(struct weight *w, struct be *be, const char *form, bool int
         return err_set(e, ERR_UNSUPPORTED, "\"%s\" is no form of weights; known are %s", form,
                        codec_names());
     return err_set(e, ERR_UNSUPPORTED, "the form %s does not fit %d x %d", form, rows, cols);
+}
+
+int weight_open_form(struct weight *w, struct be *be, const char *form, bool int8_ok, int rows,
+                     int cols, struct err *e)
+{
+    TRY(weight_set_form(w, form, rows, cols, e));
+    return open_planes(w, be, int8_ok, e);
 }
 
 void weight_close(struct weight *w, struct be *be)
@@ -226,7 +234,7 @@ int weight_stage_open(struct weight *stage, const struct weight *w, int n, struc
 
 void weight_stage_upload(const struct weight *stage, struct weight *w, struct be *be, int row0)
 {
-    size_t panels = (size_t)(stage->rows + CODEC_PANEL - 1) / CODEC_PANEL;
+    size_t panels = (size_t)weight_panels(stage);
     size_t first = (size_t)(row0 / CODEC_PANEL);
     for (int i = 0; i < CODEC_PLANES; i++)
         if (stage->plane[i] != NULL)
@@ -309,11 +317,6 @@ struct product {
     mul_fn *mul[MATMUL_MAX];
 };
 
-static int panels(const struct weight *w)
-{
-    return (w->rows + CODEC_PANEL - 1) / CODEC_PANEL;
-}
-
 static mul_fn *kernel(const struct weight *w, enum cpu_isa isa)
 {
     for (int i = (int)isa; i > CPU_REF; i--)
@@ -331,8 +334,8 @@ static void some_panels(void *arg, int first, int last, int i_thread)
         int a = first > start ? first : start;
         int b = last < p->end[i] ? last : p->end[i];
         const struct matmul *m = &p->m[i];
-        if (b > start + panels(m->w))
-            b = start + panels(m->w);
+        if (b > start + weight_panels(m->w))
+            b = start + weight_panels(m->w);
         if (a < b)
             p->mul[i](m->w, p->in[i], m->bias, m->y, (size_t)m->w->rows, a - start, b - start);
         start = p->end[i];
@@ -403,7 +406,7 @@ void weight_matmul(struct be *be, struct input *in, const struct matmul *m, int 
     prepare_all(be, &p, in, &rotated);
     for (int i = 0; i < n_m; i++) {
         p.mul[i] = kernel(m[i].w, be->isa);
-        p.end[i] = total += (panels(m[i].w) + unit - 1) / unit * unit;
+        p.end[i] = total += (weight_panels(m[i].w) + unit - 1) / unit * unit;
         work += weight_bytes(m[i].w) * (size_t)in->n;
     }
     if (work < ALONE_BYTES) {

@@ -59,6 +59,12 @@ struct codec_cpu {
                         size_t ldy, int p0, int p1);
 };
 
+/* Panels of w, the last one perhaps not full. */
+static inline int weight_panels(const struct weight *w)
+{
+    return (w->rows + CODEC_PANEL - 1) / CODEC_PANEL;
+}
+
 struct matmul;
 
 /* The kernels of a codec on an NVIDIA GPU (<codec>_cuda.cu); the planes are the CPU's, byte for byte. Results are
@@ -113,7 +119,8 @@ struct codec {
     void (*decode)(const struct weight *w, int row, float *dst); /* one row to f32 [cols] */
     const char *(*form)(
         const struct weight *w); /* "q4", "q4m", "bf16", ...: what weight_form() shows */
-    /* Preferred preparation given what the user allows (int8 activations or not) and the machine. */
+    /* Preferred preparation given what the user allows (int8 activations or not) and the machine. NULL: PREP_I8 where he
+     * allows it, else PREP_F32. */
     enum prep (*prepare)(const struct weight *w, enum cpu_isa isa, bool int8_ok);
     const struct codec_cpu
         *cpu[CPU_ISA_N]; /* NULL or a NULL slot: the next lower level; [CPU_REF] is complete */
@@ -140,8 +147,11 @@ const char *codec_names(void);
  * ERR_NOMEM. */
 int weight_open(struct weight *w, struct be *be, const char *word, bool int8_ok, enum dtype from,
                 int rows, int cols, struct err *e) WARN_UNUSED;
-/* Makes an empty weight of exactly this form (a word some codec knows, as weight_form() gives it), to be filled by
- * weight_put(). ERR_UNSUPPORTED: no codec knows the form or it does not fit the shape. */
+/* A weight of exactly this form (a word some codec knows, as weight_form() gives it) without planes: enough for
+ * weight_parts(). ERR_UNSUPPORTED: no codec knows the form or it does not fit the shape. */
+int weight_set_form(struct weight *w, const char *form, int rows, int cols,
+                    struct err *e) WARN_UNUSED;
+/* The same with empty planes, to be filled by weight_put(). ERR_NOMEM besides. */
 int weight_open_form(struct weight *w, struct be *be, const char *form, bool int8_ok, int rows,
                      int cols, struct err *e) WARN_UNUSED;
 void weight_close(struct weight *w, struct be *be);

@@ -32,7 +32,7 @@ static const struct option table[] = {
     { NULL, "threads", INT, AT(threads), CONFIG_ALL, "0", 0, 256, NULL, "worker threads; 0: one per CPU this process may use" },
     { NULL, "cpu-isa", STR, AT(isa), CONFIG_ALL, "auto", 0, 0, "auto ref avx2 avx512 bf16", "highest instruction set the kernels may use" },
     { "Model", "weights", STR, AT(weights), CONFIG_RUN, "auto", 0, 0, "auto f32 f16 bf16 q8 q4", "re-encode the weights at load; auto keeps them as they are where that is lossless" },
-    { NULL, "activations", STR, AT(activations), CONFIG_RUN, "auto", 0, 0, "auto int8 f32", "what products round their input to; auto: int8 in groups of 16 for q8 and q4 weights on a CPU, bf16 on a GPU; f32: nothing" },
+    { NULL, "activations", STR, AT(activations), CONFIG_RUN, "auto", 0, 0, "auto int8 f32", "what products round their input to; auto: int8 in groups of 16 for weights of 8 bits and fewer on a CPU, bf16 on a GPU; f32: nothing" },
     { NULL, "cublas", BOOL, AT(cublas), CONFIG_RUN, "false", 0, 0, NULL, "GPU: products of 256 rows and more by cuBLASLt; faster prefill, but a request's bits then depend on its neighbours" },
     { NULL, "synthetic", STR, AT(synthetic), S | B, "", 0, 0, NULL, "in the place of MODEL: random weights in the shape of a known model, as llama-3.1-8b:q4" },
     { NULL, "io", STR, AT(io), CONFIG_ALL, "auto", 0, 0, "auto uring pread", "how the file is read" },

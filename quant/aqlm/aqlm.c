@@ -91,11 +91,6 @@ static int fits_aqlm(const char *name, enum dtype from, int rows, int cols, int 
 
 /* ---- planes ------------------------------------------------------------------------------------------------------ */
 
-static size_t panels_of(const struct weight *w)
-{
-    return (size_t)((w->rows + CODEC_PANEL - 1) / CODEC_PANEL);
-}
-
 /* Bytes of a row's codes. */
 static size_t row_bytes(const struct weight *w, struct aqlm_shape s)
 {
@@ -105,10 +100,10 @@ static size_t row_bytes(const struct weight *w, struct aqlm_shape s)
 static void size_aqlm(const struct weight *w, size_t bytes[CODEC_PLANES])
 {
     struct aqlm_shape s = aqlm_shape(w->variant);
-    bytes[0] = panels_of(w) * CODEC_PANEL * row_bytes(w, s);
+    bytes[0] = (size_t)weight_panels(w) * CODEC_PANEL * row_bytes(w, s);
     bytes[1] =
         sizeof(struct aqlm_head) + aqlm_numbers(s) * (size_t)(2 + aqlm_fast_bytes(s)) + AQLM_SLACK;
-    bytes[2] = panels_of(w) * CODEC_PANEL * sizeof(uint16_t);
+    bytes[2] = (size_t)weight_panels(w) * CODEC_PANEL * sizeof(uint16_t);
 }
 
 /* The largest and the least sum that entries can have, over the inputs of a group. */
@@ -284,13 +279,6 @@ static void decode_aqlm(const struct weight *w, int row, float *dst)
         aqlm_decode_group(w, s, row, j, dst + (size_t)j * (size_t)s.group);
 }
 
-static enum prep prepare_aqlm(const struct weight *w, enum cpu_isa isa, bool int8_ok)
-{
-    (void)w;
-    (void)isa;
-    return int8_ok ? PREP_I8 : PREP_F32;
-}
-
 const struct codec codec_aqlm = {
     .name = "aqlm",
     .step = TILE_PANELS,
@@ -298,11 +286,9 @@ const struct codec codec_aqlm = {
     .fits = fits_aqlm,
     .size = size_aqlm,
     .parts = parts_aqlm,
-    .plane_name = { "codes", "codebooks", "scales" },
     .put = put_aqlm,
     .get = get_aqlm,
     .decode = decode_aqlm,
     .form = form_aqlm,
-    .prepare = prepare_aqlm,
     .cpu = { &aqlm_ref, &aqlm_avx2, &aqlm_avx512, NULL },
 };

@@ -36,7 +36,7 @@ static int fits_dense(const char *name, enum dtype from, int rows, int cols, int
 
 static void size_dense(const struct weight *w, size_t bytes[CODEC_PLANES])
 {
-    size_t panels = (size_t)((w->rows + CODEC_PANEL - 1) / CODEC_PANEL);
+    size_t panels = (size_t)weight_panels(w);
     bytes[0] = panels * CODEC_PANEL * (size_t)w->cols * elem_bytes(w);
 }
 

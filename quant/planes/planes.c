@@ -88,7 +88,7 @@ static const char *form_planes(const struct weight *w)
 
 static void size_planes(const struct weight *w, size_t bytes[CODEC_PLANES])
 {
-    size_t panels = (size_t)planes_panels(w);
+    size_t panels = (size_t)weight_panels(w);
     int bits = planes_bits(w);
     bytes[0] = panels * (size_t)(w->cols / INPUT_GROUP) * (size_t)planes_codes(bits);
     bytes[1] = panels * (size_t)(w->cols / planes_group(w)) * (size_t)planes_numbers(bits) *
@@ -291,13 +291,6 @@ static int press_planes(struct weight *w, int row0, int n, const float *src,
 
 /* ---- the rest ---------------------------------------------------------------------------------------------------- */
 
-static enum prep prepare_planes(const struct weight *w, enum cpu_isa isa, bool int8_ok)
-{
-    (void)w;
-    (void)isa;
-    return int8_ok ? PREP_I8 : PREP_F32;
-}
-
 const struct codec codec_planes = {
     .name = "planes",
     .step = TILE_PANELS,
@@ -309,6 +302,5 @@ const struct codec codec_planes = {
     .plane_name = { "codes", "numbers" },
     .decode = decode_planes,
     .form = form_planes,
-    .prepare = prepare_planes,
     .cpu = { &planes_ref, &planes_avx2, &planes_avx512, NULL },
 };

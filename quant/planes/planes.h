@@ -21,14 +21,10 @@ static inline int planes_group(const struct weight *w)
 {
     return INPUT_GROUP << w->variant % 4;
 }
-static inline int planes_panels(const struct weight *w)
-{
-    return (w->rows + CODEC_PANEL - 1) / CODEC_PANEL;
-}
 /* Panels of a unit: fewer in the last one. */
 static inline int planes_height(const struct weight *w, int unit)
 {
-    int left = planes_panels(w) - unit * TILE_PANELS;
+    int left = weight_panels(w) - unit * TILE_PANELS;
     return left < TILE_PANELS ? left : TILE_PANELS;
 }
 /* f16 numbers of a panel's group: scales, then minima, which 1 bit does without. */

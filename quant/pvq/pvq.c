@@ -73,7 +73,7 @@ static int fits_pvq(const char *name, enum dtype from, int rows, int cols, int *
 
 static void size_pvq(const struct weight *w, size_t bytes[CODEC_PLANES])
 {
-    size_t rows = (size_t)pvq_panels(w) * CODEC_PANEL;
+    size_t rows = (size_t)weight_panels(w) * CODEC_PANEL;
     bytes[0] = rows * (size_t)pvq_groups(w) * (size_t)pvq_form[w->variant].bytes;
     bytes[1] = rows * sizeof(uint16_t);
 }
@@ -106,13 +106,6 @@ static const char *form_pvq(const struct weight *w)
     return pvq_form[w->variant].name;
 }
 
-static enum prep prepare_pvq(const struct weight *w, enum cpu_isa isa, bool int8_ok)
-{
-    (void)w;
-    (void)isa;
-    return int8_ok ? PREP_I8 : PREP_F32;
-}
-
 const struct codec codec_pvq = {
     .name = "pvq",
     .step = TILE_PANELS,
@@ -125,6 +118,5 @@ const struct codec codec_pvq = {
     .plane_name = { "codes", "scales" },
     .decode = decode_pvq,
     .form = form_pvq,
-    .prepare = prepare_pvq,
     .cpu = { &pvq_ref, &pvq_avx2, &pvq_avx512, NULL },
 };

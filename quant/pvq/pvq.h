@@ -26,11 +26,6 @@ static inline int pvq_groups(const struct weight *w)
     return w->cols / PYRAMID_N;
 }
 
-static inline int pvq_panels(const struct weight *w)
-{
-    return (w->rows + CODEC_PANEL - 1) / CODEC_PANEL;
-}
-
 /* The codes of a panel's group: lower words of sixteen rows, then what they have above 32 bits. */
 static inline uint8_t *pvq_cell(const struct weight *w, int panel, int group, int bytes)
 {

@@ -51,7 +51,7 @@ static uint8_t *codes_of(const struct weight *w, int row, int g)
 
 static void size_q4(const struct weight *w, size_t bytes[CODEC_PLANES])
 {
-    size_t cells = (size_t)q4_panels(w) * (size_t)q4_groups(w);
+    size_t cells = (size_t)weight_panels(w) * (size_t)q4_groups(w);
     bytes[0] = cells * Q4_CODES;
     bytes[1] = cells * (size_t)q4_numbers(w->variant) * sizeof(uint16_t);
 }
@@ -212,13 +212,6 @@ static const char *form_q4(const struct weight *w)
     return w->variant == Q4_MIN ? "q4m" : "q4";
 }
 
-static enum prep prepare_q4(const struct weight *w, enum cpu_isa isa, bool int8_ok)
-{
-    (void)w;
-    (void)isa;
-    return int8_ok ? PREP_I8 : PREP_F32;
-}
-
 const struct codec codec_q4 = {
     .name = "q4",
     .knows = knows_q4,
@@ -229,7 +222,6 @@ const struct codec codec_q4 = {
     .plane_name = { "codes", "numbers" },
     .decode = decode_q4,
     .form = form_q4,
-    .prepare = prepare_q4,
     .cpu = { &q4_ref, &q4_avx2, &q4_avx512, NULL },
     .cuda = CODEC_CUDA(q4_cuda),
 };

@@ -11,10 +11,6 @@ static inline int q4_groups(const struct weight *w)
 {
     return w->cols / INPUT_GROUP;
 }
-static inline int q4_panels(const struct weight *w)
-{
-    return (w->rows + CODEC_PANEL - 1) / CODEC_PANEL;
-}
 /* f16 numbers of a panel's group: scales, then minima. */
 static inline int q4_numbers(int variant)
 {

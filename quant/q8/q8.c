@@ -29,7 +29,7 @@ static int fits_q8(const char *name, enum dtype from, int rows, int cols, int *v
 
 static void size_q8(const struct weight *w, size_t bytes[CODEC_PLANES])
 {
-    size_t cells = (size_t)q8_panels(w) * (size_t)q8_groups(w);
+    size_t cells = (size_t)weight_panels(w) * (size_t)q8_groups(w);
     bytes[0] = cells * Q8_CODES;
     bytes[1] = cells * CODEC_PANEL * sizeof(uint16_t);
 }
@@ -122,13 +122,6 @@ static const char *form_q8(const struct weight *w)
     return "q8";
 }
 
-static enum prep prepare_q8(const struct weight *w, enum cpu_isa isa, bool int8_ok)
-{
-    (void)w;
-    (void)isa;
-    return int8_ok ? PREP_I8 : PREP_F32;
-}
-
 const struct codec codec_q8 = {
     .name = "q8",
     .knows = knows_q8,
@@ -139,7 +132,6 @@ const struct codec codec_q8 = {
     .plane_name = { "codes", "scales" },
     .decode = decode_q8,
     .form = form_q8,
-    .prepare = prepare_q8,
     .cpu = { &q8_ref, &q8_avx2, &q8_avx512, NULL },
     .cuda = CODEC_CUDA(q8_cuda),
 };

@@ -10,11 +10,6 @@ static inline int q8_groups(const struct weight *w)
 {
     return w->cols / INPUT_GROUP;
 }
-static inline int q8_panels(const struct weight *w)
-{
-    return (w->rows + CODEC_PANEL - 1) / CODEC_PANEL;
-}
-
 extern const struct codec codec_q8;
 extern const struct codec_cpu q8_ref, q8_avx2, q8_avx512;
 extern const struct codec_cuda q8_cuda; /* q8_cuda.cu */

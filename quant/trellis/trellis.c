@@ -74,16 +74,9 @@ static const char *form_trellis(const struct weight *w)
 
 static void size_trellis(const struct weight *w, size_t bytes[CODEC_PLANES])
 {
-    size_t panels = (size_t)((w->rows + CODEC_PANEL - 1) / CODEC_PANEL);
+    size_t panels = (size_t)weight_panels(w);
     bytes[0] = panels * trellis_quad(w->variant, CODEC_PANEL) * (size_t)(w->cols / 4);
     bytes[1] = panels * CODEC_PANEL * sizeof(uint16_t);
-}
-
-static enum prep prepare_trellis(const struct weight *w, enum cpu_isa isa, bool int8_ok)
-{
-    (void)w;
-    (void)isa;
-    return int8_ok ? PREP_I8 : PREP_F32;
 }
 
 /* ---- one stream -------------------------------------------------------------------------------------------------- */
@@ -265,6 +258,5 @@ const struct codec codec_trellis = {
     .plane_name = { "codes", "scales" },
     .decode = decode_trellis,
     .form = form_trellis,
-    .prepare = prepare_trellis,
     .cpu = { &trellis_ref, &trellis_avx2, &trellis_avx512, NULL },
 };

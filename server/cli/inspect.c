@@ -202,10 +202,9 @@ static int list_pressed(struct model *m, void *arg, struct err *e)
         if (slot == NULL)
             return err_set(e, ERR_FORMAT, "%s has the form %s, but the model has no such matrix",
                            form->name, form->word);
-        if (weight_open_form(&w, m->be, form->word, false, slot->rows, slot->cols, e) < 0)
+        if (weight_set_form(&w, form->word, slot->rows, slot->cols, e) < 0)
             return err_prefix(e, "tensor %s", form->name);
         int n = load_parts(l->s, form->name, &w, part, e);
-        weight_close(&w, m->be);
         TRY(n);
         struct item *t = &l->list->item[l->list->n++];
         *t = (struct item){ .name = form->name,

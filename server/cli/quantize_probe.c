@@ -159,7 +159,7 @@ static int open_noisy(struct noisy *y, struct be *be, const struct weight *from,
         weight_close(&y->w, be);
         return err_set(e, ERR_NOMEM, "no memory for noise in %d x %d", from->rows, from->cols);
     }
-    par_for(be->par, (from->rows + CODEC_PANEL - 1) / CODEC_PANEL, 1, fill_panels, y);
+    par_for(be->par, weight_panels(from), 1, fill_panels, y);
     mem_free(y->scratch);
     return 0;
 }

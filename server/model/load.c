@@ -198,11 +198,14 @@ static int add_pressed(struct load *l, const struct source *src, const struct sl
 {
     const struct tensor *t[CODEC_PARTS];
     struct pressed *to = &l->pressed[l->n_pressed++];
+    struct weight w; /* memory is asked for when the file is known to fill it */
+    if (weight_set_form(&w, form, s->rows, s->cols, e) < 0)
+        return err_prefix(e, "tensor %s", s->name);
+    int n = load_parts(src, s->name, &w, t, e);
+    TRY(n);
     if (weight_open_form(s->w, l->m->be, form, o->int8, s->rows, s->cols, e) < 0)
         return err_prefix(e, "tensor %s", s->name);
     l->m->weight_bytes += weight_bytes(s->w);
-    int n = load_parts(src, s->name, s->w, t, e);
-    TRY(n);
     for (int i = 0; i < n; i++) {
         to->left += t[i]->bytes;
         for (uint64_t at = 0, some; at < t[i]->bytes; at += some) {

@@ -133,6 +133,8 @@ static int build_pieces(struct tokenizer *t, const struct tok_vocab *v, struct e
     for (int i = 0; i < v->n; i++) {
         TRY(add_piece(t, v, byte_of, i, &used, e));
         t->score[i] = v->score != NULL ? v->score[i] : 0;
+        if (t->score[i] != t->score[i])
+            return err_set(e, ERR_FORMAT, "the score of token %d is no number", i);
         if (!is_text(t->kind[i]) || t->piece[i].len == 0)
             continue;
         uint32_t k = find_slot(t, t->pool + t->piece[i].at, t->piece[i].len);

@@ -7,8 +7,10 @@
 #include <string.h>
 
 #include <cmocka.h>
+#include <fcntl.h>
 #include <math.h>
 #include <signal.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -239,6 +241,12 @@ static void keeps_to_its_options(void **state)
         must_fail("w2", more, ERR_INVALID, says);
         must_fail("w2", more, ERR_INVALID, "--force");
     }
+    /* not the folder of a run that is at work */
+    int fd = open(in_root("w2.part"), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    assert_int_equal(flock(fd, LOCK_EX), 0);
+    must_fail("w2", forced, ERR_BUSY, "another run");
+    assert_true(there(shard_name("w2.part", 1, LAYERS)));
+    close(fd);
     must_run("w2", forced);
     same_folders("q8", "w2");
 }

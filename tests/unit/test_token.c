@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <cmocka.h>
+#include <math.h>
 
 #include "server/base/mem.h"
 #include "server/text/token.h"
@@ -434,6 +435,9 @@ static void test_refuses(void **state)
     make_spm(&s);
     s.text[10] = "<0xZZ>";
     refuse(&s, ERR_FORMAT, "token 10");
+    make_spm(&s);
+    s.score[41] = NAN;
+    refuse(&s, ERR_FORMAT, "score of token 41");
     make_spm(&s);
     s.kind[40] = TOK_NORMAL;
     s.v.unk = -1;
