@@ -199,7 +199,7 @@ static void measures_forms(void **state)
     (void)state;
     assert_int_equal(be_open(&be, &(struct be_config){ .n_threads = 1 }, &e), 0);
     for (int bits = 1; bits <= 8; bits++) {
-        char form[16];
+        char form[24];
         double t2;
         snprintf(form, sizeof form, "planes%d", bits);
         assert_int_equal(gauss_error(be, form, &t2, &e), 0);
