@@ -15,6 +15,7 @@ struct shape {
     int depth[3], n_depths;
     size_t region; /* bytes of each array of activations, and of those that flush */
 };
+struct speed;
 struct bench {
     struct be *be;
     const struct shape *s;
@@ -23,6 +24,7 @@ struct bench {
     struct table *table;
     bool json;
     uintptr_t n_measured;
+    const struct speed *now; /* what is being measured */
 };
 
 /* One thing to measure. call() runs it once, on copy `i`; step is what step_begin made of `step`. */

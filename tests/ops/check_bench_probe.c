@@ -86,8 +86,11 @@ static void bench_probe(struct bench *b, enum kv_type type, int depth)
     t.ops = items * depth * dim * (6 * rows + 2 * seen);
     t.bytes = items * (depth * dim * 2 * (double)kv_elem_bytes(type) + out * 4);
     (void)snprintf(t.shape, sizeof t.shape, "%d heads at %d", (int)items, depth);
-    c.bytes =
+    size_t pages =
         (size_t)(PROBE_LAYERS * depth / KV_PAGE * s->kv_heads) * kv_block_bytes(type, s->head_dim);
+    size_t records =
+        (size_t)(PROBE_LAYERS * p.n_records) * kv_record_bytes(type, s->heads, s->head_dim);
+    c.bytes = pages > records ? pages : records;
     int32_t *wide = mem_alloc((size_t)(PROBE_LAYERS * depth / KV_PAGE) * sizeof *wide);
     int32_t *see = mem_alloc((size_t)p.n_records * sizeof *see);
     const void **record = mem_alloc((size_t)(PROBE_LAYERS * p.n_records) * sizeof *record);
