@@ -3,18 +3,18 @@
  * All of them are bound by memory: a few FLOP a float. In decode the rows lie in L2 and what counts is the launch, some
  * microseconds; in prefill the bytes count. Bytes moved, for n rows of dim floats:
  *
- *      rmsnorm  4 * n * dim * 3   x is read twice, the second time from L1 or L2, and y written; + 8 a float with `add`
+ *      rmsnorm  4 * n * dim * 2   + 8 a float with `add`; weights and what stays of x (4096 floats a row) lie in registers
  *      add      4 * n * dim * 3
  *      gather   4 * n * dim * 2
  *      swiglu   4 * n * dim * 3
  *
- * Threads read neighbouring floats, so that a warp moves 128 bytes at a time and any dim will do. The sum of squares
- * has one order fixed by dim: a thread adds every n_threads-th element, a warp adds its lanes as a tree, then the
- * warps.
+ * Threads read neighbouring floats, so that a warp moves 128 bytes at a time and any dim will do, and several such before
+ * they use the first. The sum of squares has one order fixed by dim: a thread adds every n_threads-th element, a warp adds
+ * its lanes as a tree, then the warps.
  */
 #include "kernels/cuda/state.cuh"
 
-enum { ROW_THREADS = 1024, FLAT_THREADS = 256 };
+enum { ROW_THREADS = 512, ROW_KEPT = 8, FLAT_THREADS = 256, FLAT_EACH = 4 };
 
 /* ---- RMSNorm ----------------------------------------------------------------------------------------------------- */
 
@@ -29,23 +29,52 @@ static __device__ float block_sum(float x)
     return cu_warp_sum(cu_lane() < n_warps ? part[cu_lane()] : 0);
 }
 
-/* A block a row. An element is read back by the thread that wrote it. */
+/* x, or x + add, which becomes x. */
+static __device__ __forceinline__ float row_take(float *x, const float *add, size_t at)
+{
+    float v = x[at];
+    if (add != NULL) {
+        v += add[at];
+        x[at] = v;
+    }
+    return v;
+}
+
+/* A block a row; a thread keeps its first ROW_KEPT elements and their weights, and reads back what is left. */
 static __global__ void __launch_bounds__(ROW_THREADS)
     rmsnorm_rows(float *y, float *x, const float *add, const float *w, int dim, float eps)
 {
+    int step = (int)blockDim.x, rest = (int)threadIdx.x + ROW_KEPT * step;
     size_t at = (size_t)blockIdx.x * (size_t)dim;
-    float sum = 0;
-    for (int i = (int)threadIdx.x; i < dim; i += (int)blockDim.x) {
-        float v = x[at + i];
-        if (add != NULL) {
-            v += add[at + i];
-            x[at + i] = v;
-        }
-        sum = fmaf(v, v, sum);
+    float v[ROW_KEPT], weight[ROW_KEPT], sum = 0;
+    cu_start_next();
+#pragma unroll
+    for (int k = 0; k < ROW_KEPT; k++) {
+        int i = (int)threadIdx.x + k * step;
+        weight[k] = i < dim ? w[i] : 0;
+    }
+    cu_wait_prior();
+#pragma unroll
+    for (int k = 0; k < ROW_KEPT; k++) {
+        int i = (int)threadIdx.x + k * step;
+        v[k] = i < dim ? row_take(x, add, at + (size_t)i) : 0;
+    }
+#pragma unroll
+    for (int k = 0; k < ROW_KEPT; k++)
+        sum = fmaf(v[k], v[k], sum);
+    for (int i = rest; i < dim; i += step) {
+        float more = row_take(x, add, at + (size_t)i);
+        sum = fmaf(more, more, sum);
     }
     float s = 1.0f / sqrtf(block_sum(sum) / (float)dim + eps);
-    for (int i = (int)threadIdx.x; i < dim; i += (int)blockDim.x)
-        y[at + i] = x[at + i] * s * w[i];
+#pragma unroll
+    for (int k = 0; k < ROW_KEPT; k++) {
+        int i = (int)threadIdx.x + k * step;
+        if (i < dim)
+            y[at + (size_t)i] = v[k] * s * weight[k];
+    }
+    for (int i = rest; i < dim; i += step)
+        y[at + (size_t)i] = x[at + (size_t)i] * s * w[i];
 }
 
 static void cuda_rmsnorm(struct be *be, float *y, float *x, const float *add, const float *w, int n,
@@ -55,40 +84,60 @@ static void cuda_rmsnorm(struct be *be, float *y, float *x, const float *add, co
     if (!cu_ok(s) || n == 0)
         return;
     unsigned threads = min(cu_div_up((size_t)dim, CU_WARP) * CU_WARP, (unsigned)ROW_THREADS);
-    CU_LAUNCH(s->stream, dim3((unsigned)n), dim3(threads), 0, rmsnorm_rows, y, x, add, w, dim, eps);
+    CU_CHAIN(s, dim3((unsigned)n), dim3(threads), 0, rmsnorm_rows, y, x, add, w, dim, eps);
     CU_LAUNCHED(s);
 }
 
 /* ---- element by element ------------------------------------------------------------------------------------------ */
 
-static __device__ __forceinline__ size_t flat_index()
+/* Calls get(k, i) for each of a thread's elements i < n, then put(k, i): all loads before the first store, which might
+ * alias them. */
+template <class G, class P> static __device__ __forceinline__ void flat_each(size_t n, G get, P put)
 {
-    return (size_t)blockIdx.x * FLAT_THREADS + threadIdx.x;
+    size_t first = (size_t)blockIdx.x * (FLAT_THREADS * FLAT_EACH) + threadIdx.x;
+    cu_start_next();
+    cu_wait_prior();
+#pragma unroll
+    for (int k = 0; k < FLAT_EACH; k++)
+        if (first + (size_t)k * FLAT_THREADS < n)
+            get(k, first + (size_t)k * FLAT_THREADS);
+#pragma unroll
+    for (int k = 0; k < FLAT_EACH; k++)
+        if (first + (size_t)k * FLAT_THREADS < n)
+            put(k, first + (size_t)k * FLAT_THREADS);
 }
 
 static __global__ void __launch_bounds__(FLAT_THREADS) add_flat(float *x, const float *y, size_t n)
 {
-    size_t i = flat_index();
-    if (i < n)
-        x[i] += y[i];
+    float a[FLAT_EACH];
+    flat_each(
+        n, [&](int k, size_t i) { a[k] = x[i] + y[i]; }, [&](int k, size_t i) { x[i] = a[k]; });
 }
 
 static __global__ void __launch_bounds__(FLAT_THREADS)
     swiglu_flat(float *y, const float *gate, const float *up, size_t n)
 {
-    size_t i = flat_index();
-    if (i < n)
-        y[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
+    float g[FLAT_EACH], u[FLAT_EACH];
+    flat_each(
+        n,
+        [&](int k, size_t i) {
+            g[k] = gate[i];
+            u[k] = up[i];
+        },
+        [&](int k, size_t i) { y[i] = g[k] / (1.0f + expf(-g[k])) * u[k]; });
 }
 
 static __global__ void __launch_bounds__(FLAT_THREADS)
     gather_flat(float *y, const float *x, const int32_t *row, size_t n, int dim)
 {
-    size_t i = flat_index();
-    if (i >= n)
-        return;
-    int32_t from = row[i / (size_t)dim];
-    y[i] = from < 0 ? 0 : x[(size_t)from * (size_t)dim + i % (size_t)dim];
+    float a[FLAT_EACH];
+    flat_each(
+        n,
+        [&](int k, size_t i) {
+            int32_t from = row[i / (size_t)dim];
+            a[k] = from < 0 ? 0 : x[(size_t)from * (size_t)dim + i % (size_t)dim];
+        },
+        [&](int k, size_t i) { y[i] = a[k]; });
 }
 
 template <class... P, class... A>
@@ -97,7 +146,7 @@ static void launch_flat(struct be *be, size_t n, void (*kernel)(P...), A... a)
     struct cu_state *s = cu_of(be);
     if (!cu_ok(s) || n == 0)
         return;
-    CU_LAUNCH(s->stream, dim3(cu_div_up(n, FLAT_THREADS)), dim3(FLAT_THREADS), 0, kernel, a...);
+    CU_CHAIN(s, dim3(cu_div_up(n, FLAT_THREADS * FLAT_EACH)), dim3(FLAT_THREADS), 0, kernel, a...);
     CU_LAUNCHED(s);
 }
 
