@@ -41,6 +41,8 @@ template <int PARTS>
 __global__ void __launch_bounds__(THREADS)
     prepare(const float *x, uint16_t *to, float *sum, int n, int cols, int pitch)
 {
+    cu_start_next();
+    cu_wait_prior();
     int row = (int)blockIdx.y;
     int k = ((int)blockIdx.x * THREADS + (int)threadIdx.x) * QUAD;
     float v[QUAD];
@@ -85,10 +87,8 @@ void input_prepare_cuda(struct input *in, struct be *be, enum prep kind)
     float *sum = const_cast<float *>(x.sum);
     dim3 grid(cu_div_up((size_t)x.pitch, THREADS * QUAD), (unsigned)in->n);
     if (x.parts == 1)
-        CU_LAUNCH(s->stream, grid, THREADS, 0, prepare<1>, in->x, to, sum, in->n, in->cols,
-                  x.pitch);
+        CU_CHAIN(s, grid, THREADS, 0, prepare<1>, in->x, to, sum, in->n, in->cols, x.pitch);
     else
-        CU_LAUNCH(s->stream, grid, THREADS, 0, prepare<3>, in->x, to, sum, in->n, in->cols,
-                  x.pitch);
+        CU_CHAIN(s, grid, THREADS, 0, prepare<3>, in->x, to, sum, in->n, in->cols, x.pitch);
     CU_LAUNCHED(s);
 }

@@ -35,6 +35,8 @@ template <class F>
 static __global__ void __launch_bounds__(MUL_THREADS)
     mul_rows(const cu_matmul m, const int32_t *id, float *x)
 {
+    cu_start_next();
+    cu_wait_prior();
     int row = id[blockIdx.x];
     float *to = x + (size_t)blockIdx.x * (size_t)m.cols;
     for (int k = (int)threadIdx.x * 4; k < m.cols; k += MUL_THREADS * 4) {
@@ -71,7 +73,7 @@ static void cu_rows(struct be *be, const struct weight *w, const int32_t *id, in
     struct cu_state *s = cu_of(be);
     if (!cu_ok(s) || n == 0)
         return;
-    CU_LAUNCH(s->stream, (unsigned)n, MUL_THREADS, 0, mul_rows<F>, mul_matrix(w), id, x);
+    CU_CHAIN(s, (unsigned)n, MUL_THREADS, 0, mul_rows<F>, mul_matrix(w), id, x);
     CU_LAUNCHED(s);
 }
 
@@ -104,9 +106,9 @@ template <class F, int XPARTS> static void mul_few(struct cu_state *s, const str
         if (i + 1 < all.n && gemv_alike(all.m[i], all.m[i + 1]))
             continue;
         if (XPARTS > 1 || some.m[0].n <= MATMUL_COLUMNS)
-            gemv_launch<F, XPARTS, 1>(s->stream, some);
+            gemv_launch<F, XPARTS, 1>(s, some);
         else
-            gemv_launch<F, 1, 2>(s->stream, some);
+            gemv_launch<F, 1, 2>(s, some);
         some.n = 0;
     }
 }

@@ -164,6 +164,8 @@ static __global__ void __launch_bounds__(ATTEND_THREADS, attend_block<T, MT, NT>
     typedef struct attend_shared<MT> shared;
     CU_SHARED(shared, room, 1);
     CU_DYNAMIC(attend_fragment<T>, fragments);
+    cu_start_next();
+    cu_wait_prior();
     struct attend_block<T, MT, NT> b = {
         room, fragments, fragments, (const word_of<T> *)j.pool, NULL, j.dim
     };
@@ -216,6 +218,8 @@ enum { MERGE_THREADS = 128 };
 /* One block a row of one head: the spans that attend_rows left, in rising order. */
 static __global__ void __launch_bounds__(MERGE_THREADS) attend_merge(struct attend_job j)
 {
+    cu_start_next();
+    cu_wait_prior();
     const struct cu_span span0 = j.of.seq[(int)blockIdx.x / j.of.max_rows];
     int token = (int)blockIdx.x % j.of.max_rows, head = (int)blockIdx.y;
     const struct be_seq *seq = &j.seqs[span0.seq];
@@ -260,11 +264,11 @@ static void launch(struct cu_state *s, struct attend_job j)
     j.partial = j.of.max_spans > 1 && !even && fits ? s->partial : NULL;
     dim3 grid((unsigned)(j.n_blocks * (j.partial != NULL ? j.of.n_spans : j.of.n)),
               (unsigned)j.n_kv_heads);
-    CU_LAUNCH(s->stream, grid, dim3(ATTEND_THREADS),
-              (size_t)block::FRAGMENTS * sizeof(attend_fragment<T>), (attend_rows<T, MT, NT>), j);
+    CU_CHAIN(s, grid, dim3(ATTEND_THREADS), (size_t)block::FRAGMENTS * sizeof(attend_fragment<T>),
+             (attend_rows<T, MT, NT>), j);
     if (j.partial != NULL)
-        CU_LAUNCH(s->stream, dim3((unsigned)(j.of.n * j.of.max_rows), (unsigned)j.n_heads),
-                  dim3(MERGE_THREADS), 0, attend_merge, j);
+        CU_CHAIN(s, dim3((unsigned)(j.of.n * j.of.max_rows), (unsigned)j.n_heads),
+                 dim3(MERGE_THREADS), 0, attend_merge, j);
     CU_LAUNCHED(s);
 }
 

@@ -45,6 +45,12 @@ enum { CU_WARP = 32 };
 #define CU_LAUNCH(s, grid, block, shared_bytes, k, ...)                                            \
     cu_launch(#k, s, grid, block, shared_bytes, k, __VA_ARGS__)
 
+/* The same for a kernel that may begin before the one ahead of it ends, so that its launch and what it reads of memory that no
+ * kernel writes (weights) hide behind it: it calls cu_wait_prior() before it touches anything else, as all threads do,
+ * and cu_start_next() where the next one may come. s: a cu_state. */
+#define CU_CHAIN(s, grid, block, shared_bytes, k, ...)                                             \
+    cu_chain(#k, (s)->stream, (s)->overlaps, grid, block, shared_bytes, k, __VA_ARGS__)
+
 #ifdef __CUDACC__
 template <class... P, class... A>
 static inline void cu_launch(const char *name, cudaStream_t s, dim3 grid, dim3 block,
@@ -53,6 +59,24 @@ static inline void cu_launch(const char *name, cudaStream_t s, dim3 grid, dim3 b
     (void)name;
     k<<<grid, block, shared_bytes, s>>>(static_cast<P>(a)...);
 }
+
+template <class... P, class... A>
+static inline void cu_chain(const char *name, cudaStream_t s, bool overlaps, dim3 grid, dim3 block,
+                            size_t shared_bytes, void (*k)(P...), A... a)
+{
+    (void)name;
+    cudaLaunchAttribute overlap = {};
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = s;
+    config.attrs = &overlap;
+    config.numAttrs = overlaps ? 1 : 0;
+    (void)cudaLaunchKernelEx(&config, k, static_cast<P>(a)...); /* errors: cudaGetLastError */
+}
 #else
 template <class... P, class... A>
 static inline void cu_launch(const char *name, cudaStream_t s, dim3 grid, dim3 block,
@@ -60,6 +84,14 @@ static inline void cu_launch(const char *name, cudaStream_t s, dim3 grid, dim3 b
 {
     simt_launch(
         name, s, grid, block, shared_bytes, [=]() { k(static_cast<P>(a)...); }, (const void *)k);
+}
+
+template <class... P, class... A>
+static inline void cu_chain(const char *name, cudaStream_t s, bool overlaps, dim3 grid, dim3 block,
+                            size_t shared_bytes, void (*k)(P...), A... a)
+{
+    (void)overlaps;
+    cu_launch(name, s, grid, block, shared_bytes, k, a...);
 }
 #endif
 

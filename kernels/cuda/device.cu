@@ -155,6 +155,7 @@ static int pick_device(struct be *be, struct cu_state *s, int device, struct err
     snprintf(be->device, sizeof be->device, "cuda:%d (%.72s)", device, prop.name);
     s->device = device;
     s->n_sm = prop.multiProcessorCount;
+    s->overlaps = prop.major >= 9;
     s->l2_bytes = (size_t)prop.l2CacheSize;
     return 0;
 }

@@ -12,6 +12,7 @@
 #define WRING_KERNELS_CUDA_GEMV_CUH
 
 #include "kernels/cuda/matmul.cuh"
+#include "kernels/cuda/state.cuh"
 
 enum { GEMV_LIST = 4 }; /* matrices of a launch */
 enum { GEMV_PANELS = 2, GEMV_WARPS = 4, GEMV_WARPS_MAX = 16, GEMV_TILES_MAX = 2 };
@@ -60,12 +61,15 @@ template <class F, int XPARTS> struct gemv_walk {
 
 /* A warp's work on one range of two panels and all tiles: sums so far, and what is on its way from memory. */
 template <class F, int XPARTS, int TILES> struct gemv_range {
-    enum { RING = TILES == 1 ? F::RING : (F::RING + 1) / 2 };
+    enum {
+        RING = TILES == 1 && XPARTS == 1 ? F::RING : (F::RING + 1) / 2,
+        X_RING = XPARTS == 1 ? RING : 1 /* groups of x on their way: registers */
+    };
     float acc[GEMV_PANELS][TILES][4];
     typename F::walk w[GEMV_PANELS];
     typename F::raw ring[RING][GEMV_PANELS];
     gemv_walk<F, XPARTS> x[TILES];
-    matmul_x<XPARTS> next[TILES];
+    matmul_x<XPARTS> x_ring[X_RING][TILES];
 
     /* The group u groups ahead of w and x, with `left` groups from there to the end of the range. */
     __device__ __forceinline__ void group(const cu_matmul &m, int u, int left)
@@ -73,9 +77,9 @@ template <class F, int XPARTS, int TILES> struct gemv_range {
         matmul_x<XPARTS> b[TILES];
 #pragma unroll
         for (int t = 0; t < TILES; t++) {
-            b[t] = next[t];
-            if (u + 1 < left)
-                x[t].load(m, u + 1, next[t]);
+            b[t] = x_ring[u % X_RING][t];
+            if (u + X_RING < left)
+                x[t].load(m, u + X_RING, x_ring[u % X_RING][t]);
         }
 #pragma unroll
         for (int p = 0; p < GEMV_PANELS; p++) {
@@ -101,11 +105,15 @@ template <class F, int XPARTS, int TILES> struct gemv_range {
             for (int p = 0; p < GEMV_PANELS; p++)
                 if (u < left)
                     ring[u][p] = F::load(w[p], u);
-#pragma unroll
-        for (int t = 0; t < TILES; t++) {
+        for (int t = 0; t < TILES; t++)
             x[t].start(m, t, first);
-            x[t].load(m, 0, next[t]);
-        }
+        cu_wait_prior();
+#pragma unroll
+        for (int u = 0; u < X_RING; u++)
+#pragma unroll
+            for (int t = 0; t < TILES; t++)
+                if (u < left)
+                    x[t].load(m, u, x_ring[u][t]);
         for (; left >= RING; left -= RING) {
 #pragma unroll
             for (int u = 0; u < RING; u++)
@@ -158,6 +166,7 @@ static __global__ void __launch_bounds__(GEMV_WARPS_MAX *CU_WARP)
     gemv(const __grid_constant__ struct gemv_list list)
 {
     CU_DYNAMIC(float, sums);
+    cu_start_next();
     int i = 0;
     while ((int)blockIdx.x >= list.end[i])
         i++;
@@ -193,7 +202,7 @@ static inline bool gemv_alike(const cu_matmul &a, const cu_matmul &b)
 }
 
 template <class F, int XPARTS, int TILES>
-static inline void gemv_launch(cudaStream_t s, struct gemv_list list)
+static inline void gemv_launch(const struct cu_state *s, struct gemv_list list)
 {
     int slots = gemv_slots(list.m[0]);
     int warps = slots * list.m[0].ranges;
@@ -202,9 +211,9 @@ static inline void gemv_launch(cudaStream_t s, struct gemv_list list)
         int pairs = (list.m[i].panels + GEMV_PANELS - 1) / GEMV_PANELS;
         list.end[i] = blocks += (pairs + slots - 1) / slots;
     }
-    CU_LAUNCH(s, (unsigned)blocks, (unsigned)(warps * CU_WARP),
-              (size_t)(warps * GEMV_PANELS * TILES * CU_WARP) * sizeof(float4),
-              (gemv<F, XPARTS, TILES>), list);
+    CU_CHAIN(s, (unsigned)blocks, (unsigned)(warps * CU_WARP),
+             (size_t)(warps * GEMV_PANELS * TILES * CU_WARP) * sizeof(float4),
+             (gemv<F, XPARTS, TILES>), list);
 }
 
 #endif

@@ -85,6 +85,24 @@ static __device__ __forceinline__ void cu_mma_s8(int32_t d[4], const uint32_t a[
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+/* ---- kernels that overlap (CU_CHAIN), from sm_90 on; nothing on older ones -------------------------------------- */
+
+/* Waits until all kernels before this one have ended and what they wrote is visible. */
+static __device__ __forceinline__ void cu_wait_prior()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+/* The kernel behind this one may begin as soon as every block has said so. */
+static __device__ __forceinline__ void cu_start_next()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 /* ---- shared memory ------------------------------------------------------------------------------------------- */
 
 static __device__ __forceinline__ uint32_t cu_shared_address(const void *p)

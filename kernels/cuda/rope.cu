@@ -170,6 +170,8 @@ static __global__ void __launch_bounds__(ROPE_THREADS)
 static __global__ void __launch_bounds__(ROPE_THREADS)
     rope_append_heads(struct be_rope_append r, struct be_kv kv, const int32_t *row_seq)
 {
+    cu_start_next();
+    cu_wait_prior();
     int n_heads = r.n_heads + kv.n_kv_heads, row = warp_index() / n_heads;
     int head = warp_index() % n_heads;
     if (row >= r.n)
@@ -261,8 +263,8 @@ static void cuda_rope_append(struct be *be, const struct be_rope_append *r, cons
     if (!cu_ok(s) || r->n == 0)
         return;
     size_t heads = (size_t)r->n * (size_t)(r->n_heads + kv->n_kv_heads);
-    CU_LAUNCH(s->stream, dim3(cu_div_up(heads, ROPE_WARPS)), dim3(ROPE_THREADS), 0,
-              rope_append_heads, *r, *kv, s->step.row_seq);
+    CU_CHAIN(s, dim3(cu_div_up(heads, ROPE_WARPS)), dim3(ROPE_THREADS), 0, rope_append_heads, *r,
+             *kv, s->step.row_seq);
     CU_LAUNCHED(s);
 }
 

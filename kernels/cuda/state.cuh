@@ -50,6 +50,7 @@ struct cu_state {
     struct be_ops ops;
     cudaStream_t stream;
     int device, n_sm; /* index, multiprocessors */
+    bool overlaps;    /* a kernel can begin before the one ahead of it ends: sm_90 and up */
     size_t l2_bytes;
     struct err error; /* the first failure; code 0: none */
     struct cu_step step;

@@ -19,7 +19,7 @@ namespace
 {
 
 struct decode {
-    enum { PARTS = 1, RING = 2, SUMS = 0 };
+    enum { PARTS = 1, RING = 4, SUMS = 0 };
 
     struct raw {
         uint2 code[2]; /* of 16 inputs: row 2g, row 2g + 1 */
