@@ -22,6 +22,7 @@ static inline struct cu_matmul mul_matrix(const struct weight *w)
     struct cu_matmul m = {};
     for (int i = 0; i < CODEC_PLANES; i++)
         m.plane[i] = w->plane[i];
+    m.variant = w->variant;
     matmul_cut(&m, w->rows, w->cols);
     return m;
 }

@@ -32,6 +32,7 @@ enum { MATMUL_PANEL = 16, MATMUL_GROUP = 32, MATMUL_STEP = 16, MATMUL_COLUMNS = 
 
 struct cu_matmul {
     const void *plane[3]; /* of W */
+    int variant;          /* its codec's own */
     int rows, cols;
     int panels, groups;       /* rows / 16 and cols / 32, rounded up */
     int range_groups, ranges; /* groups of a range; the last one may be shorter */

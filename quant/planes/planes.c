@@ -303,4 +303,5 @@ const struct codec codec_planes = {
     .decode = decode_planes,
     .form = form_planes,
     .cpu = { &planes_ref, &planes_avx2, &planes_avx512, NULL },
+    .cuda = CODEC_CUDA(planes_cuda),
 };

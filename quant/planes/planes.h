@@ -73,5 +73,6 @@ int planes_code(float x, struct planes_fit f, int bits);
 
 extern const struct codec codec_planes;
 extern const struct codec_cpu planes_ref, planes_avx2, planes_avx512;
+extern const struct codec_cuda planes_cuda;
 
 #endif

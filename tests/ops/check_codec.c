@@ -255,6 +255,21 @@ static void check_many(struct check *c, bool int8)
         close_matrix(c, &m[i]);
 }
 
+/* Units of every height, alone and behind full ones, where several panels are kept together; inputs of several groups. */
+static void check_units(struct check *c)
+{
+    static const int more[] = { 160, 250, 256 };
+    for (int f = 0; f < FORMS; f++) {
+        for (int panels = 1; panels <= 8; panels++)
+            check_form(c, &form_list[f], panels % 2, panels * CODEC_PANEL - panels % 3, 64, 3);
+        for (int i = 0; i < COUNT(more) && !c->small; i++)
+            check_form(c, &form_list[f], i % 2, more[i], 128, 3);
+    }
+    for (int f = 0; f < FORMS_WIDE; f++)
+        for (int int8 = 0; int8 < 2; int8++)
+            check_form(c, &form_wide[f], int8, 150, 384, c->small ? 9 : 33);
+}
+
 void check_codec(struct check *c)
 {
     static const int shape[][3] = { { 100, 576, 130 }, { 17, 32, 33 }, { 31, 2048, 9 },
@@ -270,6 +285,7 @@ void check_codec(struct check *c)
     if (!c->small)
         for (int f = 0; f < FORMS; f++)
             check_form(c, &form_list[f], f % 2, 64, 128, 700);
+    check_units(c);
     check_many(c, false);
     check_many(c, true);
 }

@@ -27,6 +27,18 @@ const struct form form_list[FORMS] = {
     { "pvq4", DT_F32, "pvq4" },
 };
 
+const struct form form_wide[FORMS_WIDE] = {
+    { "planes5g32", DT_F32, "planes5g32" }, { "planes6g32", DT_F32, "planes6g32" },
+    { "planes1", DT_F32, "planes1" },       { "planes1g128", DT_F32, "planes1g128" },
+    { "planes2", DT_F32, "planes2" },       { "planes2g128", DT_F32, "planes2g128" },
+    { "planes3", DT_F32, "planes3" },       { "planes3g128", DT_F32, "planes3g128" },
+    { "planes4", DT_F32, "planes4" },       { "planes4g128", DT_F32, "planes4g128" },
+    { "planes5", DT_F32, "planes5" },       { "planes5g128", DT_F32, "planes5g128" },
+    { "planes6", DT_F32, "planes6" },       { "planes6g128", DT_F32, "planes6g128" },
+    { "planes7", DT_F32, "planes7" },       { "planes7g128", DT_F32, "planes7g128" },
+    { "planes8", DT_F32, "planes8" },       { "planes8g128", DT_F32, "planes8g128" },
+};
+
 void form_blocks(enum dtype type, uint8_t *raw, int rows, int cols)
 {
     size_t bytes = dtype_row_bytes(type, cols) * (size_t)rows;
