@@ -292,6 +292,8 @@ void weight_rows(const struct weight *w, struct be *be, const int32_t *id, int n
 {
     if (!be->host) {
         w->codec->cuda->rows(be, w, id, n, x);
+        if (w->codec->rotated)
+            rotate_device_back(be, x, n, w->cols);
         return;
     }
     struct rows r = { w, id, x };
@@ -353,21 +355,6 @@ static struct input *input_for(const struct weight *w, struct be *be, struct inp
     return rotated;
 }
 
-/* Matrices that one kernel can serve go to it together. No codec that rotates has kernels for a device. */
-static void matmul_device(struct be *be, struct input *in, const struct matmul *m, int n_m)
-{
-    for (int i = 0, n; i < n_m; i += n) {
-        const struct weight *a = m[i].w;
-        for (n = 1; i + n < n_m; n++) {
-            const struct weight *b = m[i + n].w;
-            if (b->codec != a->codec || b->variant != a->variant || b->prep != a->prep)
-                break;
-        }
-        input_prepare(in, be, a->prep);
-        a->codec->cuda->mul(be, in, m + i, n);
-    }
-}
-
 /* Plain inputs are prepared before rotated ones, which lie behind them. */
 static void prepare_all(struct be *be, struct product *p, struct input *in, struct input *rotated)
 {
@@ -378,6 +365,20 @@ static void prepare_all(struct be *be, struct product *p, struct input *in, stru
         struct input *x = input_for(p->m[i].w, be, in, rotated);
         input_prepare(x, be, p->m[i].w->prep);
         p->in[i] = x;
+    }
+}
+
+/* Matrices that one kernel can serve go to it together. */
+static void matmul_device(struct be *be, const struct product *p)
+{
+    for (int i = 0, n; i < p->n_m; i += n) {
+        const struct weight *a = p->m[i].w;
+        for (n = 1; i + n < p->n_m; n++) {
+            const struct weight *b = p->m[i + n].w;
+            if (b->codec != a->codec || b->variant != a->variant || b->prep != a->prep)
+                break;
+        }
+        a->codec->cuda->mul(be, p->in[i], p->m + i, n);
     }
 }
 
@@ -394,16 +395,16 @@ static int unit_of(const struct matmul *m, int n_m)
 
 void weight_matmul(struct be *be, struct input *in, const struct matmul *m, int n_m)
 {
-    if (!be->host) {
-        matmul_device(be, in, m, n_m);
-        return;
-    }
     struct product p = { .m = m, .n_m = n_m };
     struct input rotated = { 0 };
     int unit = unit_of(m, n_m);
     int total = 0;
     size_t work = 0;
     prepare_all(be, &p, in, &rotated);
+    if (!be->host) {
+        matmul_device(be, &p);
+        return;
+    }
     for (int i = 0; i < n_m; i++) {
         p.mul[i] = kernel(m[i].w, be->isa);
         p.end[i] = total += (weight_panels(m[i].w) + unit - 1) / unit * unit;

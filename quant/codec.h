@@ -70,7 +70,8 @@ struct matmul;
 /* The kernels of a codec on an NVIDIA GPU (<codec>_cuda.cu); the planes are the CPU's, byte for byte. Results are
  * batch-invariant there too. */
 struct codec_cuda {
-    /* x[r] = row id[r] of w in f32; id is backend memory; negative ids give zeros. */
+    /* x[r] = row id[r] of w in f32, of the codes' W R^T where the codec rotates; id is backend memory; negative ids give
+     * zeros. */
     void (*rows)(struct be *be, const struct weight *w, const int32_t *id, int n, float *x);
     /* Products of n_to (1 to MATMUL_MAX) matrices of this codec, one variant and one preparation, with the input, which
      * has been prepared as they want it. */

@@ -5,6 +5,10 @@
 
 #include "quant/codec.h"
 
+#ifdef WRING_CUDA
+#    include "quant/rotate_cuda.h"
+#endif
+
 enum { ALONE = 16384 }; /* numbers that one thread rotates sooner than several start */
 
 void rotate_factors(struct rotate_factors *f, int cols)
@@ -187,9 +191,27 @@ void rotate_input(struct be *be, struct input *in, struct input *rotated)
     struct rotation r = { be->isa, in->x, (float *)(void *)(in->ws + in->ws_used + skip),
                           in->cols };
     in->ws_used += skip + bytes;
+    input_set(rotated, r.y, in->n, in->cols, in->ws + in->ws_used);
+#ifdef WRING_CUDA
+    if (!be->host) {
+        rotate_rows_cuda(be, in->x, r.y, in->n, in->cols, false);
+        return;
+    }
+#endif
     if ((size_t)in->n * (size_t)in->cols > ALONE)
         par_for(be->par, in->n, 0, some_rows, &r);
     else
         some_rows(&r, 0, in->n, 0);
-    input_set(rotated, r.y, in->n, in->cols, in->ws + in->ws_used);
+}
+
+void rotate_device_back(struct be *be, float *x, int n, int cols)
+{
+#ifdef WRING_CUDA
+    rotate_rows_cuda(be, x, x, n, cols, true);
+#else
+    (void)be;
+    (void)x;
+    (void)n;
+    (void)cols;
+#endif
 }

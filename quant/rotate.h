@@ -29,8 +29,14 @@ struct rotate_factors {
 };
 void rotate_factors(struct rotate_factors *f, int cols);
 
+#ifdef __CUDACC__
+#    define ROTATE_INLINE static inline __host__ __device__
+#else
+#    define ROTATE_INLINE static inline
+#endif
+
 /* The signs of elements 64 i ... 64 i + 63, the first in bit 0: the mixer of splitmix64. */
-static inline uint64_t rotate_signs(int cols, int i)
+ROTATE_INLINE uint64_t rotate_signs(int cols, int i)
 {
     uint64_t z = ((uint64_t)(unsigned)cols << 32) + (uint64_t)(unsigned)i + 0x9e3779b97f4a7c15u;
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
@@ -46,6 +52,8 @@ void rotate_back(enum cpu_isa isa, const float *x, float *y, int n, int cols);
 void rotate_moments(enum cpu_isa isa, struct par *par, float *h, int cols);
 /* The rotated input, in the memory of `in` behind its preparations; spreads over be->par when there are many rows. */
 void rotate_input(struct be *be, struct input *in, struct input *rotated);
+/* x = R^-1 x in place, for n rows of a device's memory: what its look-up of a codec that rotates gives. */
+void rotate_device_back(struct be *be, float *x, int n, int cols);
 
 /* One row: y = (C (x) H) x with the signs of x changed first when `signs`. Those for an instruction set want p >= 16. */
 typedef void rotate_row_fn(const struct rotate_factors *f, const float *x, float *y, bool signs);

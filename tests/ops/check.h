@@ -34,6 +34,7 @@ enum check_id {
     CHECK_PROBE_F32,
     CHECK_KV_GATHER,
     CHECK_HEAD,
+    CHECK_ROTATE,
     CHECK_PLANES,
     CHECK_WEIGHT_ROWS,
     CHECK_MUL_F32, /* in the order of enum prep */
@@ -133,6 +134,7 @@ void check_attend(struct check *c);
 void check_company(struct check *c);
 void check_head(struct check *c);
 void check_probe(struct check *c);
+void check_rotate(struct check *c);
 void check_codec(struct check *c);
 void check_blas(struct check *c); /* of a backend opened with cublas */
 void check_steps(struct check *c);

@@ -51,6 +51,7 @@ const struct check_rule check_rules[CHECK_N] = {
     [CHECK_PROBE_F32]   = { "probe f32",      { -1, -1, 3e-5 },     probes, "as attend f32" },
     [CHECK_KV_GATHER]   = { "kv_gather",      { 0, 0, 0 },          bits,  "a copy" },
     [CHECK_HEAD]        = { "head",           { 1e-6, 1e-6, 1e-6 }, sums,  "the contract" },
+    [CHECK_ROTATE]      = { "rotate",         { 0, 0, 0 },          bits,  "nothing is fused, one order of sums" },
     [CHECK_PLANES]      = { "weight planes",  { 0, 0, 0 },          bits,  "one format for all machines" },
     [CHECK_WEIGHT_ROWS] = { "weight_rows",    { 0, 0, 1e-6 },       each,  "a fused multiply-add rounds once less" },
     [CHECK_MUL_F32]     = { "matmul f32",     { 1e-5, 1e-5, -1 },   terms, "2048 f32 additions; between CPU levels the same bits" },
@@ -75,9 +76,9 @@ struct totals {
 /* ---- one backend ------------------------------------------------------------------------------------------------- */
 
 typedef void part_fn(struct check *c);
-static part_fn *const parts[] = { check_memory, check_rows,    check_rope, check_cache,
-                                  check_attend, check_company, check_head, check_codec,
-                                  check_steps,  check_keep,    check_probe };
+static part_fn *const parts[] = { check_memory, check_rows,    check_rope,  check_cache,
+                                  check_attend, check_company, check_head,  check_codec,
+                                  check_steps,  check_keep,    check_probe, check_rotate };
 
 /* All parts, or `only` one. */
 static void run_parts(struct check *c, part_fn *only)
