@@ -135,6 +135,13 @@ struct codec {
 #    define CODEC_CUDA(kernels) NULL
 #endif
 
+/* A function that kernels for a GPU may call as well. */
+#ifdef __CUDACC__
+#    define CODEC_INLINE static inline __host__ __device__
+#else
+#    define CODEC_INLINE static inline
+#endif
+
 extern const struct codec *const codec_list[]; /* NULL-terminated */
 
 /* Rows that a codec encodes together: a multiple of CODEC_PANEL. */

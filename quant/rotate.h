@@ -14,9 +14,7 @@
 #ifndef WRING_QUANT_ROTATE_H
 #define WRING_QUANT_ROTATE_H
 
-#include "kernels/backend.h"
-
-struct input;
+#include "quant/codec.h"
 
 enum { ROTATE_MIX = 64 };
 
@@ -29,14 +27,8 @@ struct rotate_factors {
 };
 void rotate_factors(struct rotate_factors *f, int cols);
 
-#ifdef __CUDACC__
-#    define ROTATE_INLINE static inline __host__ __device__
-#else
-#    define ROTATE_INLINE static inline
-#endif
-
 /* The signs of elements 64 i ... 64 i + 63, the first in bit 0: the mixer of splitmix64. */
-ROTATE_INLINE uint64_t rotate_signs(int cols, int i)
+CODEC_INLINE uint64_t rotate_signs(int cols, int i)
 {
     uint64_t z = ((uint64_t)(unsigned)cols << 32) + (uint64_t)(unsigned)i + 0x9e3779b97f4a7c15u;
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;

@@ -115,6 +115,7 @@ static __global__ void __launch_bounds__(GEMM_WARPS *CU_WARP, 1) gemm(const cu_m
 {
     using tile = gemm_tile<XPARTS, TILES>;
     CU_SHARED(uint16_t, stages, 2 * tile::STAGE);
+    F::open();
     gemm_sums<TILES> sums = {};
     sums.panel = (int)blockIdx.y * GEMM_WARPS + cu_warp();
     sums.tile0 = (int)blockIdx.x * TILES;

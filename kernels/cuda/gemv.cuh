@@ -167,6 +167,7 @@ static __global__ void __launch_bounds__(GEMV_WARPS_MAX *CU_WARP)
 {
     CU_DYNAMIC(float, sums);
     cu_start_next();
+    F::open();
     int i = 0;
     while ((int)blockIdx.x >= list.end[i])
         i++;

@@ -17,6 +17,7 @@
  *                 i + j <= 2 (what is left out is below 2^-26 of the product)
  *   enum RING     groups of a panel that a warp of gemv keeps on their way from memory
  *   enum SUMS     whether finish() wants sums of x
+ *   open()        what a block prepares in shared memory before its warps start, all its threads together, a barrier last
  *   struct walk   where the lane's words are, so that a loop adds to pointers once for several groups
  *     start(m, panel, group)    go(walk, groups)
  *   struct raw    the lane's words of a group; load(walk, ahead) fetches them, and no byte behind the plane
@@ -29,6 +30,13 @@
 #include "kernels/cuda/cu.cuh"
 
 enum { MATMUL_PANEL = 16, MATMUL_GROUP = 32, MATMUL_STEP = 16, MATMUL_COLUMNS = 8 };
+
+/* The base of an F that prepares nothing. */
+struct matmul_bare {
+    static __device__ __forceinline__ void open()
+    {
+    }
+};
 
 struct cu_matmul {
     const void *plane[3]; /* of W */

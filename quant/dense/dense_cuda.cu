@@ -116,7 +116,7 @@ template <> struct element<DENSE_F32> {
     }
 };
 
-template <int VARIANT> struct decode {
+template <int VARIANT> struct decode : matmul_bare {
     typedef element<VARIANT> el;
     enum { PARTS = el::PARTS, RING = el::RING, SUMS = 0 };
 

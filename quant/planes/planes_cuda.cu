@@ -22,7 +22,7 @@ namespace
 
 enum { REGISTER = CODEC_PANEL * 4 }; /* bytes: a line of 8 bits, two of 4, ... */
 
-template <int BITS> struct decode {
+template <int BITS> struct decode : matmul_bare {
     enum {
         PARTS = 1,
         SUMS = BITS > 1,

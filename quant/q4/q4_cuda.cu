@@ -19,7 +19,7 @@ extern "C" {
 namespace
 {
 
-template <int VARIANT> struct decode {
+template <int VARIANT> struct decode : matmul_bare {
     enum { PARTS = 1, RING = VARIANT == Q4_MIN ? 4 : 6, SUMS = VARIANT == Q4_MIN };
 
     struct raw {

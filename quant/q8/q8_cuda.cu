@@ -18,7 +18,7 @@ extern "C" {
 namespace
 {
 
-struct decode {
+struct decode : matmul_bare {
     enum { PARTS = 1, RING = 4, SUMS = 0 };
 
     struct raw {

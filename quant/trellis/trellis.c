@@ -259,4 +259,5 @@ const struct codec codec_trellis = {
     .decode = decode_trellis,
     .form = form_trellis,
     .cpu = { &trellis_ref, &trellis_avx2, &trellis_avx512, NULL },
+    .cuda = CODEC_CUDA(trellis_cuda),
 };

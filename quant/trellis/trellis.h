@@ -24,7 +24,7 @@ static inline const struct trellis_table *trellis_table_of(const struct weight *
     return &trellis_table[w->variant - TRELLIS_LEAST];
 }
 /* The code of a window, n0 in its low bits. */
-static inline int trellis_value(const struct trellis_table *t, int window)
+CODEC_INLINE int trellis_value(const struct trellis_table *t, int window)
 {
     int n2 = window >> 8;
     return t->s[(window & 15) ^ t->q[window >> 4 & 15] ^ t->r[n2]] + t->m[n2];
@@ -83,6 +83,7 @@ int trellis_code(const struct weight *w, int unit, int row, int col);
 
 extern const struct codec codec_trellis;
 extern const struct codec_cpu trellis_ref, trellis_avx2, trellis_avx512;
+extern const struct codec_cuda trellis_cuda;
 /* What their products are made of, for tests. */
 extern tile_fn *const trellis_fill_ref, *const trellis_fill_avx2, *const trellis_fill_avx512;
 
