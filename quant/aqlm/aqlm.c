@@ -291,4 +291,5 @@ const struct codec codec_aqlm = {
     .decode = decode_aqlm,
     .form = form_aqlm,
     .cpu = { &aqlm_ref, &aqlm_avx2, &aqlm_avx512, NULL },
+    .cuda = CODEC_CUDA(aqlm_cuda),
 };

@@ -14,7 +14,7 @@ struct aqlm_shape {
     int group; /* inputs that an entry covers: 8, 16 or 32 */
 };
 
-static inline struct aqlm_shape aqlm_shape(int variant)
+CODEC_INLINE struct aqlm_shape aqlm_shape(int variant)
 {
     return (struct aqlm_shape){ variant & 15, variant >> 4 & 31, variant >> 9 };
 }
@@ -22,7 +22,7 @@ static inline int aqlm_variant(struct aqlm_shape s)
 {
     return s.books | s.bits << 4 | s.group << 9;
 }
-static inline int aqlm_code_bytes(struct aqlm_shape s)
+CODEC_INLINE int aqlm_code_bytes(struct aqlm_shape s)
 {
     return s.bits <= 8 ? 1 : 2;
 }
@@ -41,7 +41,7 @@ struct aqlm_head {
 
 static inline const struct aqlm_head *aqlm_head(const struct weight *w)
 {
-    return w->plane[1];
+    return (const struct aqlm_head *)w->plane[1];
 }
 /* [books][2^bits][group], as in the file. */
 static inline uint16_t *aqlm_books(const struct weight *w)
@@ -67,14 +67,14 @@ static inline const uint8_t *aqlm_codes(const struct weight *w, struct aqlm_shap
            (cell * (size_t)s.books + (size_t)book) * CODEC_PANEL * (size_t)aqlm_code_bytes(s);
 }
 /* The entry of a codebook that a code in aqlm_codes means. Files keep codes signed; the mask takes the sign's bits off. */
-static inline size_t aqlm_entry(const uint8_t *code, struct aqlm_shape s, int row, int book)
+CODEC_INLINE size_t aqlm_entry(const uint8_t *code, struct aqlm_shape s, int row, int book)
 {
     unsigned c = s.bits <= 8 ? code[row] : ((const uint16_t *)(const void *)code)[row];
     return ((size_t)book << s.bits) + (c & ((1u << s.bits) - 1));
 }
 static inline const uint16_t *aqlm_scales(const struct weight *w)
 {
-    return w->plane[2];
+    return (const uint16_t *)w->plane[2];
 }
 
 /* Group j of a row, as the numbers that the reference has; the definition. */
@@ -82,5 +82,6 @@ void aqlm_decode_group(const struct weight *w, struct aqlm_shape s, int row, int
 
 extern const struct codec codec_aqlm;
 extern const struct codec_cpu aqlm_ref, aqlm_avx2, aqlm_avx512;
+extern const struct codec_cuda aqlm_cuda;
 
 #endif

@@ -39,6 +39,12 @@ const struct form form_wide[FORMS_WIDE] = {
     { "planes8", DT_F32, "planes8" },       { "planes8g128", DT_F32, "planes8g128" },
 };
 
+const struct form form_published[FORMS_PUBLISHED] = {
+    { "aqlm2x8g8", DT_F32, "aqlm2x8g8" },   { "aqlm1x16g8", DT_F32, "aqlm1x16g8" },
+    { "aqlm1x8g16", DT_F32, "aqlm1x8g16" }, { "aqlm8x8g32", DT_F32, "aqlm8x8g32" },
+    { "aqlm3x5g16", DT_F32, "aqlm3x5g16" },
+};
+
 void form_blocks(enum dtype type, uint8_t *raw, int rows, int cols)
 {
     size_t bytes = dtype_row_bytes(type, cols) * (size_t)rows;
@@ -86,9 +92,58 @@ static int fill(struct weight *w, struct be *be, const struct form *f, const uin
     return 0;
 }
 
+/* Byte i of a part: anything for codes, f16 numbers even in [-1/16, 1/16) or around 1 for what codes mean. */
+static uint8_t part_byte(const struct codec_part *p, size_t i)
+{
+    uint32_t h = (uint32_t)(p->type == DT_F16 ? i / 2 : i) * 0x9e3779b1u;
+    h = (h ^ h >> 15) * 0x85ebca6bu;
+    h ^= h >> 13;
+    if (p->type != DT_F16)
+        return (uint8_t)h;
+    bool scale = p->n_dims > 1 && p->dim[1] == 1;
+    uint16_t number = f32_to_f16((scale ? 1.0f : 0.0f) + ((float)(h & 65535) / 32768 - 1) / 16);
+    return (uint8_t)(i % 2 == 0 ? number : number >> 8);
+}
+
+static int put_parts(struct weight *w, struct err *e)
+{
+    struct codec_part part[CODEC_PARTS];
+    int n = weight_parts(w, part);
+    for (int i = 0; i < n; i++) {
+        size_t bytes = codec_part_bytes(&part[i]);
+        uint8_t *p = mem_alloc(bytes);
+        if (p == NULL)
+            return err_set(e, ERR_NOMEM, "no memory for a part");
+        for (size_t k = 0; k < bytes; k++)
+            p[k] = part_byte(&part[i], k);
+        weight_put(w, i, 0, bytes, p);
+        mem_free(p);
+    }
+    return 0;
+}
+
+static int open_published(struct weight *w, struct be *be, const struct form *f, bool int8_ok,
+                          int rows, int cols, struct err *e)
+{
+    TRY(weight_open_form(w, be, f->form, int8_ok, rows, cols, e));
+    struct weight stage = *w;
+    int rc = be->host ? 0 : weight_stage_open(&stage, w, rows, e);
+    if (rc == 0)
+        rc = put_parts(&stage, e);
+    if (rc == 0 && !be->host) {
+        weight_stage_upload(&stage, w, be, 0);
+        weight_stage_close(&stage);
+    }
+    if (rc < 0)
+        weight_close(w, be);
+    return rc;
+}
+
 int form_open(struct weight *w, struct be *be, const struct form *f, bool int8_ok, int rows,
               int cols, const uint8_t *raw, struct err *e)
 {
+    if (weight_set_form(w, f->form, rows, cols, e) == 0 && w->codec->encode == NULL)
+        return open_published(w, be, f, int8_ok, rows, cols, e);
     TRY(weight_open(w, be, f->word, int8_ok, f->from, rows, cols, e));
     float *scratch = mem_alloc((size_t)strip_of(w) * (size_t)cols * sizeof(float));
     int rc = scratch == NULL ? err_set(e, ERR_NOMEM, "no memory for %d x %d weights", rows, cols)
