@@ -62,6 +62,8 @@ __global__ void __launch_bounds__(THREADS)
     spans(const float *x, float *y, int cols, int length, int p, bool signs, float scale)
 {
     CU_SHARED(float, span, SPAN + SPAN / CU_WARP);
+    cu_start_next();
+    cu_wait_prior();
     int start = (int)blockIdx.x * length;
     int n = min(length, cols - start);
     size_t at = (size_t)blockIdx.y * (size_t)cols + (size_t)start;
@@ -82,6 +84,8 @@ __global__ void __launch_bounds__(THREADS)
 /* One level of stride h, a thread for each pair of a row. */
 __global__ void __launch_bounds__(THREADS) level(float *y, int cols, int h, float scale)
 {
+    cu_start_next();
+    cu_wait_prior();
     int t = (int)(blockIdx.x * THREADS + threadIdx.x);
     if (t >= cols / 2)
         return;
@@ -97,6 +101,8 @@ __global__ void __launch_bounds__(THREADS)
 {
     CU_SHARED(float, even, HALF *CU_WARP); /* [b - 1][place]: x[b] + x[m - b] */
     CU_SHARED(float, odd, HALF *CU_WARP);  /* x[b] - x[m - b] */
+    cu_start_next();
+    cu_wait_prior();
     int place = (int)blockIdx.x * CU_WARP + cu_lane();
     bool there = place < f.p;
     float *x = y + (size_t)blockIdx.y * (size_t)f.cols + place;
@@ -121,6 +127,8 @@ __global__ void __launch_bounds__(THREADS)
 
 __global__ void __launch_bounds__(THREADS) flip(float *y, int cols)
 {
+    cu_start_next();
+    cu_wait_prior();
     int i = (int)(blockIdx.x * THREADS + threadIdx.x);
     float *x = y + (size_t)blockIdx.y * (size_t)cols;
     if (i < cols)
@@ -148,16 +156,14 @@ void rotate_rows_cuda(struct be *be, const float *x, float *y, int n, int cols, 
     rotate_factors(&f, cols);
     int length = span_of(f);
     int p = f.p < SPAN ? f.p : SPAN;
-    CU_LAUNCH(s->stream, dim3(cu_div_up((size_t)cols, length), (unsigned)n), THREADS, 0, spans, x,
-              y, cols, length, p, !back, f.mix || p < f.p ? 1 : f.scale);
+    CU_CHAIN(s, dim3(cu_div_up((size_t)cols, length), (unsigned)n), THREADS, 0, spans, x, y, cols,
+             length, p, !back, f.mix || p < f.p ? 1 : f.scale);
     for (int h = p; h < f.p; h *= 2)
-        CU_LAUNCH(s->stream, dim3(cu_div_up((size_t)cols / 2, THREADS), (unsigned)n), THREADS, 0,
-                  level, y, cols, h, f.mix || 2 * h < f.p ? 1 : f.scale);
+        CU_CHAIN(s, dim3(cu_div_up((size_t)cols / 2, THREADS), (unsigned)n), THREADS, 0, level, y,
+                 cols, h, f.mix || 2 * h < f.p ? 1 : f.scale);
     if (f.mix)
-        CU_LAUNCH(s->stream, dim3(cu_div_up((size_t)f.p, CU_WARP), (unsigned)n), THREADS, 0, mix, f,
-                  y);
+        CU_CHAIN(s, dim3(cu_div_up((size_t)f.p, CU_WARP), (unsigned)n), THREADS, 0, mix, f, y);
     if (back)
-        CU_LAUNCH(s->stream, dim3(cu_div_up((size_t)cols, THREADS), (unsigned)n), THREADS, 0, flip,
-                  y, cols);
+        CU_CHAIN(s, dim3(cu_div_up((size_t)cols, THREADS), (unsigned)n), THREADS, 0, flip, y, cols);
     CU_LAUNCHED(s);
 }

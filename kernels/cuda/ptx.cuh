@@ -56,22 +56,25 @@ static __device__ __forceinline__ float cu_exp2(float x)
 
 /* ---- tensor cores: d += a b, a warp together ------------------------------------------------------------------ */
 
+/* d goes in and out apart, so that a sum that begins with zeros takes no instructions for them. */
 static __device__ __forceinline__ void cu_mma_bf16(float d[4], const uint32_t a[4],
                                                    const uint32_t b[2])
 {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
+                 : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(d[0]),
+                   "f"(d[1]), "f"(d[2]), "f"(d[3]));
 }
 
 static __device__ __forceinline__ void cu_mma_f16(float d[4], const uint32_t a[4],
                                                   const uint32_t b[2])
 {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
-                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
+                 : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(d[0]),
+                   "f"(d[1]), "f"(d[2]), "f"(d[3]));
 }
 
 /* m16n8k32, int8: a[0] row g, k 4q ... 4q+3; a[1] row g + 8; a[2], a[3] the same from k 16 on; b[0] k 4q ... 4q+3 of

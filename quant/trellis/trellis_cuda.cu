@@ -21,9 +21,37 @@ namespace
 
 enum { WINDOWS = 4096 };
 
-__device__ const struct trellis_table tables[TRELLIS_MOST - TRELLIS_LEAST + 1] = {
+constexpr struct trellis_table tables[TRELLIS_MOST - TRELLIS_LEAST + 1] = {
 #include "quant/trellis/table.inc"
 };
+
+/* The weights of all windows as bf16, made by the compiler. */
+struct alignas(16) window_table {
+    uint16_t number[WINDOWS];
+};
+
+constexpr uint16_t bf16_of(int x) /* exact: of at most 8 bits */
+{
+    uint16_t sign = x < 0 ? 0x8000 : 0;
+    int size = x < 0 ? -x : x, exponent = 127;
+    if (size == 0)
+        return 0;
+    for (; size >> 1 >> (exponent - 127) != 0;)
+        exponent++;
+    return (uint16_t)(sign | exponent << 7 | (size << (134 - exponent) & 127));
+}
+
+constexpr window_table windows_of(int bits)
+{
+    window_table t = {};
+    for (int i = 0; i < WINDOWS; i++)
+        t.number[i] = bf16_of(trellis_value(&tables[bits - TRELLIS_LEAST], i) - TRELLIS_ZERO);
+    return t;
+}
+
+__device__ const window_table window_tables[TRELLIS_MOST - TRELLIS_LEAST + 1] = { windows_of(2),
+                                                                                  windows_of(3),
+                                                                                  windows_of(4) };
 
 template <int BITS> struct decode {
     enum {
@@ -156,15 +184,12 @@ template <int BITS> struct decode {
         return number;
     }
 
-    static __device__ __forceinline__ float value(uint32_t window)
-    {
-        return (float)(trellis_value(&tables[BITS - TRELLIS_LEAST], (int)window) - TRELLIS_ZERO);
-    }
-
     static __device__ __forceinline__ void open()
     {
-        for (unsigned i = threadIdx.x; i < WINDOWS; i += blockDim.x)
-            table()[i] = (uint16_t)cu_pack_bf16(value(i), 0);
+        enum { PIECES = sizeof(window_table) / sizeof(uint4) };
+        const uint4 *from = (const uint4 *)window_tables[BITS - TRELLIS_LEAST].number;
+        for (unsigned i = threadIdx.x; i < PIECES; i += blockDim.x)
+            ((uint4 *)table())[i] = __ldg(from + i);
         __syncthreads();
     }
 
@@ -203,7 +228,9 @@ template <int BITS> struct decode {
         uint32_t window[2][4];
         windows(q, w.turn, window);
         for (int i = 0; i < 4; i++)
-            v[i] = value(row % 2 ? window[1][i] : window[0][i]) * d;
+            v[i] = cu_bf16_low(window_tables[BITS - TRELLIS_LEAST]
+                                   .number[row % 2 ? window[1][i] : window[0][i]]) *
+                   d;
     }
 };
 
