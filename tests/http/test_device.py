@@ -41,7 +41,7 @@ def pair(model):
 @pytest.fixture(scope="module")
 def exact(model):
     """Nothing rounded: f32 inputs and cache."""
-    yield from both(model, "--kv-type", "f32", "--activations", "f32")
+    yield from both(model, *EXACT)
 
 
 def tell(server, text, n=24, **more):
@@ -52,6 +52,7 @@ def tell(server, text, n=24, **more):
     return choice["message"]["content"], [t["logprob"] for t in choice["logprobs"]["content"]]
 
 
+EXACT = ["--kv-type", "f32", "--activations", "f32"]
 STARTS = ["Once upon a time", "The little cat", "Tom and Mia", "One day, a big dog"]
 
 
@@ -118,6 +119,25 @@ def test_weights_of_every_form(model):
         for s in servers:
             s.stop()
         assert cpu[0] == cuda[0], form
+
+
+def same_text(model, n, *options):
+    servers = [serve(wire.BINARY, model, "--device", "cpu", *EXACT, *options), serve(SIMT, model, "--device", "cuda", *EXACT, *options)]
+    cpu, cuda = (tell(s, STARTS[0], n=n) for s in servers)
+    for s in servers:
+        assert s.stop() == 0
+    assert cpu[0] == cuda[0], options
+    assert max(abs(a - b) for a, b in zip(cpu[1], cuda[1])) < 1e-3, options
+
+
+def test_pressed_folder(model, tmp_path):
+    """What the quantizer writes: matrices whose width a form does not take stay in others, inputs are rotated or not."""
+    text = tmp_path / "text"
+    text.write_text("Once upon a time there was a little cat. The cat had a red ball. " * 20)
+    for form in ("trellis2", "trellis3", "trellis4", "planes1", "planes3g32", "planes8"):
+        subprocess.run([wire.BINARY, "quantize", model, tmp_path / form, "--codec", form, "--calibrate", text, "--tokens", "256",
+                        "--context", "128"], check=True, capture_output=True)
+        same_text(tmp_path / form, 12)
 
 
 def test_pool_that_does_not_fit(model):
