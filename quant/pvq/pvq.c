@@ -26,25 +26,7 @@
 #include "quant/rotate.h"
 
 const struct pvq_form pvq_form[PVQ_FORMS] = {
-    [PVQ2] = { .name = "pvq2",
-               .bytes = 4,
-               .k = 11,
-               .levels = 3,
-               .scale = 0.95f,
-               .gain = { 3.1425f, 3.9766f, 4.8625f } },
-    [PVQ3] = { .name = "pvq3",
-               .bytes = 6,
-               .k = 24,
-               .levels = 7,
-               .scale = 0.987f,
-               .gain = { 2.6503f, 3.1859f, 3.6038f, 3.9910f, 4.3905f, 4.8508f, 5.4895f } },
-    [PVQ4] = { .name = "pvq4",
-               .bytes = 8,
-               .k = 49,
-               .levels = 14,
-               .scale = 0.995f,
-               .gain = { 2.3114f, 2.7199f, 3.0134f, 3.2592f, 3.4806f, 3.6893f, 3.8928f, 4.0970f,
-                         4.3077f, 4.5316f, 4.7783f, 5.0639f, 5.4224f, 5.9552f } },
+#include "quant/pvq/forms.inc"
 };
 
 static int form_of(const char *word)
@@ -119,4 +101,5 @@ const struct codec codec_pvq = {
     .decode = decode_pvq,
     .form = form_pvq,
     .cpu = { &pvq_ref, &pvq_avx2, &pvq_avx512, NULL },
+    .cuda = CODEC_CUDA(pvq_cuda),
 };

@@ -38,7 +38,7 @@ static inline uint16_t *pvq_scales(const struct weight *w, int panel)
     return (uint16_t *)w->plane[1] + (size_t)panel * CODEC_PANEL;
 }
 
-static inline uint64_t pvq_code(const uint8_t *cell, int lane, int bytes)
+CODEC_INLINE uint64_t pvq_code(const uint8_t *cell, int lane, int bytes)
 {
     uint32_t low;
     uint32_t high = 0;
@@ -63,7 +63,7 @@ static inline int pvq_level(const struct pyramid *t, const struct pvq_form *f, u
 }
 
 /* What an element of y is multiplied with; divided last, so that kernels can take the norms of many rows together. */
-static inline float pvq_scale(float gain, float row_scale, int norm2)
+CODEC_INLINE float pvq_scale(float gain, float row_scale, int norm2)
 {
     return gain * row_scale / sqrtf((float)norm2);
 }
@@ -74,5 +74,6 @@ int pvq_press(struct weight *w, int row0, int n, const float *src, const struct 
 
 extern const struct codec codec_pvq;
 extern const struct codec_cpu pvq_ref, pvq_avx2, pvq_avx512;
+extern const struct codec_cuda pvq_cuda;
 
 #endif

@@ -16,6 +16,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "quant/codec.h"
+
 enum {
     PYRAMID_N = 16,
     PYRAMID_LEVELS = 5,     /* level l is about 2^l elements: 2, 4, 8, 16 */
@@ -97,7 +99,7 @@ static inline const struct pyramid_part *pyramid_split(const struct pyramid *t, 
 }
 
 /* P(2, k), with PYRAMID_ZERO added. */
-static inline void pyramid_pair(int k, uint32_t i, uint8_t *y)
+CODEC_INLINE void pyramid_pair(int k, uint32_t i, uint8_t *y)
 {
     int m = (int)(i >> 2);
     int sign = i & 2 ? -1 : 1;

@@ -134,7 +134,7 @@ def test_pressed_folder(model, tmp_path):
     """What the quantizer writes: matrices whose width a form does not take stay in others, inputs are rotated or not."""
     text = tmp_path / "text"
     text.write_text("Once upon a time there was a little cat. The cat had a red ball. " * 20)
-    for form in ("trellis2", "trellis3", "trellis4", "planes1", "planes3g32", "planes8"):
+    for form in ("trellis2", "trellis3", "trellis4", "planes1", "planes3g32", "planes8", "pvq2"):
         subprocess.run([wire.BINARY, "quantize", model, tmp_path / form, "--codec", form, "--calibrate", text, "--tokens", "256",
                         "--context", "128"], check=True, capture_output=True)
         same_text(tmp_path / form, 12)

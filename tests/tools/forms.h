@@ -5,7 +5,12 @@
 
 #include "quant/codec.h"
 
-enum { FORMS = 18, FORMS_WIDE = 18, FORMS_PUBLISHED = 5 };
+enum {
+    FORMS = 18,
+    FORMS_SINGLE = 6 /* the first ones: panels stand alone in them */,
+    FORMS_WIDE = 18,
+    FORMS_PUBLISHED = 5
+};
 
 struct form {
     const char *word;
