@@ -135,13 +135,17 @@ struct codec {
 #    define CODEC_CUDA(kernels) NULL
 #endif
 
-/* A function that kernels for a GPU, and their compiler, may call as well. */
+/* A function that kernels for a GPU may call as well. */
 #ifdef __CUDACC__
-#    define CODEC_INLINE static constexpr __host__ __device__
-#elif defined __cplusplus
-#    define CODEC_INLINE static constexpr
+#    define CODEC_INLINE static inline __host__ __device__
 #else
 #    define CODEC_INLINE static inline
+#endif
+/* Before it: one that makes constants there. */
+#ifdef __cplusplus
+#    define CODEC_CONSTEXPR constexpr
+#else
+#    define CODEC_CONSTEXPR
 #endif
 
 extern const struct codec *const codec_list[]; /* NULL-terminated */

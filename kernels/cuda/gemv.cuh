@@ -4,7 +4,8 @@
  * range for two panels and one or two tiles of 8 rows of x. Weights go from memory to registers to fragments; F::RING groups
  * of each panel are always on their way, some 2 to 4 KiB a warp, so that 16 warps keep 32 KiB or more of a multiprocessor's
  * loads in flight (latency times bandwidth is about 800 clocks * 19 bytes = 15 KiB on an H200). x comes through L1, once for
- * two panels, a group ahead. The warps' sums meet in shared memory.
+ * two panels, as many groups ahead: with one, each group waited for it, and q8 of 14336 x 4096 took 29 us instead of 21.
+ * The warps' sums meet in shared memory. Launch and the first loads of W hide behind the kernel ahead (CU_CHAIN).
  *
  * Bytes moved: W once; x from L2 once a block, panels / 2 times n * cols * 2 * parts at most; y once.
  */

@@ -14,7 +14,7 @@
  */
 #include "kernels/cuda/state.cuh"
 
-enum { ROW_THREADS = 512, ROW_KEPT = 8, FLAT_THREADS = 256, FLAT_EACH = 4 };
+enum { ROW_THREADS = 1024, ROW_KEPT = 4, FLAT_THREADS = 256, FLAT_EACH = 4 };
 
 /* ---- RMSNorm ----------------------------------------------------------------------------------------------------- */
 
@@ -41,7 +41,7 @@ static __device__ __forceinline__ float row_take(float *x, const float *add, siz
 }
 
 /* A block a row; a thread keeps its first ROW_KEPT elements and their weights, and reads back what is left. */
-static __global__ void __launch_bounds__(ROW_THREADS)
+static __global__ void __launch_bounds__(ROW_THREADS, 2)
     rmsnorm_rows(float *y, float *x, const float *add, const float *w, int dim, float eps)
 {
     int step = (int)blockDim.x, rest = (int)threadIdx.x + ROW_KEPT * step;

@@ -1,9 +1,12 @@
 /* dense on the GPU. The format is in dense.c, the products in kernels/cuda/matmul.cuh.
  *
- * A lane takes rows 2g and 2g+1 of its inputs, one word each (two for f32). It loads those of input 4i + q, so that a
- * warp's load lies in one line of 128 bytes (256), and the four lanes of a quad exchange them for their own, 4q ... 4q+3.
- * Two words become the pairs of inputs of two rows by two byte permutations. bf16 weights are multiplied as they are, f16 as two and f32 as three bf16 numbers whose
+ * A lane takes rows 2g and 2g+1 of its inputs, one word each (two for f32); two words become the pairs of inputs of two
+ * rows by two byte permutations. bf16 weights are multiplied as they are, f16 as two and f32 as three bf16 numbers whose
  * sum they are, so that no precision is lost with inputs of three parts.
+ *
+ * Of bf16 a lane loads inputs 4i + q, so that a warp's load lies in one line of 128 bytes instead of four, and the lanes of a
+ * quad exchange them for their own, 4q ... 4q+3: 128256 x 4096 went from 3362 to 4181 GB/s on an H200. Where words are split
+ * into parts, instructions are what bounds, and the exchange costs 4 to 12 %.
  *
  * Bytes moved: 2 or 4 a weight. A group of a bf16 panel, 1024 bytes, costs a warp 57 instructions, counted for sm_90 and up
  * to 8 rows of x in one part, 8 of them decoding; an H200's memory allows 220 for everything: 18.6 bytes a clock and
@@ -18,16 +21,6 @@ extern "C" {
 namespace
 {
 
-__device__ __forceinline__ uint32_t exchange(uint32_t x, int by)
-{
-    return __shfl_xor_sync(CU_ALL, x, by);
-}
-
-__device__ __forceinline__ float2 exchange(float2 x, int by)
-{
-    return make_float2(__shfl_xor_sync(CU_ALL, x.x, by), __shfl_xor_sync(CU_ALL, x.y, by));
-}
-
 /* low and high as PARTS pairs of bf16. */
 template <int PARTS>
 __device__ __forceinline__ void split_pair(float low, float high, uint32_t a[PARTS][4], int i)
@@ -38,7 +31,7 @@ __device__ __forceinline__ void split_pair(float low, float high, uint32_t a[PAR
 }
 
 /* Lane q of a quad has w[i] = (i, q) of a square of 4 x 4 and gets w[i] = (q, i). */
-template <class T> __device__ __forceinline__ void turn_square(T w[4])
+__device__ __forceinline__ void turn_square(uint32_t w[4])
 {
 #pragma unroll
     for (int by = 2; by > 0; by /= 2) {
@@ -47,8 +40,8 @@ template <class T> __device__ __forceinline__ void turn_square(T w[4])
         for (int i = 0; i < 4; i++) {
             if (i & by)
                 continue;
-            T away = upper ? w[i] : w[i + by];
-            T back = exchange(away, by);
+            uint32_t away = upper ? w[i] : w[i + by];
+            uint32_t back = __shfl_xor_sync(CU_ALL, away, by);
             w[i] = upper ? back : w[i];
             w[i + by] = upper ? w[i + by] : back;
         }
@@ -60,7 +53,7 @@ template <class T> __device__ __forceinline__ void turn_square(T w[4])
 template <int VARIANT> struct element;
 
 template <> struct element<DENSE_BF16> {
-    enum { PARTS = 1, RING = 3 };
+    enum { PARTS = 1, RING = 3, TURNED = 1 }; /* TURNED: lanes of a quad load each other's inputs */
     typedef uint32_t rows;
 
     static __device__ __forceinline__ rows zero()
@@ -79,7 +72,7 @@ template <> struct element<DENSE_BF16> {
 };
 
 template <> struct element<DENSE_F16> {
-    enum { PARTS = 2, RING = 2 };
+    enum { PARTS = 2, RING = 2, TURNED = 0 };
     typedef uint32_t rows;
 
     static __device__ __forceinline__ rows zero()
@@ -98,7 +91,7 @@ template <> struct element<DENSE_F16> {
 };
 
 template <> struct element<DENSE_F32> {
-    enum { PARTS = 3, RING = 1 };
+    enum { PARTS = 3, RING = 1, TURNED = 0 };
     typedef float2 rows;
 
     static __device__ __forceinline__ rows zero()
@@ -119,20 +112,21 @@ template <> struct element<DENSE_F32> {
 template <int VARIANT> struct decode : matmul_bare {
     typedef element<VARIANT> el;
     enum { PARTS = el::PARTS, RING = el::RING, SUMS = 0 };
+    enum { APART = el::TURNED ? 1 : 4 }; /* inputs, from lane to lane of a quad */
 
     struct raw {
-        typename el::rows w[8]; /* inputs 4i + q */
+        typename el::rows w[8]; /* inputs 4q ... 4q+3, 16+4q ...; TURNED: 4i + q */
     };
 
     struct walk {
-        const typename el::rows *w; /* of input q */
+        const typename el::rows *w; /* of input 4q; TURNED: q */
         int left;                   /* inputs from the group's first on */
     };
 
     static __device__ __forceinline__ walk start(const cu_matmul &m, int panel, int group)
     {
         int row = cu_lane() / 4, quad = cu_lane() % 4;
-        size_t k = (size_t)panel * (size_t)m.cols + (size_t)(group * MATMUL_GROUP + quad);
+        size_t k = (size_t)panel * (size_t)m.cols + (size_t)(group * MATMUL_GROUP + quad * APART);
         walk w = { (const typename el::rows *)m.plane[0] + k * (CODEC_PANEL / 2) + row,
                    m.cols - group * MATMUL_GROUP };
         return w;
@@ -149,12 +143,13 @@ template <int VARIANT> struct decode : matmul_bare {
         raw r;
         int left = w.left - ahead * MATMUL_GROUP;
         bool whole = left >= MATMUL_GROUP;
-        left -= cu_lane() % 4;
+        left -= cu_lane() % 4 * APART;
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             r.w[i] = el::zero();
-            if (whole || 4 * i < left)
-                r.w[i] = matmul_load(w.w + (ahead * MATMUL_GROUP + 4 * i) * (CODEC_PANEL / 2));
+            int k = el::TURNED ? 4 * i : i / 4 * MATMUL_STEP + i % 4;
+            if (whole || k < left)
+                r.w[i] = matmul_load(w.w + (ahead * MATMUL_GROUP + k) * (CODEC_PANEL / 2));
         }
         return r;
     }
@@ -163,7 +158,8 @@ template <int VARIANT> struct decode : matmul_bare {
     {
         typename el::rows w[4] = { r.w[4 * step], r.w[4 * step + 1], r.w[4 * step + 2],
                                    r.w[4 * step + 3] };
-        turn_square(w);
+        if constexpr (el::TURNED)
+            turn_square(w);
         el::pair(w[0], w[2], a, 0);
         el::pair(w[1], w[3], a, 2);
     }

@@ -24,7 +24,7 @@ static inline const struct trellis_table *trellis_table_of(const struct weight *
     return &trellis_table[w->variant - TRELLIS_LEAST];
 }
 /* The code of a window, n0 in its low bits. */
-CODEC_INLINE int trellis_value(const struct trellis_table *t, int window)
+CODEC_CONSTEXPR CODEC_INLINE int trellis_value(const struct trellis_table *t, int window)
 {
     int n2 = window >> 8;
     return t->s[(window & 15) ^ t->q[window >> 4 & 15] ^ t->r[n2]] + t->m[n2];

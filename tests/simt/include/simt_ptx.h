@@ -68,8 +68,12 @@ static inline float cu_exp2(float x)
 
 /* ---- kernels that overlap: here one ends before the next begins ------------------------------------------------ */
 
-static inline void cu_wait_prior() {}
-static inline void cu_start_next() {}
+static inline void cu_wait_prior()
+{
+}
+static inline void cu_start_next()
+{
+}
 
 /* ---- tensor cores, ldmatrix: see tests/simt/mma.cc ------------------------------------------------------------- */
 
