@@ -29,52 +29,49 @@ static __device__ float block_sum(float x)
     return cu_warp_sum(cu_lane() < n_warps ? part[cu_lane()] : 0);
 }
 
-/* x, or x + add, which becomes x. */
-static __device__ __forceinline__ float row_take(float *x, const float *add, size_t at)
+/* x[i], or with `add` x[i] + add[i], which it becomes. */
+static __device__ __forceinline__ float row_take(float *x, const float *add, int i)
 {
-    float v = x[at];
+    float v = x[i];
     if (add != NULL) {
-        v += add[at];
-        x[at] = v;
+        v += add[i];
+        x[i] = v;
     }
     return v;
 }
 
 /* A block a row; a thread keeps its first ROW_KEPT elements and their weights, and reads back what is left. */
-static __global__ void __launch_bounds__(ROW_THREADS, 2)
+static __global__ void __launch_bounds__(ROW_THREADS, 1)
     rmsnorm_rows(float *y, float *x, const float *add, const float *w, int dim, float eps)
 {
-    int step = (int)blockDim.x, rest = (int)threadIdx.x + ROW_KEPT * step;
+    int step = (int)blockDim.x, first = (int)threadIdx.x;
     size_t at = (size_t)blockIdx.x * (size_t)dim;
     float v[ROW_KEPT], weight[ROW_KEPT], sum = 0;
+    x += at;
+    add = add != NULL ? add + at : NULL;
     cu_start_next();
 #pragma unroll
-    for (int k = 0; k < ROW_KEPT; k++) {
-        int i = (int)threadIdx.x + k * step;
-        weight[k] = i < dim ? w[i] : 0;
-    }
+    for (int k = 0; k < ROW_KEPT; k++)
+        weight[k] = first + k * step < dim ? w[first + k * step] : 0;
     cu_wait_prior();
 #pragma unroll
-    for (int k = 0; k < ROW_KEPT; k++) {
-        int i = (int)threadIdx.x + k * step;
-        v[k] = i < dim ? row_take(x, add, at + (size_t)i) : 0;
-    }
+    for (int k = 0; k < ROW_KEPT; k++)
+        v[k] = first + k * step < dim ? row_take(x, add, first + k * step) : 0;
 #pragma unroll
     for (int k = 0; k < ROW_KEPT; k++)
         sum = fmaf(v[k], v[k], sum);
-    for (int i = rest; i < dim; i += step) {
-        float more = row_take(x, add, at + (size_t)i);
+    for (int i = first + ROW_KEPT * step; i < dim; i += step) {
+        float more = row_take(x, add, i);
         sum = fmaf(more, more, sum);
     }
     float s = 1.0f / sqrtf(block_sum(sum) / (float)dim + eps);
+    y += at;
 #pragma unroll
-    for (int k = 0; k < ROW_KEPT; k++) {
-        int i = (int)threadIdx.x + k * step;
-        if (i < dim)
-            y[at + (size_t)i] = v[k] * s * weight[k];
-    }
-    for (int i = rest; i < dim; i += step)
-        y[at + (size_t)i] = x[at + (size_t)i] * s * w[i];
+    for (int k = 0; k < ROW_KEPT; k++)
+        if (first + k * step < dim)
+            y[first + k * step] = v[k] * s * weight[k];
+    for (int i = first + ROW_KEPT * step; i < dim; i += step)
+        y[i] = x[i] * s * w[i];
 }
 
 static void cuda_rmsnorm(struct be *be, float *y, float *x, const float *add, const float *w, int n,
