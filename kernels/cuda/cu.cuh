@@ -91,7 +91,11 @@ static inline void cu_chain(const char *name, cudaStream_t s, bool overlaps, dim
                             size_t shared_bytes, void (*k)(P...), A... a)
 {
     (void)overlaps;
-    cu_launch(name, s, grid, block, shared_bytes, k, a...);
+    auto body = [=]() {
+        k(static_cast<P>(a)...);
+        simt_chain_end(__FILE__, __LINE__);
+    };
+    simt_launch(name, s, grid, block, shared_bytes, body, (const void *)k);
 }
 #endif
 

@@ -224,6 +224,7 @@ bool block_run(device *d)
         t->fiber = nullptr;
         t->waits = nullptr;
         t->ended = false;
+        t->prior_done = false;
         t->groups = 0;
         t->copies.clear();
     }
@@ -259,6 +260,18 @@ void simt_fault(cudaError_t code, const char *file, int line, const char *format
     }
     device_fail(d, code, "%s: %s", place_of(d, me, file, line).text, what);
     block_leave(d, me->fiber);
+}
+
+void cu_wait_prior()
+{
+    machine.block.now->prior_done = true;
+}
+
+void simt_chain_end(const char *file, int line)
+{
+    if (!machine.block.now->prior_done)
+        simt_fault(cudaErrorLaunchFailure, file, line,
+                   "a chained kernel ends without cu_wait_prior");
 }
 
 int simt_barrier(simt_op op, int predicate, const char *file, int line)

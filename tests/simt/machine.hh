@@ -102,6 +102,7 @@ struct thread {
     simt_request *waits; /* for this, or null */
     bool ended;
     uint3 index;
+    bool prior_done; /* it has called cu_wait_prior */
     uint64_t groups; /* of copies, closed ones */
     std::vector<async_copy> copies;
 };

@@ -414,6 +414,29 @@ static void test_trap(void **)
     expect_fault(cudaErrorLaunchFailure, { "block (2, 0, 0), thread (3, 0, 0)", "__trap" });
 }
 
+static __global__ void wait_for_some(int *p, bool sound)
+{
+    cu_start_next();
+    if (sound || threadIdx.x != 5)
+        cu_wait_prior();
+    if (threadIdx.x == 0)
+        ++*p;
+}
+
+static void test_chained_kernel_that_does_not_wait(void **)
+{
+    struct {
+        cudaStream_t stream;
+        bool overlaps;
+    } s = { nullptr, true };
+    int *p = device_array(std::vector<int>{ 0 });
+    CU_CHAIN(&s, 2, 32, 0, wait_for_some, p, true);
+    assert_int_equal(device_values(p, 1)[0], 2);
+    CU_CHAIN(&s, 2, 32, 0, wait_for_some, p, false);
+    expect_fault(cudaErrorLaunchFailure, { "wait_for_some", "thread (5, 0, 0)", "cu_wait_prior" });
+    device_take(p, 1);
+}
+
 /* ---- a device that goes away ----------------------------------------------------------------------------------- */
 
 static __global__ void increment(int *p)
@@ -455,6 +478,7 @@ int main()
         SIMT_TEST(test_divergent_barrier),
         SIMT_TEST(test_warp_that_is_not_complete),
         SIMT_TEST(test_trap),
+        SIMT_TEST(test_chained_kernel_that_does_not_wait),
         SIMT_TEST(test_lost_device),
     };
     return cmocka_run_group_tests_name("faults", tests, nullptr, nullptr);

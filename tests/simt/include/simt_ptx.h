@@ -66,14 +66,14 @@ static inline float cu_exp2(float x)
     return exp2f(x);
 }
 
-/* ---- kernels that overlap: here one ends before the next begins ------------------------------------------------ */
+/* ---- kernels that overlap: here one ends before the next begins, but must have waited ---------------------------- */
 
-static inline void cu_wait_prior()
-{
-}
+void cu_wait_prior();
 static inline void cu_start_next()
 {
 }
+/* Behind a chained kernel, for each thread: faults when it has not waited. */
+void simt_chain_end(const char *file, int line);
 
 /* ---- tensor cores, ldmatrix: see tests/simt/mma.cc ------------------------------------------------------------- */
 
