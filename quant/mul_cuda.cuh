@@ -1,7 +1,7 @@
 /* What the CUDA kernels of a codec are made of: products, look-up and unpacking for a decode struct F.
  *
  * F is what kernels/cuda/matmul.cuh asks for, and
- *   four(m, row, k, v[4])     weights k ... k+3 of a row in f32; k is a multiple of 4, inputs behind cols give 0
+ *   four(m, row, k, v[4])     weights k ... k+3 of a row in f32; k < cols is a multiple of 4, inputs behind cols give 0
  *
  * A product takes gemv up to 16 rows of x, there several matrices to a launch, and gemm beyond; the two give the same bits. With cuBLASLt at hand and many rows
  * the matrix is unpacked to bf16, slice by slice, and multiplied there.
@@ -62,8 +62,9 @@ static __global__ void __launch_bounds__(MUL_THREADS)
         4;
     if (i_row >= n || k >= pitch)
         return;
-    float v[4];
-    F::four(m, row0 + i_row, k, v);
+    float v[4] = { 0, 0, 0, 0 };
+    if (k < m.cols)
+        F::four(m, row0 + i_row, k, v);
     *(uint2 *)(to + (size_t)i_row * (size_t)pitch + k) =
         make_uint2(cu_pack_bf16(v[0], v[2]), cu_pack_bf16(v[1], v[3]));
 }
@@ -170,6 +171,21 @@ static void cu_mul(struct be *be, const struct input *in, const struct matmul *t
     else if (list.n > 0)
         mul_launch<F, 3>(s, list);
     CU_LAUNCHED(s);
+}
+
+/* The same for a codec that has a decode struct F<V> for each of its variants V. */
+template <template <int> class F, int... V>
+static void cu_rows_of(struct be *be, const struct weight *w, const int32_t *id, int n, float *x)
+{
+    bool found = ((w->variant == V && (cu_rows<F<V>>(be, w, id, n, x), true)) || ...);
+    ASSERT(found);
+}
+
+template <template <int> class F, int... V>
+static void cu_mul_of(struct be *be, const struct input *in, const struct matmul *to, int n_to)
+{
+    bool found = ((to[0].w->variant == V && (cu_mul<F<V>>(be, in, to, n_to), true)) || ...);
+    ASSERT(found);
 }
 
 #endif

@@ -106,6 +106,7 @@ template <class F, int XPARTS, int TILES> struct gemv_range {
             for (int p = 0; p < GEMV_PANELS; p++)
                 if (u < left)
                     ring[u][p] = F::load(w[p], u);
+#pragma unroll
         for (int t = 0; t < TILES; t++)
             x[t].start(m, t, first);
         cu_wait_prior();

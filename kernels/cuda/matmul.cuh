@@ -23,6 +23,7 @@
  *   struct raw    the lane's words of a group; load(walk, ahead) fetches them, and no byte behind the plane
  *     fragment(raw, step, a[PARTS][4])      of inputs 16 * step ... of the group
  *     finish(raw, part, sum, acc)           acc += scale * part, ... for a D fragment and the sums of its two columns
+ * matmul_bare, matmul_whole, matmul_split and matmul_scale are what several of them share.
  */
 #ifndef WRING_KERNELS_CUDA_MATMUL_CUH
 #define WRING_KERNELS_CUDA_MATMUL_CUH
@@ -89,6 +90,45 @@ static __device__ __forceinline__ int matmul_column(int tile, int lane, int i)
 template <int XPARTS> struct matmul_x {
     uint32_t b[2][XPARTS][2];
     float sum[2];
+};
+
+/* low and high as PARTS pairs of bf16, words i of a fragment. */
+template <int PARTS>
+static __device__ __forceinline__ void matmul_split(float low, float high, uint32_t a[PARTS][4],
+                                                    int i)
+{
+    cu_split l = cu_split3(low), h = cu_split3(high);
+#pragma unroll
+    for (int p = 0; p < PARTS; p++)
+        a[p][i] = cu_pack_bf16(l.part[p], h.part[p]);
+}
+
+/* A finish(): rows 2g and 2g + 1 have f16 scales, for numbers that are 1 / unit of what they mean, and minima. */
+template <bool MINIMUM>
+static __device__ __forceinline__ void matmul_scale(uint32_t scale, uint32_t minimum, float unit,
+                                                    const float part[4], const float sum[2],
+                                                    float acc[4])
+{
+    float d[2] = { cu_f16_low(scale) * unit, cu_f16_high(scale) * unit };
+    float least[2] = { cu_f16_low(minimum), cu_f16_high(minimum) };
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        acc[i] = fmaf(part[i], d[i / 2], acc[i]);
+        if (MINIMUM)
+            acc[i] = fmaf(least[i / 2], sum[i % 2], acc[i]);
+    }
+}
+
+/* The base of an F whose numbers are whole weights. */
+struct matmul_whole : matmul_bare {
+    template <class R>
+    static __device__ __forceinline__ void finish(const R &, const float part[4], const float *,
+                                                  float acc[4])
+    {
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            acc[i] += part[i];
+    }
 };
 
 /* A panel's group as fragments. */

@@ -17,7 +17,7 @@ extern "C" {
 namespace
 {
 
-struct decode : matmul_bare {
+struct decode : matmul_whole {
     enum { PARTS = 2, RING = 1, SUMS = 0 };
 
     struct raw {
@@ -96,27 +96,12 @@ struct decode : matmul_bare {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             uint32_t pair = r.pair[step][i % 2 * 2 + i / 2];
-            cu_split low = cu_split3(cu_f16_low(pair)), high = cu_split3(cu_f16_high(pair));
-            for (int p = 0; p < PARTS; p++)
-                a[p][i] = cu_pack_bf16(low.part[p], high.part[p]);
+            matmul_split<PARTS>(cu_f16_low(pair), cu_f16_high(pair), a, i);
         }
-    }
-
-    static __device__ __forceinline__ void finish(const raw &r, const float part[4],
-                                                  const float sum[2], float acc[4])
-    {
-        (void)r;
-        (void)sum;
-        for (int i = 0; i < 4; i++)
-            acc[i] += part[i];
     }
 
     static __device__ __forceinline__ void four(const cu_matmul &m, int row, int k, float v[4])
     {
-        for (int i = 0; i < 4; i++)
-            v[i] = 0;
-        if (k >= m.cols)
-            return;
         uint32_t f16[4];
         numbers(m, row, k, f16);
         for (int i = 0; i < 4; i++)

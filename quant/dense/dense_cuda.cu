@@ -8,9 +8,9 @@
  * quad exchange them for their own, 4q ... 4q+3: 128256 x 4096 went from 3362 to 4181 GB/s on an H200. Where words are split
  * into parts, instructions are what bounds, and the exchange costs 4 to 12 %.
  *
- * Bytes moved: 2 or 4 a weight. A group of a bf16 panel, 1024 bytes, costs a warp 57 instructions, counted for sm_90 and up
- * to 8 rows of x in one part, 8 of them decoding; an H200's memory allows 220 for everything: 18.6 bytes a clock and
- * multiprocessor, 4 instructions.
+ * Bytes moved: 2 or 4 a weight. A group of a bf16 panel, 1024 bytes, costs a warp some 80 instructions, counted for sm_90 and
+ * up to 8 rows of x in one part, 24 of them the exchange and 8 decoding; an H200's memory allows 220 for everything: 18.6 bytes
+ * a clock and multiprocessor, 4 instructions.
  */
 #include "quant/mul_cuda.cuh"
 
@@ -20,15 +20,6 @@ extern "C" {
 
 namespace
 {
-
-/* low and high as PARTS pairs of bf16. */
-template <int PARTS>
-__device__ __forceinline__ void split_pair(float low, float high, uint32_t a[PARTS][4], int i)
-{
-    cu_split l = cu_split3(low), h = cu_split3(high);
-    for (int p = 0; p < PARTS; p++)
-        a[p][i] = cu_pack_bf16(l.part[p], h.part[p]);
-}
 
 /* Lane q of a quad has w[i] = (i, q) of a square of 4 x 4 and gets w[i] = (q, i). */
 __device__ __forceinline__ void turn_square(uint32_t w[4])
@@ -81,8 +72,8 @@ template <> struct element<DENSE_F16> {
     }
     static __device__ __forceinline__ void pair(rows k, rows l, uint32_t a[PARTS][4], int i)
     {
-        split_pair<PARTS>(cu_f16_low(k), cu_f16_low(l), a, i);
-        split_pair<PARTS>(cu_f16_high(k), cu_f16_high(l), a, i + 1);
+        matmul_split<PARTS>(cu_f16_low(k), cu_f16_low(l), a, i);
+        matmul_split<PARTS>(cu_f16_high(k), cu_f16_high(l), a, i + 1);
     }
     static __device__ __forceinline__ float one(const void *plane, size_t at)
     {
@@ -100,8 +91,8 @@ template <> struct element<DENSE_F32> {
     }
     static __device__ __forceinline__ void pair(rows k, rows l, uint32_t a[PARTS][4], int i)
     {
-        split_pair<PARTS>(k.x, l.x, a, i);
-        split_pair<PARTS>(k.y, l.y, a, i + 1);
+        matmul_split<PARTS>(k.x, l.x, a, i);
+        matmul_split<PARTS>(k.y, l.y, a, i + 1);
     }
     static __device__ __forceinline__ float one(const void *plane, size_t at)
     {
@@ -109,7 +100,7 @@ template <> struct element<DENSE_F32> {
     }
 };
 
-template <int VARIANT> struct decode : matmul_bare {
+template <int VARIANT> struct decode : matmul_whole {
     typedef element<VARIANT> el;
     enum { PARTS = el::PARTS, RING = el::RING, SUMS = 0 };
     enum { APART = el::TURNED ? 1 : 4 }; /* inputs, from lane to lane of a quad */
@@ -164,15 +155,6 @@ template <int VARIANT> struct decode : matmul_bare {
         el::pair(w[1], w[3], a, 2);
     }
 
-    static __device__ __forceinline__ void finish(const raw &r, const float part[4],
-                                                  const float sum[2], float acc[4])
-    {
-        (void)r;
-        (void)sum;
-        for (int i = 0; i < 4; i++)
-            acc[i] += part[i];
-    }
-
     static __device__ __forceinline__ void four(const cu_matmul &m, int row, int k, float v[4])
     {
         size_t panel = (size_t)(row / CODEC_PANEL);
@@ -183,26 +165,7 @@ template <int VARIANT> struct decode : matmul_bare {
     }
 };
 
-void rows(struct be *be, const struct weight *w, const int32_t *id, int n, float *x)
-{
-    if (w->variant == DENSE_F32)
-        cu_rows<decode<DENSE_F32>>(be, w, id, n, x);
-    else if (w->variant == DENSE_F16)
-        cu_rows<decode<DENSE_F16>>(be, w, id, n, x);
-    else
-        cu_rows<decode<DENSE_BF16>>(be, w, id, n, x);
-}
-
-void mul(struct be *be, const struct input *in, const struct matmul *to, int n_to)
-{
-    if (to[0].w->variant == DENSE_F32)
-        cu_mul<decode<DENSE_F32>>(be, in, to, n_to);
-    else if (to[0].w->variant == DENSE_F16)
-        cu_mul<decode<DENSE_F16>>(be, in, to, n_to);
-    else
-        cu_mul<decode<DENSE_BF16>>(be, in, to, n_to);
-}
-
 } // namespace
 
-const struct codec_cuda dense_cuda = { rows, mul };
+const struct codec_cuda dense_cuda = { cu_rows_of<decode, DENSE_F32, DENSE_F16, DENSE_BF16>,
+                                       cu_mul_of<decode, DENSE_F32, DENSE_F16, DENSE_BF16> };

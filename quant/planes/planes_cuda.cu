@@ -150,23 +150,11 @@ template <int BITS> struct decode : matmul_bare {
     static __device__ __forceinline__ void finish(const raw &r, const float part[4],
                                                   const float sum[2], float acc[4])
     {
-        const float unit = BITS == 1 ? 128 : 64;
-        float d[2] = { cu_f16_low(r.scale) * unit, cu_f16_high(r.scale) * unit };
-        float least[2] = { cu_f16_low(r.minimum), cu_f16_high(r.minimum) };
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            acc[i] = fmaf(part[i], d[i / 2], acc[i]);
-            if (BITS > 1)
-                acc[i] = fmaf(least[i / 2], sum[i % 2], acc[i]);
-        }
+        matmul_scale<(BITS > 1)>(r.scale, r.minimum, BITS == 1 ? 128 : 64, part, sum, acc);
     }
 
     static __device__ __forceinline__ void four(const cu_matmul &m, int row, int k, float v[4])
     {
-        for (int i = 0; i < 4; i++)
-            v[i] = 0;
-        if (k >= m.cols)
-            return;
         walk w = panel_of(m, row / CODEC_PANEL);
         int group = k / INPUT_GROUP, r = row % CODEC_PANEL, j = k % INPUT_GROUP / 4;
         const char *code = w.code + (size_t)group * (size_t)(w.height * CODES) + r * 4;

@@ -80,7 +80,7 @@ __device__ __forceinline__ int quarter_of(int k, uint64_t number, int quarter, i
     return norm2;
 }
 
-template <int FORM> struct decode : matmul_bare {
+template <int FORM> struct decode : matmul_whole {
     enum {
         PARTS = 3,
         RING = 1,
@@ -158,30 +158,13 @@ template <int FORM> struct decode : matmul_bare {
     {
         for (int row = 0; row < 2; row++) {
             float4 four = weights(r.code[step][row], cu_f16_low(r.scale >> 16 * row));
-            float v[4] = { four.x, four.y, four.z, four.w };
-            for (int i = 0; i < 2; i++) {
-                cu_split low = cu_split3(v[i]), high = cu_split3(v[i + 2]);
-                for (int p = 0; p < PARTS; p++)
-                    a[p][row + 2 * i] = cu_pack_bf16(low.part[p], high.part[p]);
-            }
+            matmul_split<PARTS>(four.x, four.z, a, row);
+            matmul_split<PARTS>(four.y, four.w, a, row + 2);
         }
-    }
-
-    static __device__ __forceinline__ void finish(const raw &r, const float part[4],
-                                                  const float sum[2], float acc[4])
-    {
-        (void)r;
-        (void)sum;
-        for (int i = 0; i < 4; i++)
-            acc[i] += part[i];
     }
 
     static __device__ __forceinline__ void four(const cu_matmul &m, int row, int k, float v[4])
     {
-        for (int i = 0; i < 4; i++)
-            v[i] = 0;
-        if (k >= m.cols)
-            return;
         uint64_t code =
             pvq_code(cell_of(m, row / CODEC_PANEL, k / PYRAMID_N), row % CODEC_PANEL, BYTES);
         float gain = gain_of(code);
@@ -198,26 +181,7 @@ template <int FORM> struct decode : matmul_bare {
     }
 };
 
-void rows(struct be *be, const struct weight *w, const int32_t *id, int n, float *x)
-{
-    if (w->variant == PVQ2)
-        cu_rows<decode<PVQ2>>(be, w, id, n, x);
-    else if (w->variant == PVQ3)
-        cu_rows<decode<PVQ3>>(be, w, id, n, x);
-    else
-        cu_rows<decode<PVQ4>>(be, w, id, n, x);
-}
-
-void mul(struct be *be, const struct input *in, const struct matmul *to, int n_to)
-{
-    if (to[0].w->variant == PVQ2)
-        cu_mul<decode<PVQ2>>(be, in, to, n_to);
-    else if (to[0].w->variant == PVQ3)
-        cu_mul<decode<PVQ3>>(be, in, to, n_to);
-    else
-        cu_mul<decode<PVQ4>>(be, in, to, n_to);
-}
-
 } // namespace
 
-const struct codec_cuda pvq_cuda = { rows, mul };
+const struct codec_cuda pvq_cuda = { cu_rows_of<decode, PVQ2, PVQ3, PVQ4>,
+                                     cu_mul_of<decode, PVQ2, PVQ3, PVQ4> };

@@ -78,22 +78,11 @@ template <int VARIANT> struct decode : matmul_bare {
     static __device__ __forceinline__ void finish(const raw &r, const float part[4],
                                                   const float sum[2], float acc[4])
     {
-        float d[2] = { cu_f16_low(r.scale) * 64, cu_f16_high(r.scale) * 64 };
-        float least[2] = { cu_f16_low(r.minimum), cu_f16_high(r.minimum) };
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            acc[i] = fmaf(part[i], d[i / 2], acc[i]);
-            if (VARIANT == Q4_MIN)
-                acc[i] = fmaf(least[i / 2], sum[i % 2], acc[i]);
-        }
+        matmul_scale<VARIANT == Q4_MIN>(r.scale, r.minimum, 64, part, sum, acc);
     }
 
     static __device__ __forceinline__ void four(const cu_matmul &m, int row, int k, float v[4])
     {
-        for (int i = 0; i < 4; i++)
-            v[i] = 0;
-        if (k >= m.cols)
-            return;
         size_t cell = (size_t)(row / CODEC_PANEL) * (size_t)m.groups + (size_t)(k / INPUT_GROUP);
         int r = row % CODEC_PANEL;
         uint32_t code =
@@ -107,22 +96,7 @@ template <int VARIANT> struct decode : matmul_bare {
     }
 };
 
-void rows(struct be *be, const struct weight *w, const int32_t *id, int n, float *x)
-{
-    if (w->variant == Q4_MIN)
-        cu_rows<decode<Q4_MIN>>(be, w, id, n, x);
-    else
-        cu_rows<decode<Q4_PLAIN>>(be, w, id, n, x);
-}
-
-void mul(struct be *be, const struct input *in, const struct matmul *to, int n_to)
-{
-    if (to[0].w->variant == Q4_MIN)
-        cu_mul<decode<Q4_MIN>>(be, in, to, n_to);
-    else
-        cu_mul<decode<Q4_PLAIN>>(be, in, to, n_to);
-}
-
 } // namespace
 
-const struct codec_cuda q4_cuda = { rows, mul };
+const struct codec_cuda q4_cuda = { cu_rows_of<decode, Q4_PLAIN, Q4_MIN>,
+                                    cu_mul_of<decode, Q4_PLAIN, Q4_MIN> };

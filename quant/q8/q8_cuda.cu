@@ -73,19 +73,11 @@ struct decode : matmul_bare {
     static __device__ __forceinline__ void finish(const raw &r, const float part[4],
                                                   const float sum[2], float acc[4])
     {
-        (void)sum;
-        float d[2] = { cu_f16_low(r.scale) * 64, cu_f16_high(r.scale) * 64 };
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            acc[i] = fmaf(part[i], d[i / 2], acc[i]);
+        matmul_scale<false>(r.scale, 0, 64, part, sum, acc);
     }
 
     static __device__ __forceinline__ void four(const cu_matmul &m, int row, int k, float v[4])
     {
-        for (int i = 0; i < 4; i++)
-            v[i] = 0;
-        if (k >= m.cols)
-            return;
         size_t cell = (size_t)(row / CODEC_PANEL) * (size_t)m.groups + (size_t)(k / INPUT_GROUP);
         int r = row % CODEC_PANEL;
         uint32_t code =
