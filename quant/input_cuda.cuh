@@ -1,6 +1,6 @@
 /* Inputs as tensor cores want them, on the GPU: what PREP_BF16 and PREP_BF16X3 look like in memory.
  *
- *   uint16_t x[parts][n][cols16]    parts: 1 or 3 (their sum is the f32 number); cols16: cols rounded up to 16,
+ *   uint16_t x[parts][n][cols32]    parts: 1 or 3 (their sum is the f32 number); cols32: cols rounded up to 32,
  *                                   zeros behind cols. Four inputs 4i ... 4i+3 lie in the order 4i, 4i+2, 4i+1, 4i+3.
  *   float    sum[groups][n2]        of all parts of inputs 32g ... 32g+31; groups: cols / 32, rounded down; n2: n rounded
  *                                   up to 2, since a lane wants those of two rows at once
@@ -19,11 +19,9 @@ extern "C" {
 #include "quant/input.h"
 }
 
-enum { CU_INPUT_STEP = 16 }; /* inputs of one product */
-
 static inline __host__ __device__ int cu_input_pitch(int cols)
 {
-    return (cols + CU_INPUT_STEP - 1) / CU_INPUT_STEP * CU_INPUT_STEP;
+    return (cols + INPUT_GROUP - 1) / INPUT_GROUP * INPUT_GROUP;
 }
 static inline __host__ __device__ int cu_input_parts(enum prep p)
 {

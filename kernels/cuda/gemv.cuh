@@ -5,6 +5,8 @@
  * of each panel are always on their way, some 2 to 4 KiB a warp, so that 16 warps keep 32 KiB or more of a multiprocessor's
  * loads in flight (latency times bandwidth is about 800 clocks * 19 bytes = 15 KiB on an H200). x comes through L1, once for
  * two panels, as many groups ahead: with one, each group waited for it, and q8 of 14336 x 4096 took 29 us instead of 21.
+ * What a lane needs to find x it works out once a range, and no load asks whether it may: a group of a q4m panel costs 41
+ * instructions instead of 59 (counted for sm_90; nvcc 13.0 fetched the thread's number and the matrix anew for each group).
  * The warps' sums meet in shared memory. Launch and the first loads of W hide behind the kernel ahead (CU_CHAIN).
  *
  * Bytes moved: W once; x from L2 once a block, panels / 2 times n * cols * 2 * parts at most; y once.
@@ -18,45 +20,44 @@
 enum { GEMV_LIST = 4 }; /* matrices of a launch */
 enum { GEMV_PANELS = 2, GEMV_WARPS = 4, GEMV_WARPS_MAX = 16, GEMV_TILES_MAX = 2 };
 
-/* A lane's way along a tile of 8 rows of x, in global memory. Rows from n on and inputs behind cols are 0. */
+/* A lane's way along a tile of 8 rows of x, in global memory. Lanes of rows from n on read the last row, whose products
+ * nobody stores: no load has a condition. */
 template <class F, int XPARTS> struct gemv_walk {
     const uint16_t *part[XPARTS];
-    bool there; /* the lane has a row */
-    int tile, group;
-    int left; /* inputs */
+    const float *sum; /* of the lane's two columns */
+    int sum_pitch;
 
-    __device__ __forceinline__ void start(const cu_matmul &m, int t, int g)
+    __device__ __forceinline__ void start(const cu_matmul &m, int tile, int group)
     {
-        tile = t;
-        group = g;
-        left = m.pitch - g * MATMUL_GROUP;
-        int row = tile * MATMUL_COLUMNS + cu_lane() / 4;
-        there = row < m.n;
+        int row = min(tile * MATMUL_COLUMNS + cu_lane() / 4, m.n - 1);
+        int column = min(matmul_column(tile, cu_lane(), 0), m.sum_pitch - 2);
         for (int j = 0; j < XPARTS; j++)
             part[j] = m.x + ((size_t)j * (size_t)m.n + (size_t)row) * (size_t)m.pitch +
                       group * MATMUL_GROUP + cu_lane() % 4 * 4;
+        sum_pitch = m.sum_pitch;
+        sum = m.sum + (size_t)group * (size_t)sum_pitch + column;
     }
-    __device__ __forceinline__ void load(const cu_matmul &m, int ahead, matmul_x<XPARTS> &x) const
+    __device__ __forceinline__ void load(int ahead, matmul_x<XPARTS> &x) const
     {
 #pragma unroll
         for (int step = 0; step < 2; step++)
 #pragma unroll
             for (int j = 0; j < XPARTS; j++) {
-                int k = ahead * MATMUL_GROUP + step * MATMUL_STEP;
-                uint2 two = make_uint2(0, 0);
-                if (there && k < left)
-                    two = *(const uint2 *)(part[j] + k);
+                uint2 two = *(const uint2 *)(part[j] + ahead * MATMUL_GROUP + step * MATMUL_STEP);
                 x.b[step][j][0] = two.x;
                 x.b[step][j][1] = two.y;
             }
-        matmul_sums<F>(m, tile, group + ahead, x.sum);
+        if (F::SUMS) {
+            float2 two = *(const float2 *)(sum + ahead * sum_pitch);
+            x.sum[0] = two.x;
+            x.sum[1] = two.y;
+        }
     }
     __device__ __forceinline__ void go(int groups)
     {
         for (int j = 0; j < XPARTS; j++)
             part[j] += groups * MATMUL_GROUP;
-        left -= groups * MATMUL_GROUP;
-        group += groups;
+        sum += groups * sum_pitch;
     }
 };
 
@@ -72,25 +73,34 @@ template <class F, int XPARTS, int TILES> struct gemv_range {
     gemv_walk<F, XPARTS> x[TILES];
     matmul_x<XPARTS> x_ring[X_RING][TILES];
 
-    /* The group u groups ahead of w and x, with `left` groups from there to the end of the range. */
-    __device__ __forceinline__ void group(const cu_matmul &m, int u, int left)
+    /* The group u groups ahead of w and x, with `left` groups from there to the end of the range. MORE: the ring's next
+     * round is in the range too. */
+    template <bool MORE> __device__ __forceinline__ void group(int u, int left)
     {
-        matmul_x<XPARTS> b[TILES];
-#pragma unroll
-        for (int t = 0; t < TILES; t++) {
-            b[t] = x_ring[u % X_RING][t];
-            if (u + X_RING < left)
-                x[t].load(m, u + X_RING, x_ring[u % X_RING][t]);
-        }
 #pragma unroll
         for (int p = 0; p < GEMV_PANELS; p++) {
             matmul_w<F> a(ring[u][p]);
 #pragma unroll
             for (int t = 0; t < TILES; t++)
-                matmul_group<F, XPARTS>(ring[u][p], a, b[t], acc[p][t]);
-            if (u + RING < left)
+                matmul_group<F, XPARTS>(ring[u][p], a, x_ring[u % X_RING][t], acc[p][t]);
+            if (MORE || u + RING < left)
                 ring[u][p] = F::load(w[p], u + RING);
         }
+#pragma unroll
+        for (int t = 0; t < TILES; t++)
+            if (MORE || u + X_RING < left)
+                x[t].load(u + X_RING, x_ring[u % X_RING][t]);
+    }
+
+    template <bool MORE> __device__ __forceinline__ void round(int left)
+    {
+#pragma unroll
+        for (int u = 0; u < RING; u++)
+            group<MORE>(u, left);
+        for (int p = 0; p < GEMV_PANELS; p++)
+            F::go(w[p], RING);
+        for (int t = 0; t < TILES; t++)
+            x[t].go(RING);
     }
 
     __device__ __forceinline__ void run(const cu_matmul &m, int range, int panel0)
@@ -115,20 +125,17 @@ template <class F, int XPARTS, int TILES> struct gemv_range {
 #pragma unroll
             for (int t = 0; t < TILES; t++)
                 if (u < left)
-                    x[t].load(m, u, x_ring[u][t]);
-        for (; left >= RING; left -= RING) {
-#pragma unroll
-            for (int u = 0; u < RING; u++)
-                group(m, u, left);
-            for (int p = 0; p < GEMV_PANELS; p++)
-                F::go(w[p], RING);
-            for (int t = 0; t < TILES; t++)
-                x[t].go(RING);
+                    x[t].load(u, x_ring[u][t]);
+        for (; left >= 2 * RING; left -= RING)
+            round<true>(left);
+        if (left >= RING) {
+            round<false>(left);
+            left -= RING;
         }
 #pragma unroll
         for (int u = 0; u < RING - 1; u++)
             if (u < left)
-                group(m, u, left);
+                group<false>(u, left);
     }
 };
 

@@ -46,7 +46,7 @@ struct cu_matmul {
     int panels, groups;       /* rows / 16 and cols / 32, rounded up */
     int range_groups, ranges; /* groups of a range; the last one may be shorter */
     const uint16_t *
-        x; /* bf16 [parts][n][pitch], in the order above; pitch is a multiple of 16, zeros behind cols */
+        x; /* bf16 [parts][n][pitch], in the order above; pitch is a multiple of 32, zeros behind cols */
     const float *sum;        /* [cols / 32][sum_pitch] of each group and row of x */
     int n, pitch, sum_pitch; /* rows of x; sum_pitch: n rounded up to 2 */
     const float *bias;       /* [rows] or NULL */

@@ -35,7 +35,11 @@ static __device__ __forceinline__ float cu_f16_low(uint32_t pair)
 
 static __device__ __forceinline__ float cu_f16_high(uint32_t pair)
 {
-    return cu_f16_low(pair >> 16);
+    float r;
+    asm("{ .reg .b16 low, high; mov.b32 {low, high}, %1; cvt.f32.f16 %0, high; }"
+        : "=f"(r)
+        : "r"(pair));
+    return r;
 }
 
 /* a * b + c on two bf16 numbers, each rounded once. */

@@ -5,7 +5,7 @@
  * since the numbers below the smallest normal one go on evenly up to twice its size. That times 2^127, less 2, is
  * (code - 128) / 64. The scale, times 64, comes after the group's sum: acc = fma(sum, 64 * scale, acc).
  *
- * Bytes moved: 8.5 bits a weight. A group of a panel, 544 bytes, costs a warp 48 instructions, counted for sm_90 and up to
+ * Bytes moved: 8.5 bits a weight. A group of a panel, 544 bytes, costs a warp 36 instructions, counted for sm_90 and up to
  * 8 rows of x in one part, 20 of them decoding; an H200's memory allows 117 for everything: 18.6 bytes a clock and
  * multiprocessor, 4 instructions.
  */
