@@ -91,12 +91,14 @@ static void mul_unpack_launch(struct cu_state *s, const struct weight *w, int ro
 
 static_assert((int)GEMV_LIST == (int)MATMUL_MAX, "a launch takes what weight_matmul may ask for");
 
+/* Three parts of x take three times the registers and are there for precision: half as many columns do for them. */
 template <class F, int XPARTS> static void mul_many(struct cu_state *s, const struct cu_matmul &m)
 {
+    enum { WIDE = XPARTS == 1 ? 8 : 4 };
     if (m.n <= 4 * MATMUL_COLUMNS)
         gemm_launch<F, XPARTS, 4>(s->stream, m, s->partial, CU_PARTIAL_BYTES, s->n_sm);
     else
-        gemm_launch<F, XPARTS, 8>(s->stream, m, s->partial, CU_PARTIAL_BYTES, s->n_sm);
+        gemm_launch<F, XPARTS, WIDE>(s->stream, m, s->partial, CU_PARTIAL_BYTES, s->n_sm);
 }
 
 /* Few rows of x: as many matrices to a launch as are cut alike. */
