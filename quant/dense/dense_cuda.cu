@@ -8,7 +8,7 @@
  * quad exchange them for their own, 4q ... 4q+3: 128256 x 4096 went from 3362 to 4181 GB/s on an H200. Where words are split
  * into parts, instructions are what bounds, and the exchange costs 4 to 12 %.
  *
- * Bytes moved: 2 or 4 a weight. A group of a bf16 panel, 1024 bytes, costs a warp some 80 instructions, counted for sm_90 and
+ * Bytes moved: 2 or 4 a weight. A group of a bf16 panel, 1024 bytes, costs a warp 68 instructions, counted for sm_90 and
  * up to 8 rows of x in one part, 24 of them the exchange and 8 decoding; an H200's memory allows 220 for everything: 18.6 bytes
  * a clock and multiprocessor, 4 instructions.
  */
