@@ -108,7 +108,7 @@ int press_run(struct press *w, press_fn *fn, bool reads_pages, struct err *e)
     bool far = !be->host && !w->probed, by_layer = far && reads_pages;
     if (!by_layer)
         par_for(be->par, w->n_heads, 1, run_heads, &pass);
-    for (int l = 0; by_layer && l < w->pool->shape.n_layers; l++) {
+    for (int l = 0; by_layer && l < w->n_layers; l++) {
         TRY(source_stage(w, l, e));
         pass.head0 = l * heads;
         par_for(be->par, heads, 1, run_heads, &pass);
@@ -141,9 +141,9 @@ static size_t lay_out(struct press *w, char *base)
     size_t used = 0, rows = (size_t)w->n_ref * (size_t)w->c->group;
     size_t dim = (size_t)w->pool->shape.head_dim, device = device_can(w);
     w->head = room_piece(base, &used, (size_t)w->n_heads * sizeof *w->head);
-    w->source = room_piece(base, &used, (size_t)w->pool->shape.n_layers * sizeof *w->source);
+    w->source = room_piece(base, &used, (size_t)w->n_layers * sizeof *w->source);
     for (int i = 0; i < w->n_heads; i++) {
-        int n = w->n_wide + (kv_seq_pressed(w->s) ? w->s->n_narrow[i] : 0);
+        int n = w->n_wide + (kv_seq_pressed(w->s) ? w->s->n_narrow[w->head0 + i] : 0);
         size_t bytes = (size_t)n * sizeof(float);
         struct press_head h = {
             .n = n,
@@ -171,7 +171,11 @@ static size_t lay_out(struct press *w, char *base)
 static int plan(struct press *w, struct err *e)
 {
     const struct kv_seq *s = w->s;
-    w->n_heads = pool_heads(w->pool);
+    bool one = kv_seq_by_layer(s);
+    w->layer0 = one ? s->layer : 0;
+    w->n_layers = one ? 1 : w->pool->shape.n_layers;
+    w->head0 = w->layer0 * w->pool->shape.n_kv_heads;
+    w->n_heads = w->n_layers * w->pool->shape.n_kv_heads;
     w->n_tail = s->n_tokens % KV_PAGE;
     w->n_wide = s->n_tokens - w->n_tail - s->wide_pos0;
     w->n_samples = (s->n_tokens - s->wide_pos0) / pool_stride(w->pool);
@@ -217,37 +221,48 @@ static int clamp(int x, int low, int high)
     return x < low ? low : x > high ? high : x;
 }
 
-/* The first time, `budget` slots a head on average are split by the scores; later a head has the quota it got then. */
+/* The first time `budget` slots a head on average are split by the scores. The pyramid does not ask for them, but for all
+ * layers. */
+static int split(struct press *w, int budget, struct arena *a)
+{
+    enum kv_split how = w->s->opt.split;
+    bool all = how == KV_SPLIT_PYRAMID;
+    struct kv_split_in in = { .n_layers = all ? w->pool->shape.n_layers : w->n_layers,
+                              .n_kv_heads = w->pool->shape.n_kv_heads,
+                              .n = w->n_wide,
+                              .n_protected = w->head[0].n_protected,
+                              .budget =
+                                  clamp(budget - w->n_tail, w->head[0].n_protected, w->n_wide),
+                              .split = how };
+    int n = in.n_layers * in.n_kv_heads, first = all ? w->head0 : 0;
+    const float **score = arena_alloc(a, (size_t)w->n_heads * sizeof *score);
+    int *share = arena_alloc(a, (size_t)n * sizeof *share);
+    if (score == NULL || share == NULL)
+        return ERR_NOMEM;
+    for (int i = 0; i < w->n_heads; i++)
+        score[i] = w->head[i].score;
+    in.score = all ? NULL : score;
+    TRY(kv_split_budget(&in, share, a));
+    for (int i = 0; i < w->n_heads; i++)
+        w->head[i].n_keep = share[first + i];
+    return 0;
+}
+
+/* Later a head has the quota it got then. */
 static int share_out(struct press *w, int budget, struct err *e)
 {
-    const struct kv_options *o = &w->s->opt;
     int heads = w->pool->shape.n_kv_heads;
-    struct arena *a = &w->c->arena[0];
     for (int i = 0; kv_seq_pressed(w->s) && i < w->n_heads; i++) {
         int quota = w->s->quota[i], n = w->head[i].n;
         w->head[i].n_keep = clamp(quota - w->n_tail, w->head[i].n_protected, n < quota ? n : quota);
     }
     if (kv_seq_pressed(w->s))
         return 0;
-    const float **score = arena_alloc(a, (size_t)w->n_heads * sizeof *score);
-    int *share = arena_alloc(a, (size_t)w->n_heads * sizeof *share);
-    for (int i = 0; score != NULL && i < w->n_heads; i++)
-        score[i] = w->head[i].score;
-    struct kv_split_in in = { .n_layers = w->pool->shape.n_layers,
-                              .n_kv_heads = heads,
-                              .n = w->n_wide,
-                              .score = score,
-                              .n_protected = w->head[0].n_protected,
-                              .budget =
-                                  clamp(budget - w->n_tail, w->head[0].n_protected, w->n_wide),
-                              .split = o->split };
-    int rc = score == NULL || share == NULL ? ERR_NOMEM : kv_split_budget(&in, share, a);
-    for (int i = 0; rc == 0 && i < w->n_heads; i++)
-        w->head[i].n_keep = share[i];
-    arena_clear(a);
+    int rc = split(w, budget, &w->c->arena[0]);
+    arena_clear(&w->c->arena[0]);
     if (rc < 0)
         return err_set(e, rc, "no memory to press a KV cache in");
-    for (int i = 0; o->policy->one_set && i < w->n_heads; i += heads) {
+    for (int i = 0; w->s->opt.policy->one_set && i < w->n_heads; i += heads) {
         int sum = 0;
         for (int h = 0; h < heads; h++)
             sum += w->head[i + h].n_keep;
@@ -257,12 +272,12 @@ static int share_out(struct press *w, int budget, struct err *e)
     return 0;
 }
 
-static double mean_mass(const struct press *w)
+/* sum: of the heads before these. */
+static double sum_mass(const struct press *w, double sum)
 {
-    double sum = 0;
     for (int i = 0; i < w->n_heads; i++)
         sum += (double)w->head[i].mass;
-    return sum / w->n_heads;
+    return sum;
 }
 
 /* Chooses with the budget asked for and, when the guard finds that too little attention is left, with half as much again,
@@ -271,15 +286,16 @@ static int choose(struct press *w, struct err *e)
 {
     const struct kv_options *o = &w->s->opt;
     int budget = o->budget;
-    for (int l = 0; o->policy->one_set && l < w->pool->shape.n_layers; l++)
+    for (int l = 0; o->policy->one_set && l < w->n_layers; l++)
         average_layer(w, l);
     for (int i = 0; i < w->n_heads; i++)
         w->head[i].n_protected = protect(w, i);
     for (;;) {
         TRY(share_out(w, budget, e));
         TRY(press_run(w, press_choose, false, e));
-        if (kv_seq_pressed(w->s) || o->mass_floor <= 0 || mean_mass(w) >= (double)o->mass_floor ||
-            budget >= o->budget_max || budget >= w->s->n_tokens)
+        if (kv_seq_pressed(w->s) || o->mass_floor <= 0 ||
+            sum_mass(w, 0) / w->n_heads >= (double)o->mass_floor || budget >= o->budget_max ||
+            budget >= w->s->n_tokens)
             return 0;
         budget = budget < o->budget_max - budget / 2 ? budget + budget / 2 : o->budget_max;
         w->raised = true;
@@ -309,22 +325,29 @@ static int write_out(struct press *w, struct err *e)
 
 /* ---- the whole ------------------------------------------------------------------------------------------------- */
 
+/* Layers that go one by one add up to what all at once would give. */
 static void report(const struct press *w, struct kv_report *r)
 {
-    int64_t slots = 0;
-    r->kept = 0;
-    r->mass_min = INFINITY;
-    r->mass_mean = (float)mean_mass(w);
+    struct kv_seq *s = w->s;
+    if (w->layer0 == 0) {
+        r->kept = 0;
+        r->mass_min = INFINITY;
+        s->mass = 0;
+    }
     for (int i = 0; i < w->n_heads; i++) {
         const struct press_head *h = &w->head[i];
         r->kept += h->n_keep;
         r->merged += h->merged;
         r->evicted += h->n - h->n_keep;
         r->mass_min = h->mass < r->mass_min ? h->mass : r->mass_min;
-        slots += h->n_keep + w->n_tail;
     }
-    r->budget = (int)((slots + w->n_heads / 2) / w->n_heads);
+    s->mass = sum_mass(w, s->mass);
     r->raised |= w->raised;
+    if (kv_seq_by_layer(s))
+        return;
+    int64_t n = pool_heads(w->pool), slots = r->kept + n * w->n_tail;
+    r->mass_mean = (float)(s->mass / (double)n);
+    r->budget = (int)((slots + n / 2) / n);
     r->n_compactions++;
 }
 

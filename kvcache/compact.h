@@ -1,4 +1,4 @@
-/* Compaction: presses the cache of one sequence, all layers and heads, as its policy says.
+/* Compaction: presses the cache of one sequence, all layers and heads, or one layer (kv.h), as its policy says.
  *
  * Copy-on-compress: wide pages are read, never written; what stays is written to narrow pages that the sequence holds
  * already (since its admission, or since it outgrew its budget), then its references to the wide pages are dropped. So a compaction takes no page and cannot fail
@@ -37,8 +37,9 @@ void kv_compactor_close(struct kv_compactor *c); /* NULL is accepted */
 /* True when s has to be pressed before its next token: its prompt is in the cache and does not fit the budget, or its
  * slots have outgrown budget + tail. Never for a policy that keeps all. */
 bool kv_compact_due(const struct kv_seq *s);
-/* Presses s and adds to *r. ERR_NOMEM: s is as it was. ERR_DEVICE: the first time too; later its narrow pages are
- * undefined. */
+/* Presses s, or the layer under way of one whose prompt goes layer by layer (then the next layer is under way, and *r is
+ * complete when there is none), and adds to *r. ERR_NOMEM: s is as it was. ERR_DEVICE: the first time too; later its narrow
+ * pages are undefined. */
 int kv_compact(struct kv_compactor *c, struct kv_seq *s, struct kv_report *r,
                struct err *e) WARN_UNUSED;
 

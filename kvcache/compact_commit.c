@@ -14,44 +14,73 @@ static int blocks_of(const struct press *w, int head)
     return pages_of_slots(w->head[head].n_keep + (again ? w->n_tail : 0));
 }
 
-/* One piece of memory, see struct kv_seq. */
-static size_t lay_out(const struct press *w, struct kv_seq *s, char *base)
+/* The tables that a sequence has for its life as a pressed one, see struct kv_seq. */
+static int open_tables(const struct press *w, struct kv_seq *s)
 {
-    size_t used = 0, n = (size_t)w->n_heads;
+    size_t used = 0, n = (size_t)pool_heads(w->pool);
+    size_t bytes = n * (2 * sizeof(void *) + 3 * sizeof(int32_t)) + 5 * 64; /* room_piece aligns */
+    char *base = mem_zalloc(bytes, 1);
+    if (base == NULL)
+        return ERR_NOMEM;
     s->narrow = room_piece(base, &used, n * sizeof(void *));
     s->slot = room_piece(base, &used, n * sizeof(void *));
     s->n_narrow = room_piece(base, &used, n * sizeof *s->n_narrow);
     s->n_block = room_piece(base, &used, n * sizeof *s->n_block);
     s->quota = room_piece(base, &used, n * sizeof *s->quota);
-    for (int i = 0; i < w->n_heads; i++) {
-        size_t quota = (size_t)w->head[i].n_keep + (size_t)w->n_tail, blocks = quota / KV_PAGE + 1;
+    return 0;
+}
+
+/* The lists of a layer's heads, one piece of memory at base, which starts with that of the first. */
+static size_t lay_out(const struct press *w, struct kv_seq *s, int l, char *base)
+{
+    size_t used = 0;
+    int heads = w->pool->shape.n_kv_heads;
+    for (int h = 0; h < heads; h++) {
+        const struct press_head *head = &w->head[l * heads + h];
+        size_t quota = (size_t)head->n_keep + (size_t)w->n_tail, blocks = quota / KV_PAGE + 1;
         void *narrow = room_piece(base, &used, blocks * sizeof **s->narrow);
         void *slot = room_piece(base, &used, quota * sizeof **s->slot);
         if (base != NULL) {
-            s->narrow[i] = narrow;
-            s->slot[i] = slot;
+            s->narrow[w->head0 + l * heads + h] = narrow;
+            s->slot[w->head0 + l * heads + h] = slot;
         }
     }
     return used;
 }
 
-/* Tables for the first time, over spare pages. They are the sequence's only once everything is written. */
-static int open_tables(const struct press *w, struct kv_seq *s)
+/* Over spare pages. */
+static int open_lists(const struct press *w, struct kv_seq *s)
 {
-    char *base = mem_alloc(lay_out(w, s, NULL));
-    if (base == NULL)
-        return ERR_NOMEM;
-    lay_out(w, s, base);
+    for (int l = 0; l < w->n_layers; l++) {
+        char *base = mem_alloc(lay_out(w, s, l, NULL));
+        if (base == NULL)
+            return ERR_NOMEM;
+        lay_out(w, s, l, base);
+    }
     for (int i = 0; i < w->n_heads; i++) {
-        s->quota[i] = w->head[i].n_keep + w->n_tail;
-        s->n_block[i] = blocks_of(w, i);
-        s->n_narrow[i] = 0;
-        for (int b = 0; b < s->n_block[i]; b++) {
+        int to = w->head0 + i;
+        s->quota[to] = w->head[i].n_keep + w->n_tail;
+        s->n_block[to] = blocks_of(w, i);
+        for (int b = 0; b < s->n_block[to]; b++) {
             ASSERT(s->n_spare > 0);
-            s->narrow[i][b] = s->spare[--s->n_spare];
+            s->narrow[to][b] = s->spare[--s->n_spare];
         }
     }
     return 0;
+}
+
+/* Takes back what open_tables and open_lists gave to next; the spare pages never left s. */
+static void undo(const struct press *w, const struct kv_seq *s, struct kv_seq *next)
+{
+    for (int l = 0; next->narrow != NULL && l < w->n_layers; l++) {
+        int first = w->head0 + l * w->pool->shape.n_kv_heads;
+        mem_free(next->narrow[first]);
+        next->narrow[first] = NULL;
+    }
+    for (int i = 0; next->narrow != NULL && i < w->n_heads; i++)
+        next->n_block[w->head0 + i] = next->quota[w->head0 + i] = 0;
+    if (s->narrow == NULL)
+        mem_free(next->narrow);
 }
 
 static int upload(const struct press *w, const struct kv_seq *s, struct err *e)
@@ -61,7 +90,7 @@ static int upload(const struct press *w, const struct kv_seq *s, struct err *e)
     for (int i = 0; i < w->n_heads; i++) {
         for (int b = 0; b < pages_of_slots(w->head[i].n_keep); b++) {
             size_t from = (size_t)w->head[i].out_block + (size_t)b;
-            int32_t to = s->narrow[i][b];
+            int32_t to = s->narrow[w->head0 + i][b];
             be->ops->upload(be, pool_block_at(p, to), w->out + from * p->block_bytes,
                             p->block_bytes);
             be->ops->upload(be, pool_beta_at(p, to), w->out_beta + from * KV_PAGE,
@@ -75,30 +104,46 @@ static int upload(const struct press *w, const struct kv_seq *s, struct err *e)
 static void fill_slots(const struct press *w, struct kv_seq *s, int head)
 {
     const struct press_head *st = &w->head[head];
+    struct kv_slot *slot = s->slot[w->head0 + head];
     int n_old = st->n - w->n_wide;
     for (int c = 0; c < st->n_keep; c++) {
         int j = st->keep[c];
-        int pos = j < n_old ? s->slot[head][j].pos : s->wide_pos0 + j - n_old;
-        s->slot[head][c] = (struct kv_slot){ pos, st->global[j] };
+        int pos = j < n_old ? slot[j].pos : s->wide_pos0 + j - n_old;
+        slot[c] = (struct kv_slot){ pos, st->global[j] };
     }
-    s->n_narrow[head] = st->n_keep;
+    s->n_narrow[w->head0 + head] = st->n_keep;
+}
+
+/* The next layer takes its turn on the pages. */
+static void next_layer(struct kv_seq *s)
+{
+    s->layer++;
+    s->n_tokens = s->n_cached;
 }
 
 int press_commit(struct press *w, struct err *e)
 {
     struct kv_seq *s = w->s, next = *s;
     bool first = !kv_seq_pressed(s);
-    if (first && open_tables(w, &next) < 0)
-        return err_set(e, ERR_NOMEM, "no memory for the tables of a pressed KV cache");
-    int rc = upload(w, &next, e);
+    int rc = first && next.narrow == NULL ? open_tables(w, &next) : 0;
+    if (rc == 0 && first)
+        rc = open_lists(w, &next);
+    if (rc < 0)
+        (void)err_set(e, rc, "no memory for the tables of a pressed KV cache");
+    else
+        rc = upload(w, &next, e);
     if (rc < 0) {
         if (first)
-            mem_free(next.narrow);
+            undo(w, s, &next);
         return rc;
     }
     for (int i = 0; i < w->n_heads; i++)
         fill_slots(w, &next, i);
     *s = next;
+    if (w->layer0 + w->n_layers < w->pool->shape.n_layers) {
+        next_layer(s);
+        return 0;
+    }
     seq_drop_wide(s, w->pool, w->n_wide / KV_PAGE);
     s->wide_pos0 += w->n_wide;
     seq_release(s, w->pool);

@@ -53,7 +53,7 @@ static void fill_pages(const struct press *w, const struct be_probe *p, struct q
     for (int i = 0; i < w->n_heads; i++) {
         q->n_narrow[i] = w->head[i].n - w->n_wide;
         if (q->n_narrow[i] > 0)
-            memcpy(q->narrow + (size_t)i * (size_t)p->narrow_pages, w->s->narrow[i],
+            memcpy(q->narrow + (size_t)i * (size_t)p->narrow_pages, w->s->narrow[w->head0 + i],
                    (size_t)pages_of_slots(q->n_narrow[i]) * sizeof *q->narrow);
     }
 }
@@ -118,7 +118,7 @@ int device_probe(struct press *w, struct err *e)
     struct record local[KV_WINDOW_QUERIES];
     source_direct(w);
     struct be_probe p = { .kv = cache_of(w),
-                          .n_layers = s->n_layers,
+                          .n_layers = w->n_layers,
                           .n_heads = s->n_kv_heads * w->c->group,
                           .scale = w->c->scale,
                           .n_wide = w->n_wide,
@@ -162,7 +162,7 @@ static void name_slots(const struct press *w, int head, int64_t *slot)
         bool narrow = h->keep[i] < n_narrow;
         int j = narrow ? h->keep[i] : h->keep[i] - n_narrow;
         int64_t block =
-            narrow ? w->s->narrow[head][j / KV_PAGE]
+            narrow ? w->s->narrow[w->head0 + head][j / KV_PAGE]
                    : (int64_t)src->wide[j / KV_PAGE] * s->n_kv_heads + head % s->n_kv_heads;
         slot[i] = block * KV_PAGE + j % KV_PAGE;
     }

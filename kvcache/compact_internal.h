@@ -63,12 +63,14 @@ struct press_head {
     int rc;
 };
 
-/* One compaction. */
+/* One compaction: of all layers, or of one. Heads and layers of `head` and `source` count from the first of them; those of
+ * the sequence's tables from layer 0. */
 struct press {
     struct kv_compactor *c;
     struct kv_pool *pool;
     struct kv_seq *s;
-    int n_heads;   /* of all layers */
+    int layer0, n_layers;
+    int head0, n_heads;
     int n_wide;    /* candidates in wide pages, all of them full */
     int n_tail;    /* tokens that stay in the last, partial page */
     int n_samples; /* records in wide pages, the tail's included */
@@ -109,7 +111,7 @@ int press_run(struct press *w, press_fn *fn, bool reads_pages, struct err *e) WA
 
 /* ---- compact_source.c */
 void source_direct(struct press *w);
-int source_stage(struct press *w, int layer, struct err *e) WARN_UNUSED;
+int source_stage(struct press *w, int l, struct err *e) WARN_UNUSED;
 struct record source_sample(const struct press *w, const struct source *src, int i);
 struct record source_window(const struct press *w, const struct source *src, int i);
 struct record source_reference(const struct press *w, const struct source *src, int i);

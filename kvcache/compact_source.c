@@ -7,22 +7,28 @@
 
 /* ---- layers ---------------------------------------------------------------------------------------------------- */
 
-static const int32_t *const *narrow_of(const struct press *w, int layer)
+static const int32_t *const *narrow_of(const struct press *w, int l)
 {
     if (!kv_seq_pressed(w->s))
         return NULL;
-    return (const int32_t *const *)(w->s->narrow + (size_t)layer * w->pool->shape.n_kv_heads);
+    return (const int32_t *const *)(w->s->narrow + w->head0 +
+                                    (size_t)l * w->pool->shape.n_kv_heads);
+}
+
+static const int32_t *query_of(const struct press *w, int l)
+{
+    return w->s->query + (size_t)(w->layer0 + l) * w->s->n_query;
 }
 
 void source_direct(struct press *w)
 {
     const struct kv_pool *p = w->pool;
-    for (int l = 0; l < p->shape.n_layers; l++)
+    for (int l = 0; l < w->n_layers; l++)
         w->source[l] = (struct source){ .pool = p->base,
                                         .sample = p->sample,
                                         .beta = p->beta,
-                                        .wide = seq_wide(w->s, l),
-                                        .query = w->s->query + (size_t)l * w->s->n_query,
+                                        .wide = seq_wide(w->s, w->layer0 + l),
+                                        .query = query_of(w, l),
                                         .narrow = narrow_of(w, l) };
 }
 
@@ -51,12 +57,12 @@ static size_t lay_out(const struct press *w, struct staged *g, char *base)
     return used;
 }
 
-static void bring_wide(struct press *w, int layer, struct staged *g)
+static void bring_wide(struct press *w, int l, struct staged *g)
 {
     struct kv_pool *p = w->pool;
     struct be *be = p->be;
     for (int b = 0; b < g->n_wide; b++) {
-        int32_t page = seq_wide(w->s, layer)[b];
+        int32_t page = seq_wide(w->s, w->layer0 + l)[b];
         g->wide[b] = b;
         be->ops->download(be, g->pool + (size_t)b * p->page_bytes, pool_page_at(p, page),
                           p->page_bytes);
@@ -64,20 +70,20 @@ static void bring_wide(struct press *w, int layer, struct staged *g)
                           p->sample_bytes);
     }
     for (int b = 0; b < g->n_query; b++) {
-        int32_t page = w->s->query[(size_t)layer * g->n_query + b];
+        int32_t page = query_of(w, l)[b];
         g->query[b] = g->n_wide + b;
         be->ops->download(be, g->pool + (size_t)g->query[b] * p->page_bytes, pool_page_at(p, page),
                           p->page_bytes);
     }
 }
 
-static void bring_narrow(struct press *w, int layer, struct staged *g)
+static void bring_narrow(struct press *w, int l, struct staged *g)
 {
     struct kv_pool *p = w->pool;
     struct be *be = p->be;
     int heads = p->shape.n_kv_heads, k = 0;
     for (int h = 0; g->n_narrow > 0 && h < heads; h++) {
-        size_t i = (size_t)layer * heads + h;
+        size_t i = (size_t)w->head0 + (size_t)l * heads + h;
         g->narrow_of[h] = g->narrow + k;
         for (int b = 0; b < w->s->n_block[i]; b++, k++) {
             int32_t from = w->s->narrow[i][b], to = (g->n_wide + g->n_query) * heads + k;
@@ -90,22 +96,22 @@ static void bring_narrow(struct press *w, int layer, struct staged *g)
     }
 }
 
-int source_stage(struct press *w, int layer, struct err *e)
+int source_stage(struct press *w, int l, struct err *e)
 {
     int heads = w->pool->shape.n_kv_heads;
     struct staged g = { .n_wide = w->n_wide / KV_PAGE + (w->n_tail > 0), .n_query = w->s->n_query };
     for (int h = 0; kv_seq_pressed(w->s) && h < heads; h++)
-        g.n_narrow += w->s->n_block[(size_t)layer * heads + h];
+        g.n_narrow += w->s->n_block[(size_t)w->head0 + (size_t)l * heads + h];
     TRY(room_reserve(&w->c->stage, lay_out(w, &g, NULL), e));
     lay_out(w, &g, w->c->stage.at);
-    bring_wide(w, layer, &g);
-    bring_narrow(w, layer, &g);
-    w->source[layer] = (struct source){ .pool = g.pool,
-                                        .sample = g.sample,
-                                        .beta = g.beta,
-                                        .wide = g.wide,
-                                        .query = g.query,
-                                        .narrow = g.n_narrow > 0 ? g.narrow_of : NULL };
+    bring_wide(w, l, &g);
+    bring_narrow(w, l, &g);
+    w->source[l] = (struct source){ .pool = g.pool,
+                                    .sample = g.sample,
+                                    .beta = g.beta,
+                                    .wide = g.wide,
+                                    .query = g.query,
+                                    .narrow = g.n_narrow > 0 ? g.narrow_of : NULL };
     return 0;
 }
 
@@ -184,8 +190,8 @@ void item_queries(const struct item *t, const struct record *r, int n, float *q,
 
 int press_candidate_pos(const struct press *w, int head, int j)
 {
-    int n_narrow = kv_seq_pressed(w->s) ? w->s->n_narrow[head] : 0;
-    return j < n_narrow ? w->s->slot[head][j].pos : w->s->wide_pos0 + j - n_narrow;
+    int i = w->head0 + head, n_narrow = kv_seq_pressed(w->s) ? w->s->n_narrow[i] : 0;
+    return j < n_narrow ? w->s->slot[i][j].pos : w->s->wide_pos0 + j - n_narrow;
 }
 
 int item_slots(struct item *t)
@@ -284,7 +290,7 @@ int item_open(struct item *t, const struct press *w, int head, int thread)
         .st = st,
         .scratch = w->c->probe.at + (size_t)thread * w->c->probe_bytes,
         .h = { .opt = o,
-               .layer = head / s->n_kv_heads,
+               .layer = w->layer0 + head / s->n_kv_heads,
                .head = head % s->n_kv_heads,
                .n_layers = s->n_layers,
                .n_kv_heads = s->n_kv_heads,

@@ -78,7 +78,8 @@ static int fill(struct kv_seq *dst, const struct kv_seq *src, struct kv_pool *p,
 int kv_seq_fork(struct kv_seq *dst, const struct kv_seq *src, struct kv_pool *p,
                 const struct kv_options *opt, int max_tokens, struct err *e)
 {
-    ASSERT(!kv_seq_pressed(src) && src->n_tokens >= src->n_prompt);
+    ASSERT(!kv_seq_pressed(src) && !src->layer_major && opt->layer_major == 0);
+    ASSERT(src->n_tokens >= src->n_prompt);
     TRY(kv_seq_open(dst, p, opt, src->n_prompt, max_tokens, e));
     int rc = fill(dst, src, p, e);
     if (rc < 0)

@@ -12,8 +12,14 @@
  * its tokens, evenly strided, so a prefix that is found in the index brings its samples along. The records of a prompt's
  * last KV_WINDOW_QUERIES tokens lie in wide pages of the sequence's own (*query pages*) until it has been pressed.
  *
+ * Layer-major: a prompt that is pressed anyway can go through one layer after the other, each pressed before the next
+ * begins. Its layers then take turns on the same wide pages, so that the prompt takes the pages of one layer, and those of
+ * all layers only for what stays wide (a prefix that was found in the index, the tail page). The slots kept, the logits and
+ * all that follows are the same bits. The shares of the budget must not depend on layers to come: not with
+ * KV_SPLIT_MASS, nor with a guard that may raise the budget. What is computed so is never in the prefix index.
+ *
  * Rules for pages
- *   R1 a wide page with more than one reference is never written;
+ *   R1 a wide page with more than one reference is never written, unless all are those of layers that take turns on it;
  *   R2 a full wide page is never written;
  *   R3 a page in the prefix index and in no sequence has no reference and may be taken back at any time (oldest first);
  *   R4 free + cached + in use = all wide pages, split ones counted as in use; kv_pool_check() proves it.
@@ -80,14 +86,17 @@ struct kv_swap;
 struct kv_seq {
     struct kv_options opt; /* filled; opt.policy is never NULL */
     int n_prompt;          /* tokens after which it may be pressed for the first time */
-    int n_tokens;          /* tokens whose keys and values are in the cache */
-    int n_cached;          /* of those, found in the prefix index at admission */
-    int n_blocks;          /* wide pages a layer in the tables */
+    int n_tokens; /* tokens whose keys and values are in the cache; layer-major: of the layer under way */
+    int n_cached; /* of those, found in the prefix index at admission */
+    int n_blocks; /* wide pages a layer in the tables */
     int max_blocks;
-    int32_t *wide; /* [n_layers][max_blocks] page ids */
-    int wide_pos0; /* logical position of wide slot 0 (0 for a full cache) */
+    int32_t *wide;    /* [n_layers][max_blocks] page ids */
+    int wide_pos0;    /* logical position of wide slot 0 (0 for a full cache) */
+    bool layer_major; /* the prompt goes layer by layer */
+    int layer;        /* then: the one under way, until all are pressed */
+    double mass;      /* then: sum over the heads pressed so far, see struct kv_report */
     /* Of each KV head, [n_layers * n_kv_heads]; NULL before the first compaction. One piece of memory, which starts at
-     * `narrow` and which compact_commit.c lays out. */
+     * `narrow`; the lists of a layer's heads are another, which starts at the list of its first (compact_commit.c). */
     int32_t **narrow;      /* block ids, -1 while swapped */
     int32_t *n_narrow;     /* slots used */
     int32_t *n_block;      /* narrow pages held: enough for its quota, if it may be pressed again */
@@ -104,9 +113,10 @@ struct kv_seq {
     int n_hashed;  /* tokens covered by it */
 };
 /* Tables for at most max_tokens tokens, of which the first n_prompt are the prompt; no page is taken yet. *opt is copied and
- * filled (kv_options_fill). ERR_INVALID (an option), ERR_UNSUPPORTED (the pool keeps no queries to score by), ERR_LIMIT (the pool cannot hold the prompt and
- * what pressing it leaves side by side), ERR_NOMEM. Where only the answer could outgrow the budget and the pool has no room to
- * press it then, the sequence stays whole. */
+ * filled (kv_options_fill), and decides with the pool's size whether the prompt goes layer by layer. ERR_INVALID (an option),
+ * ERR_UNSUPPORTED (the pool keeps no queries to score by), ERR_LIMIT (the pool cannot hold the prompt, or the layer of it that
+ * is to be pressed, and what pressing leaves side by side), ERR_NOMEM. Where only the answer could outgrow the budget and the
+ * pool has no room to press it then, the sequence stays whole. */
 int kv_seq_open(struct kv_seq *s, struct kv_pool *p, const struct kv_options *opt, int n_prompt,
                 int max_tokens, struct err *e) WARN_UNUSED;
 void kv_seq_close(struct kv_seq *s,
@@ -127,9 +137,14 @@ bool kv_seq_keep(const struct kv_seq *s, const struct kv_pool *p, int layer, int
                  struct be_keep *out);
 /* Physical bytes held: pages (shared ones count whole) with their samples, biases of narrow slots, struct kv_slot. */
 size_t kv_seq_bytes(const struct kv_seq *s, const struct kv_pool *p);
-static inline bool kv_seq_pressed(const struct kv_seq *s)
+static inline bool kv_seq_pressed(const struct kv_seq *s) /* in all layers */
 {
-    return s->narrow != NULL;
+    return s->wide_pos0 > 0;
+}
+/* Its prompt goes layer by layer and is not through yet: only layer s->layer may be run, for tokens from s->n_tokens on. */
+static inline bool kv_seq_by_layer(const struct kv_seq *s)
+{
+    return s->layer_major && !kv_seq_pressed(s);
 }
 /* Slots of the largest head: narrow ones and the wide tail. */
 int kv_seq_slots(const struct kv_seq *s, const struct kv_pool *p);
@@ -152,7 +167,8 @@ int kv_seq_swap_in(struct kv_seq *s, struct kv_pool *p, struct err *e) WARN_UNUS
  * Returns the tokens found. */
 int kv_prefix_match(struct kv_seq *s, struct kv_pool *p, const int32_t *tokens, int n,
                     uint64_t salt);
-/* Publishes the full pages that s has got since the last call; tokens holds its first n_tokens tokens. */
+/* Publishes the full pages that s has got since the last call; tokens holds its first n_tokens tokens. None of a prompt that
+ * goes layer by layer. */
 void kv_prefix_publish(struct kv_seq *s, struct kv_pool *p, const int32_t *tokens, uint64_t salt);
 void kv_prefix_clear(struct kv_pool *p); /* forgets everything cached */
 

@@ -62,6 +62,9 @@ struct kv_options {
     enum kv_merge merge;
     enum kv_split split;
     uint64_t seed; /* of `random` */
+    /* The server's: a prompt of so many tokens is computed and pressed layer by layer, where its options allow that (kv.h);
+     * INT_MAX: only one that the pool cannot hold otherwise; 0: none. */
+    int layer_major;
 };
 enum { KV_BUDGET_MIN = 16, KV_BUDGET_DEFAULT = 256, KV_WINDOW_QUERIES = 32 };
 

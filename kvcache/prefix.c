@@ -226,7 +226,7 @@ static void adopt(struct kv_pool *p, struct kv_seq *s, int b, int32_t i)
 
 void kv_prefix_publish(struct kv_seq *s, struct kv_pool *p, const int32_t *tokens, uint64_t salt)
 {
-    if (s->wide_pos0 != 0)
+    if (s->wide_pos0 != 0 || s->layer_major)
         return;
     while (s->n_hashed + KV_PAGE <= s->n_tokens) {
         int b = s->n_hashed / KV_PAGE;

@@ -3,6 +3,29 @@
 
 #include "kvcache/compact.h"
 #include "kvcache/kv_internal.h"
+#include "kvcache/split.h"
+
+/* ---- layers that take turns ------------------------------------------------------------------------------------ */
+
+/* Full pages of the prompt, from the first to compute on: block b of all layers is one page. */
+static bool takes_turns(const struct kv_seq *s, int b)
+{
+    return kv_seq_by_layer(s) && b >= s->n_cached / KV_PAGE && b < s->n_prompt / KV_PAGE;
+}
+
+/* Pages that blocks [from, to) of all layers are. */
+static int64_t wide_pages(const struct kv_seq *s, const struct kv_pool *p, int from, int to)
+{
+    int64_t n = 0;
+    for (int b = from; b < to; b++)
+        n += takes_turns(s, b) ? 1 : p->shape.n_layers;
+    return n;
+}
+
+static int64_t query_pages(const struct kv_seq *s, const struct kv_pool *p, int n)
+{
+    return (int64_t)n * (kv_seq_by_layer(s) ? 1 : p->shape.n_layers);
+}
 
 /* ---- what a compaction will need ------------------------------------------------------------------------------- */
 
@@ -33,10 +56,11 @@ static int spares_most(const struct kv_seq *s, const struct kv_pool *p, int max_
     return n < INT32_MAX ? (int)n : INT32_MAX;
 }
 
-/* Spare pages that s has to hold once it covers n_tokens tokens. */
+/* Spare pages that s has to hold once it covers n_tokens tokens; from the first layer that is pressed on they turn into those
+ * of its heads. */
 static int spares_for(const struct kv_seq *s, int n_tokens)
 {
-    if (s->spare == NULL || kv_seq_pressed(s))
+    if (s->spare == NULL || s->narrow != NULL)
         return 0;
     bool due = prompt_pressed(s) || n_tokens > (int64_t)s->opt.budget + s->opt.tail;
     return due ? s->max_spare : 0;
@@ -52,8 +76,31 @@ static int64_t first_peak(const struct kv_seq *s, const struct kv_pool *p)
 {
     int64_t heads = p->shape.n_kv_heads;
     int n = prompt_pressed(s) ? s->n_prompt : s->opt.budget + s->opt.tail + 1;
-    return ((int64_t)pages_of_slots(n) + s->want_query) * p->shape.n_layers +
+    return wide_pages(s, p, 0, pages_of_slots(n)) + query_pages(s, p, s->want_query) +
            (s->max_spare + heads - 1) / heads;
+}
+
+/* When it is pressed again: a prompt that went layer by layer may have held less than its answer's wide tail does. */
+static int64_t later_peak(const struct kv_seq *s, const struct kv_pool *p)
+{
+    int64_t heads = p->shape.n_kv_heads;
+    int n = min_int(KV_PAGE + s->opt.tail, s->max_blocks * KV_PAGE - s->n_prompt + KV_PAGE - 1);
+    return (int64_t)pages_of_slots(n) * p->shape.n_layers + (s->max_spare + heads - 1) / heads;
+}
+
+/* No layer's share of the budget waits for a layer to come. */
+static bool may_go_by_layer(const struct kv_seq *s)
+{
+    const struct kv_options *o = &s->opt;
+    bool guard = o->mass_floor > 0 && o->budget_max > o->budget;
+    return o->layer_major > 0 && kv_split_by_layer(o->split) && !guard;
+}
+
+/* Whether it is worth it, or the only way. */
+static bool goes_by_layer(const struct kv_seq *s, const struct kv_pool *p)
+{
+    return may_go_by_layer(s) &&
+           (s->n_prompt >= s->opt.layer_major || first_peak(s, p) > p->n_pages);
 }
 
 static int no_tables(struct err *e)
@@ -90,11 +137,16 @@ static int plan_compaction(struct kv_seq *s, const struct kv_pool *p, int max_to
                        p->shape.n_heads, p->shape.n_kv_heads, p->record_bytes, p->page_bytes);
     int n = min_int(s->n_prompt, KV_WINDOW_QUERIES);
     s->want_query = (n + a_page - 1) / a_page;
-    if (first_peak(s, p) > p->n_pages)
+    s->layer_major = goes_by_layer(s, p);
+    int64_t peak = first_peak(s, p);
+    if (s->layer_major && later_peak(s, p) > peak)
+        peak = later_peak(s, p);
+    if (peak > p->n_pages)
         return err_set(e, ERR_LIMIT,
-                       "pressing a prompt of %d tokens to %d a head takes %lld pages at once; the "
-                       "KV pool has %d",
-                       s->n_prompt, s->opt.budget, (long long)first_peak(s, p), p->n_pages);
+                       "pressing a prompt of %d tokens to %d a head takes %lld pages at once%s; "
+                       "the KV pool has %d",
+                       s->n_prompt, s->opt.budget, (long long)peak,
+                       s->layer_major ? ", even layer by layer" : "", p->n_pages);
     s->query = mem_alloc((size_t)p->shape.n_layers * (size_t)s->want_query * sizeof *s->query);
     return s->query == NULL ? no_tables(e) : 0;
 }
@@ -138,9 +190,11 @@ void seq_drop_wide(struct kv_seq *s, struct kv_pool *p, int n)
 
 static void drop_narrow(struct kv_seq *s, struct kv_pool *p)
 {
-    for (int i = 0; kv_seq_pressed(s) && s->swap == NULL && i < pool_heads(p); i++)
+    for (int i = 0; s->narrow != NULL && s->swap == NULL && i < pool_heads(p); i++)
         for (int b = s->n_block[i] - 1; b >= 0; b--)
             kv_narrow_free(p, s->narrow[i][b]);
+    for (int l = 0; s->narrow != NULL && l < p->shape.n_layers; l++)
+        mem_free(s->narrow[l * p->shape.n_kv_heads]);
     mem_free(s->swap);
     mem_free(s->narrow);
 }
@@ -154,6 +208,7 @@ void kv_seq_clear(struct kv_seq *s, struct kv_pool *p)
                           .n_prompt = s->n_prompt,
                           .max_blocks = s->max_blocks,
                           .wide = s->wide,
+                          .layer_major = s->layer_major,
                           .spare = s->spare,
                           .max_spare = s->max_spare,
                           .query = s->query,
@@ -183,16 +238,22 @@ int64_t kv_seq_need(const struct kv_seq *s, const struct kv_pool *p, int n_token
 {
     if (s->swap != NULL)
         return swap_need(s, p);
-    int wide = max_int(blocks_for(s, n_tokens) - s->n_blocks, 0);
     int query = max_int(query_for(s) - s->n_query, 0);
     int spare = max_int(spares_for(s, n_tokens) - s->n_spare, 0);
-    return ((int64_t)wide + query) * p->shape.n_layers + pool_narrow_need(p, spare);
+    return wide_pages(s, p, s->n_blocks, blocks_for(s, n_tokens)) + query_pages(s, p, query) +
+           pool_narrow_need(p, spare);
 }
 
-static void take(struct kv_pool *p, int32_t *page)
+/* One page for each layer, `stride` apart in the table, or one for all. */
+static void take(struct kv_pool *p, int32_t *table, int stride, bool turns)
 {
-    *page = pool_page_take(p);
-    ASSERT(*page >= 0);
+    for (int l = 0; l < p->shape.n_layers; l++) {
+        int32_t *page = table + (size_t)l * (size_t)stride;
+        *page = turns && l > 0 ? *table : pool_page_take(p);
+        ASSERT(*page >= 0);
+        if (turns && l > 0)
+            pool_page_ref(p, *page);
+    }
 }
 
 int kv_seq_reserve(struct kv_seq *s, struct kv_pool *p, int n_tokens)
@@ -204,12 +265,11 @@ int kv_seq_reserve(struct kv_seq *s, struct kv_pool *p, int n_tokens)
     if (spare > s->n_spare)
         TRY(pool_beta_open(p));
     for (; s->n_blocks < want; s->n_blocks++)
-        for (int l = 0; l < p->shape.n_layers; l++)
-            take(p, &seq_wide(s, l)[s->n_blocks]);
+        take(p, s->wide + s->n_blocks, s->max_blocks, takes_turns(s, s->n_blocks));
     if (s->n_query == 0 && query_for(s) > 0) {
         s->n_query = s->want_query;
-        for (int i = 0; i < p->shape.n_layers * s->n_query; i++)
-            take(p, &s->query[i]);
+        for (int i = 0; i < s->n_query; i++)
+            take(p, s->query + i, s->n_query, kv_seq_by_layer(s));
     }
     for (; s->n_spare < spare; s->n_spare++) {
         int rc = kv_narrow_alloc(p, &s->spare[s->n_spare]);
@@ -255,9 +315,9 @@ bool kv_seq_keep(const struct kv_seq *s, const struct kv_pool *p, int layer, int
 
 size_t kv_seq_bytes(const struct kv_seq *s, const struct kv_pool *p)
 {
-    size_t wide = (size_t)(s->n_blocks + s->n_query) * (size_t)p->shape.n_layers;
+    size_t wide = (size_t)(wide_pages(s, p, 0, s->n_blocks) + query_pages(s, p, s->n_query));
     size_t narrow = (size_t)s->n_spare, slots = 0;
-    for (int i = 0; kv_seq_pressed(s) && i < pool_heads(p); i++) {
+    for (int i = 0; s->narrow != NULL && i < pool_heads(p); i++) {
         narrow += s->swap == NULL ? (size_t)s->n_block[i] : 0;
         slots += (size_t)s->quota[i];
     }

@@ -210,13 +210,14 @@ static void put_record(const struct kv_world *w, const struct kv_seq *s, int lay
 
 void kv_world_grow(const struct kv_world *w, struct kv_seq *s, int n)
 {
-    int from = s->n_tokens;
+    int from = s->n_tokens, first = kv_seq_by_layer(s) ? s->layer : 0;
+    int end = kv_seq_by_layer(s) ? first + 1 : KV_LAYERS;
     assert_int_equal(kv_seq_reserve(s, w->p, n), 0);
-    for (int l = 0; l < KV_LAYERS; l++)
+    for (int l = first; l < end; l++)
         for (int pos = from; pos < n; pos++)
             put_token(w, s, l, pos);
     s->n_tokens = n;
-    for (int l = 0; l < KV_LAYERS; l++)
+    for (int l = first; l < end; l++)
         for (int pos = from; pos < n; pos++)
             put_record(w, s, l, pos);
 }

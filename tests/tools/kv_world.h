@@ -53,7 +53,7 @@ double kv_slots_lse(const struct kv_slots *k, const float *q, int pos); /* over 
 /* Opens s and puts its prompt in. */
 void kv_world_start(const struct kv_world *w, struct kv_seq *s, const struct kv_options *o,
                     int n_prompt, int max_tokens);
-/* Tokens up to n, with what is kept of their queries. */
+/* Tokens up to n, with what is kept of their queries; of one whose prompt goes layer by layer, in the layer under way. */
 void kv_world_grow(const struct kv_world *w, struct kv_seq *s, int n);
 /* Presses s, which must be due. */
 struct kv_report kv_world_press(const struct kv_world *w, struct kv_seq *s);
