@@ -257,7 +257,8 @@ struct be_ops {
     /* ---- a step: one forward pass of a batch ------------------------------------------------------------------ */
     /* Brings s to the backend: its pointers afterwards are backend memory, valid until step_end. Counts may have been
      * raised: the rows, sequences and outputs added have no effect and nobody reads their results; the caller's
-     * activations have room, at most up to the next power of two.
+     * activations have room, at most up to the next power of two. `owner` NULL: a part of a pass, which nothing is recorded
+     * or raised for.
      * Returns true when the backend runs the whole pass by itself, as it recorded it earlier: then the caller calls
      * step_end and no op. `owner` names what else the pass depends on (the workspace): passes of one owner and equal
      * counts, both with or both without `keep`, call the same ops with the same pointers. */

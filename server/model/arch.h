@@ -23,8 +23,8 @@ struct arch {
     int (*slots)(struct model *m, struct slot *out, char (*name)[SLOT_NAME], int max);
     /* A pass is begin, every layer in rising order, and end where n_out > 0. They call ops between step_begin and step_end;
      * s is as step_begin left it. Which ops, with which pointers, depends on the counts of s, and on whether it has `keep`,
-     * alone. ws->x is the residual stream, ws->delta what the layer before has still to add to it: layer 0 does not look at
-     * it. The last layer leaves n_out rows. */
+     * alone. ws->x is the residual stream, ws->delta what the layer before has still to add to it, unless ws->settled, as begin
+     * leaves it. The last layer leaves n_out rows. */
     void (*begin)(const struct model *m, struct workspace *ws, const struct be_step *s);
     void (*layer)(const struct model *m, struct workspace *ws, struct kv_pool *pool,
                   const struct be_step *s, int layer);

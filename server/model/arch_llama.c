@@ -208,6 +208,7 @@ static int keep_rows(const struct model *m, struct workspace *ws, const struct b
 static void begin_llama(const struct model *m, struct workspace *ws, const struct be_step *s)
 {
     weight_rows(&m->embd, m->be, s->token, s->n_rows, ws->x);
+    ws->settled = true;
     m->be->ops->rope_table(m->be, ws->cos, ws->sin, s->pos, m->inv_freq, 1.0f, s->n_rows,
                            m->config.rope_dim / 2);
 }
@@ -227,8 +228,9 @@ static void layer_llama(const struct model *m, struct workspace *ws, struct kv_p
                         .n_seqs = s->n_seqs,
                         .seqs = s->seqs + (size_t)layer * (size_t)s->n_seqs };
 
-    ops->rmsnorm(m->be, ws->xn, ws->x, layer > 0 ? ws->delta : NULL, y->attn_norm, n, c->dim,
+    ops->rmsnorm(m->be, ws->xn, ws->x, ws->settled ? NULL : ws->delta, y->attn_norm, n, c->dim,
                  c->norm_eps);
+    ws->settled = false;
     project_qkv(m, ws, y, &kv, n);
     bool last = layer == c->n_layers - 1, done = last && s->n_out == 0;
     if (done && s->keep == NULL)

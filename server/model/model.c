@@ -255,28 +255,58 @@ int model_forward(const struct model *m, struct workspace *ws, struct kv_pool *p
     return 0;
 }
 
+/* One layer alone, in a workspace of the caller's own whose residual stream x becomes. What begin reads of the embedding is
+ * wanted by layer 0 only. */
+static void run_layer(const struct model *m, struct workspace *ws, struct kv_pool *pool,
+                      const struct be_step *s, int layer, float *x)
+{
+    if (layer == 0)
+        ws->x = x;
+    m->arch->begin(m, ws, s);
+    ws->x = x;
+    m->arch->layer(m, ws, pool, s, layer);
+}
+
+int model_forward_layer(const struct model *m, struct workspace *ws, struct kv_pool *pool,
+                        const struct batch *b, int layer, float *x, float **logits, struct err *e)
+{
+    const struct be_ops *ops = m->be->ops;
+    struct workspace own = *ws;
+    struct be_step step;
+    bool last = layer == m->config.n_layers - 1;
+    ASSERT(b->n_out <= (last ? ws->max_out : 0));
+    make_step(m, ws, pool, b, &step);
+    bool lost = ops->step_begin(m->be, &step, NULL);
+    if (!lost)
+        run_layer(m, &own, pool, &step, layer, x);
+    if (!lost && !last)
+        ops->add(m->be, x, own.delta, b->n_rows, m->config.dim);
+    if (!lost && b->n_out > 0)
+        m->arch->end(m, &own, &step);
+    ops->step_end(m->be);
+    if (m->be->host || b->n_out == 0)
+        TRY(ops->sync(m->be, e));
+    for (int i = 0; i < b->n_seqs; i++)
+        b->seq[i].kv->n_tokens = b->seq[i].pos0 + b->seq[i].n_rows;
+    *logits = ws->logits;
+    return 0;
+}
+
 int model_layer(const struct model *m, struct workspace *ws, struct kv_pool *pool,
                 const struct batch *b, int layer, const struct observer *o, float *x, struct err *e)
 {
     const struct be_ops *ops = m->be->ops;
-    size_t bytes = (size_t)b->n_rows * (size_t)m->config.dim * sizeof *x;
+    struct workspace own = *ws;
     struct be_step step;
     if (!m->be->host)
-        return err_set(e, ERR_UNSUPPORTED, "%s cannot run single layers", m->be->device);
+        return err_set(e, ERR_UNSUPPORTED, "%s cannot show what its layers read", m->be->device);
     make_step(m, ws, pool, b, &step);
     step.n_out = step.n_rows; /* the last layer, too, runs for all rows */
-    bool replayed = ops->step_begin(m->be, &step, ws);
+    bool replayed = ops->step_begin(m->be, &step, NULL);
     ASSERT(!replayed);
-    m->arch->begin(m, ws, &step);
-    if (layer > 0) {
-        memcpy(ws->x, x, bytes);
-        memset(ws->delta, 0, bytes);
-    }
-    ws->observer = o;
-    m->arch->layer(m, ws, pool, &step, layer);
-    ws->observer = NULL;
-    ops->add(m->be, ws->x, ws->delta, b->n_rows, m->config.dim);
-    memcpy(x, ws->x, bytes);
+    own.observer = o;
+    run_layer(m, &own, pool, &step, layer, x);
+    ops->add(m->be, x, own.delta, b->n_rows, m->config.dim);
     ops->step_end(m->be);
     return ops->sync(m->be, e);
 }

@@ -95,6 +95,13 @@ size_t workspace_bytes(const struct workspace *ws);
  * return, and what went wrong comes out of the sync() that the caller needs anyway. Allocates nothing. */
 int model_forward(const struct model *m, struct workspace *ws, struct kv_pool *pool,
                   const struct batch *b, float **logits, struct err *e) WARN_UNUSED;
+/* The same pass one layer at a time, for sequences whose caches go layer by layer (kv.h): layer 0 first, for every token in
+ * any number of batches, then layer 1, and so on, with the bits of model_forward. x [n_rows][dim], backend memory of the
+ * caller's: the residual stream of these rows between the layers. Layer 0 does not read it, the last one leaves nothing in it.
+ * Only the last layer has out rows. kv->n_tokens is raised as by model_forward. */
+int model_forward_layer(const struct model *m, struct workspace *ws, struct kv_pool *pool,
+                        const struct batch *b, int layer, float *x, float **logits,
+                        struct err *e) WARN_UNUSED;
 /* The first n rows of the last pass's logits as host memory, valid until the next call. ERR_DEVICE only. */
 int model_logits(const struct model *m, struct workspace *ws, int n, const float **logits,
                  struct err *e) WARN_UNUSED;

@@ -13,6 +13,7 @@ struct workspace {
     float *att;           /* [max_rows][heads * head_dim] */
     float *lse;           /* [max_rows][heads] of attention, for the queries that are kept */
     float *delta;         /* [max_rows][dim] what a block adds to x */
+    bool settled;         /* nothing of delta is still to be added to x */
     float *gate, *up;     /* [max_rows][ffn] */
     float *cos, *sin;     /* [max_rows][rope_dim / 2] */
     float *logits;        /* [max_out][vocab] */
