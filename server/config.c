@@ -48,6 +48,7 @@ static const struct option table[] = {
     { NULL, "kv-budget", STR, AT(kv_budget), S, "256", 0, 0, NULL, "what stays of such a cache: tokens a KV head, or a part of the prompt as 0.25, or bytes a choice as 4MiB" },
     { NULL, "kv-budget-max", STR, AT(kv_budget_max), S, "", 0, 0, NULL, "largest budget that a request may ask for, in the same words; the guard goes no further; empty: any" },
     { NULL, "kv-mass-floor", NUM, AT(kv_mass_floor), S, "0", 0, 1, NULL, "the guard: a cache whose kept slots hold less of the attention gets up to twice its budget; 0: no guard" },
+    { NULL, "layer-major", INT, AT(layer_major), S, "0", 0, 1 << 22, NULL, "tokens from which a prompt to be pressed is computed layer by layer, in the pages of one layer; its prefix is not shared then; 0: only one that the pool cannot hold otherwise" },
     { "HTTP", "host", STR, AT(host), S, "127.0.0.1", 0, 0, NULL, "address to listen on" },
     { NULL, "port", INT, AT(port), S, "8080", 0, 65535, NULL, "port to listen on; 0: any free one" },
     { NULL, "api-key", STR, AT(api_key), S, "", 0, 0, NULL, "ask clients for this key (also from WRING_API_KEY)" },

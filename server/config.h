@@ -39,7 +39,7 @@ struct config {
     bool cublas;
     /* the engine */
     char *kv_type;
-    int64_t ctx, kv_size, max_seqs, max_batch, max_queue, kv_samples;
+    int64_t ctx, kv_size, max_seqs, max_batch, max_queue, kv_samples, layer_major;
     bool prefix_cache;
     char *kv_policy, *kv_budget, *kv_budget_max;
     double kv_mass_floor;

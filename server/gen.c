@@ -113,7 +113,7 @@ static int no_memory(struct api_error *e)
 static int check_length(const struct gen *g, struct choice *c, struct api_error *e)
 {
     const struct api_sampling *s = &g->req.sampling;
-    int ctx = engine_ctx(g->h->en), n = c->job.n_prompt;
+    int ctx = engine_room(engine_settings(g->h->en), c->job.kv.policy), n = c->job.n_prompt;
     const char *param = g->req.kind == API_CHAT ? "messages" : "prompt";
 
     if (n > ctx || (n == ctx && s->max_tokens != 0))

@@ -133,6 +133,8 @@ static void write_pressing(const struct writer *w, const struct engine_stats *s)
           (double)atomic_load(&s->kv_narrow));
     value(w, "kv_compactions_total", NULL, "counter", "Times that a sequence's cache was pressed.",
           (double)atomic_load(&s->compactions));
+    value(w, "kv_layer_major_total", NULL, "counter",
+          "Prompts computed and pressed layer by layer.", (double)atomic_load(&s->layer_major));
     value(w, "kv_slots_evicted_total", NULL, "counter", "Slots of KV heads that were not kept.",
           (double)atomic_load(&s->kv_evicted));
     value(w, "kv_slots_merged_total", NULL, "counter",

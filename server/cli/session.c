@@ -1,3 +1,4 @@
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -74,6 +75,7 @@ static int open_both(struct session *s, struct engine **en, const struct config 
         .kv_bytes = (size_t)c->kv_size,
         .kv_type = cli_kv_type(c, s->be),
         .kv_samples = (int)c->kv_samples,
+        .layer_major = c->layer_major > 0 ? (int)c->layer_major : INT_MAX,
         .prefix_cache = c->prefix_cache,
     };
     int rc = engine_open(en, s->model, &ec, e);

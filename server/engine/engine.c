@@ -42,12 +42,13 @@ static size_t span_bytes(const struct kv_shape *s)
 
 /* Sequences of full length, four on a machine, all that may run at once on a device, as far as memory goes: cached
  * prefixes fill the pool sooner or later. A context that was asked for fits once in any case. */
-static int64_t default_tokens(const struct engine_config *c, struct be *be, int64_t ctx,
+static int64_t default_tokens(const struct engine_config *c, const struct model *m, int64_t ctx,
                               size_t span)
 {
-    int seqs = be->host && c->max_seqs > 4 ? 4 : c->max_seqs;
+    int seqs = m->be->host && c->max_seqs > 4 ? 4 : c->max_seqs;
     int64_t n = page_round(ctx) * seqs;
-    int64_t most = default_bytes(be) / (int64_t)span * KV_PAGE;
+    int64_t bytes = default_bytes(m->be) - (int64_t)layers_bytes(c, m, ctx);
+    int64_t most = bytes / (int64_t)span * KV_PAGE;
     if (n > most)
         n = most;
     if (n < page_round(c->ctx))
@@ -81,15 +82,15 @@ static int fill_pool(struct engine_config *c, const struct model *m, const struc
     else if (c->kv_bytes > 0)
         c->kv_tokens = (int64_t)(c->kv_bytes / span) * KV_PAGE;
     else
-        c->kv_tokens = default_tokens(c, m->be, ctx, span);
-    if (c->kv_tokens < KV_PAGE || c->kv_tokens < c->ctx)
+        c->kv_tokens = default_tokens(c, m, ctx, span);
+    if (c->kv_tokens < KV_PAGE || (c->kv_tokens < c->ctx && !layers_may(c)))
         return err_set(
             e, ERR_INVALID,
             "a KV pool of %zu bytes holds %lld tokens; a context of %lld takes %zu bytes",
             c->kv_bytes, (long long)c->kv_tokens, (long long)ctx,
             (size_t)(page_round(ctx) / KV_PAGE) * span);
     c->kv_bytes = (size_t)(c->kv_tokens / KV_PAGE) * span;
-    c->ctx = (int)(ctx < c->kv_tokens ? ctx : c->kv_tokens);
+    c->ctx = (int)(ctx < c->kv_tokens || c->ctx > 0 ? ctx : c->kv_tokens);
     return 0;
 }
 
@@ -121,6 +122,7 @@ static void free_engine(struct engine *en)
     mem_free(en->held);
     mem_free(en->running);
     workspace_close(en->ws);
+    layers_close(en);
     kv_compactor_close(en->compactor);
     kv_pool_close(en->pool);
     pthread_cond_destroy(&en->wake);
@@ -150,6 +152,7 @@ static int open_parts(struct engine *en, struct err *e)
         en->max_out = c->max_batch;
     TRY(workspace_open(&en->ws, en->model, c->max_batch, c->max_seqs, en->max_out, e));
     TRY(fill_pool(c, en->model, &shape, e));
+    TRY(layers_open(en, e));
     TRY(kv_pool_open(&en->pool, en->model->be, &shape, c->kv_tokens, e));
     TRY(press_open(en, e));
     if (!open_arrays(en))
@@ -200,7 +203,7 @@ void engine_close(struct engine *en)
 
 static int check_job(const struct engine *en, const struct job *j, struct err *e)
 {
-    int ctx = en->config.ctx;
+    int ctx = engine_room(&en->config, j->kv.policy);
     if (j->n_prompt < 1 || j->max_tokens < -1)
         return err_set(e, ERR_INVALID, "%d prompt tokens, %d tokens to make", j->n_prompt,
                        j->max_tokens);
@@ -289,6 +292,12 @@ int engine_ctx(const struct engine *en)
     return en->config.ctx;
 }
 
+int engine_room(const struct engine_config *c, const struct kv_policy *policy)
+{
+    bool whole = policy == NULL || policy->keeps_all;
+    return whole && c->kv_tokens < c->ctx ? (int)c->kv_tokens : c->ctx;
+}
+
 const struct engine_config *engine_settings(const struct engine *en)
 {
     return &en->config;
@@ -296,5 +305,5 @@ const struct engine_config *engine_settings(const struct engine *en)
 
 int engine_plan(const struct engine *en, struct table **out)
 {
-    return model_plan(en->model, en->ws, en->pool, out);
+    return model_plan(en->model, en->ws, en->pool, en->stream_bytes, out);
 }

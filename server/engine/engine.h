@@ -8,7 +8,8 @@
  * Scheduling: continuous batching; rows of decoding sequences first, then prompt chunks up to max_batch rows; a sequence is
  * admitted when the pages of its prompt, and those that pressing it will need, are there; when a decoding sequence finds no
  * page, the youngest one is preempted and later recomputed, or, when its cache was pressed, swapped to ordinary memory. A
- * job's tokens do not depend on any of this, bit for bit.
+ * long prompt that is to be pressed may go through the model layer by layer, one such prompt at a time. A job's tokens do not
+ * depend on any of this, bit for bit.
  */
 #ifndef WRING_SERVER_ENGINE_ENGINE_H
 #define WRING_SERVER_ENGINE_ENGINE_H
@@ -93,7 +94,8 @@ struct job {
 };
 
 struct engine_config {
-    int ctx;      /* most tokens a sequence may have; 0: the model's, at most what the pool holds */
+    int ctx; /* most tokens a sequence may have; 0: the model's, at most what the pool holds. One that was asked
+              * for may be more than that for those that go layer by layer: engine_room() */
     int max_seqs; /* sequences running at once; 0: 64 */
     int max_batch; /* rows a step, at least max_seqs; 0: 512. Beside decoding ones prompts get a quarter */
     int max_queue;     /* jobs waiting; more are ERR_BUSY; 0: 1024 */
@@ -103,6 +105,8 @@ struct engine_config {
                    * a quarter of the machine's memory; on a device ctx * max_seqs, as far as they fit */
     enum kv_type kv_type;
     int kv_samples; /* queries kept with every page, see struct kv_shape; 0: no policy can score */
+    int layer_major; /* a prompt of so many tokens that is to be pressed is computed layer by layer; INT_MAX: only
+                      * one that the pool cannot hold otherwise; 0: none */
     bool prefix_cache;
 };
 
@@ -119,6 +123,7 @@ struct engine_stats {
     _Atomic int64_t kv_split, kv_narrow;          /* wide pages split, narrow pages in use */
     _Atomic uint64_t prompt_tokens, generation_tokens, steps, preemptions;
     _Atomic uint64_t prefix_queries, prefix_hits;
+    _Atomic uint64_t layer_major; /* prompts computed layer by layer */
     _Atomic uint64_t compactions, swaps, kv_evicted, kv_merged,
         kv_guarded; /* guarded: budgets raised */
     _Atomic uint64_t finished[FINISH_ERROR + 1];
@@ -150,6 +155,9 @@ int engine_error(struct engine *en, struct err *e);
 int engine_check(const struct engine *en, const struct job *j, struct err *e) WARN_UNUSED;
 const struct engine_stats *engine_stats(const struct engine *en);
 int engine_ctx(const struct engine *en);
+/* Most tokens of a sequence with that policy (NULL: the one that keeps all), of settings with every 0 filled in: a cache that
+ * stays whole has to fit the pool. */
+int engine_room(const struct engine_config *c, const struct kv_policy *policy);
 const struct engine_config *engine_settings(const struct engine *en); /* with every 0 filled in */
 int engine_plan(const struct engine *en,
                 struct table **out) WARN_UNUSED; /* the memory plan as a table */

@@ -1,4 +1,4 @@
-/* The engine's inside, shared by engine.c (the doors, any thread), step.c, press.c and choose.c (the engine thread). */
+/* The engine's inside, shared by engine.c (the doors, any thread), step.c, press.c, layers.c and choose.c (the engine thread). */
 #ifndef WRING_SERVER_ENGINE_ENGINE_INTERNAL_H
 #define WRING_SERVER_ENGINE_ENGINE_INTERNAL_H
 
@@ -54,6 +54,9 @@ struct engine {
     int32_t *out_row;            /* [max_out] */
     struct out_row *out;         /* [max_out] */
     int max_out;
+    float *
+        stream; /* [ctx][dim] of a prompt that goes layer by layer, backend memory; NULL: none ever does */
+    size_t stream_bytes;
     float *logits; /* of this step: [n_out][vocab], backend memory */
     /* NULL when that is ordinary memory */
     struct be_head_row *head_row; /* [max_out] */
@@ -70,6 +73,19 @@ void choose_close(struct engine *en);
 bool out_is_next(const struct out_row *o);
 /* Fills the results of out[n_out] from logits. ERR_DEVICE only. Allocates nothing. */
 int choose(struct engine *en, int n_out, struct err *e) WARN_UNUSED;
+
+/* ---- layers.c ------------------------------------------------------------------------------------------------- */
+bool layers_may(const struct engine_config *c);
+/* Of the residual stream of ctx tokens, should it be wanted. */
+size_t layers_bytes(const struct engine_config *c, const struct model *m, int64_t ctx);
+int layers_open(struct engine *en, struct err *e) WARN_UNUSED; /* ERR_NOMEM */
+void layers_close(struct engine *en);
+bool layers_busy(const struct engine *en); /* a running prompt has the stream */
+/* Rows that are left to compute in all layers together, as a plan counts them; at least 2, for s does not decode. */
+int layers_todo(const struct seq *s, int n_layers);
+/* Runs what the plan gave to the prompt that goes layer by layer. *through: its last row is through the last layer, which is
+ * to be pressed, and *b is what ran last. ERR_DEVICE only. Allocates what pressing a layer does. */
+int layers_run(struct engine *en, struct batch *b, bool *through, struct err *e) WARN_UNUSED;
 
 /* ---- press.c --------------------------------------------------------------------------------------------------- */
 int press_open(struct engine *en, struct err *e) WARN_UNUSED;

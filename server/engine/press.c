@@ -56,7 +56,7 @@ int press_seq(struct engine *en, struct seq *s, struct err *e)
         s->finish = FINISH_CANCELLED;
         return 0;
     }
-    struct kv_report was = s->report;
+    struct kv_report none = { 0 }, was = s->report.n_compactions > 0 ? s->report : none;
     int rc = kv_compact(en->compactor, &s->kv, &s->report, e);
     if (rc == ERR_DEVICE)
         return rc;
@@ -64,7 +64,11 @@ int press_seq(struct engine *en, struct seq *s, struct err *e)
         seq_fail(s, e);
         return 0;
     }
+    if (kv_seq_by_layer(&s->kv)) /* more layers are to come */
+        return 0;
     en->blocked = false;
+    if (s->kv.layer_major && was.n_compactions == 0)
+        add(&en->stats.layer_major, 1);
     count(en, s, &was);
     return 0;
 }
@@ -98,6 +102,7 @@ int press_out(struct engine *en, struct seq *s, struct err *e)
 {
     if (!kv_seq_pressed(&s->kv)) {
         kv_seq_clear(&s->kv, en->pool);
+        s->report = (struct kv_report){ 0 }; /* layers that were pressed are so again */
         return 0;
     }
     int rc = kv_seq_swap_out(&s->kv, en->pool, e);

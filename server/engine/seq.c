@@ -41,12 +41,17 @@ int seq_open(struct seq **out, struct job *j, const struct model *m, struct kv_p
     struct seq *s = mem_zalloc(1, sizeof *s);
     if (s == NULL)
         return err_set(e, ERR_NOMEM, "no memory for a sequence");
-    int room = c->ctx - j->n_prompt;
+    struct kv_options kv = j->kv;
+    int room = engine_room(c, kv.policy) - j->n_prompt;
+    kv.layer_major = j->prompt_logprobs ? 0 : c->layer_major; /* those want logits of every row */
     s->job = j;
     s->limit = j->n_prompt + (j->max_tokens < 0 || j->max_tokens > room ? room : j->max_tokens);
     int rc = sampler_open(&s->sampler, &j->sample, m->config.vocab, e);
     if (rc == 0)
-        rc = kv_seq_open(&s->kv, pool, &j->kv, j->n_prompt, s->limit, e);
+        rc = kv_seq_open(&s->kv, pool, &kv, j->n_prompt, s->limit, e);
+    int whole = engine_room(c, NULL);
+    if (rc == 0 && s->kv.spare == NULL && s->limit > whole) /* it stays whole */
+        s->limit = j->n_prompt > whole ? j->n_prompt : whole;
     if (rc == 0 && (rc = open_buffers(s, kv_pool_shape(pool))) < 0)
         (void)err_set(e, rc, "no memory for a sequence of %d tokens", s->limit);
     if (rc < 0) {

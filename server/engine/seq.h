@@ -37,7 +37,7 @@ int seq_open(struct seq **out, struct job *j, const struct model *m, struct kv_p
              const struct engine_config *c, struct err *e) WARN_UNUSED;
 void seq_close(struct seq *s, struct kv_pool *pool); /* NULL is accepted */
 
-/* Tokens to put into the cache next. A prompt that will be pressed comes alone, with no token of the answer behind it: it is
+/* Tokens to put into the cache next, of the layer under way where a prompt goes layer by layer. A prompt that will be pressed comes alone, with no token of the answer behind it: it is
  * pressed in the step that completes it, and from then on it is swapped, not computed again. */
 static inline int seq_todo(const struct seq *s)
 {

@@ -251,15 +251,28 @@ static int no_pages(const struct engine *en, int rc, int n_tokens, struct err *e
     return rc < 0 ? err_set(e, rc, "no memory for narrow pages") : rc;
 }
 
+static bool fits_pool(const struct engine *en, const struct seq *s)
+{
+    int64_t need = kv_seq_need(&s->kv, en->pool, s->n_tokens);
+    return need + growth(en, s) <= kv_pool_available(en->pool);
+}
+
 /* Takes the pages of s: those of its tokens and for pressing them, or those it had when it was swapped. ERR_LIMIT: not now. */
 static int take_pages(struct engine *en, struct seq *s, struct err *e)
 {
     bool swapped = s->kv.swap != NULL;
+    if (kv_seq_by_layer(&s->kv) && layers_busy(en))
+        return err_set(e, ERR_LIMIT, "another prompt goes layer by layer");
     /* rows whose logits are wanted have to be computed */
     if (s->shares && !swapped && !seq_scores(s))
         kv_prefix_match(&s->kv, en->pool, s->token, s->n_tokens, 0);
-    int64_t need = kv_seq_need(&s->kv, en->pool, s->n_tokens);
-    if (need + growth(en, s) <= kv_pool_available(en->pool)) {
+    bool fits = fits_pool(en, s);
+    if (!fits && en->n_running == 0 && kv_seq_by_layer(&s->kv) && s->kv.n_cached > 0) {
+        kv_seq_clear(&s->kv,
+                     en->pool); /* what it found is in all layers, what it computes in one */
+        fits = fits_pool(en, s);
+    }
+    if (fits) {
         if (swapped)
             return kv_seq_swap_in(&s->kv, en->pool, e);
         return no_pages(en, kv_seq_reserve(&s->kv, en->pool, s->n_tokens), s->n_tokens, e);
@@ -296,8 +309,12 @@ static int admit(struct engine *en, struct err *e)
 
 /* ---- a step -------------------------------------------------------------------------------------------------- */
 
-static struct sched_seq sched_view(const struct seq *s)
+static struct sched_seq sched_view(const struct engine *en, const struct seq *s)
 {
+    if (kv_seq_by_layer(&s->kv)) {
+        int todo = layers_todo(s, kv_pool_shape(en->pool)->n_layers);
+        return (struct sched_seq){ .todo = todo, .room = todo };
+    }
     return (struct sched_seq){ .todo = seq_todo(s), .room = seq_room(s), .all_out = seq_scores(s) };
 }
 
@@ -306,7 +323,7 @@ static int make_room(struct engine *en, struct err *e)
 {
     for (int i = 0; i < en->n_running;) {
         struct seq *s = en->running[i];
-        struct sched_seq view = sched_view(s);
+        struct sched_seq view = sched_view(en, s);
         int rc = sched_decodes(&view) ? kv_seq_reserve(&s->kv, en->pool, s->kv.n_tokens + 1) : 0;
         if (rc == 0) {
             i++;
@@ -327,7 +344,7 @@ static int plan(struct engine *en, struct err *e)
     TRY(make_room(en, e));
     struct sched_limits l = limits(en);
     for (int i = 0; i < en->n_running; i++)
-        en->plan[i] = sched_view(en->running[i]);
+        en->plan[i] = sched_view(en, en->running[i]);
     sched_plan(en->plan, en->n_running, &l, en->rows);
     return 0;
 }
@@ -340,7 +357,7 @@ static void build_batch(struct engine *en, struct batch *b)
     for (int i = 0; i < en->n_running; i++) {
         struct seq *s = en->running[i];
         int n = en->rows[i], pos0 = s->kv.n_tokens;
-        if (n == 0)
+        if (n == 0 || kv_seq_by_layer(&s->kv))
             continue;
         int rc = kv_seq_reserve(&s->kv, en->pool, pos0 + n);
         ASSERT(rc == 0);
@@ -422,6 +439,15 @@ static void take_tokens(struct engine *en, const struct batch *b)
     }
 }
 
+/* What comes of a pass: ERR_DEVICE only. */
+static int take(struct engine *en, const struct batch *b, struct err *e)
+{
+    TRY(choose(en, b->n_out, e));
+    TRY(take_prompts(en, b, e));
+    take_tokens(en, b);
+    return 0;
+}
+
 static void fail_all(struct engine *en, enum finish_reason r, const struct err *why)
 {
     for (int i = 0; i < en->n_running + en->n_held; i++) {
@@ -446,22 +472,34 @@ static void die(struct engine *en, const struct err *why)
     fail_all(en, FINISH_ERROR, why);
 }
 
+static int planned_rows(const struct engine *en)
+{
+    int n = 0;
+    for (int i = 0; i < en->n_running; i++)
+        n += en->rows[i];
+    return n;
+}
+
 /* ERR_DEVICE only. */
 static int step(struct engine *en, struct err *e)
 {
     struct batch b;
+    bool through;
     cancel(en);
     TRY(admit(en, e));
     TRY(plan(en, e));
     if (en->n_running == 0)
         return 0;
     build_batch(en, &b);
-    TRY(model_forward(en->model, en->ws, en->pool, &b, &en->logits, e));
-    TRY(choose(en, b.n_out, e));
+    histogram_observe(&en->stats.batch_rows, planned_rows(en));
+    if (b.n_rows > 0) {
+        TRY(model_forward(en->model, en->ws, en->pool, &b, &en->logits, e));
+        TRY(take(en, &b, e));
+    }
+    TRY(layers_run(en, &b, &through, e));
+    if (through)
+        TRY(take(en, &b, e));
     atomic_fetch_add_explicit(&en->stats.steps, 1, memory_order_relaxed);
-    histogram_observe(&en->stats.batch_rows, b.n_rows);
-    TRY(take_prompts(en, &b, e));
-    take_tokens(en, &b);
     sweep(en, en->running, &en->n_running);
     show_pages(en);
     return 0;

@@ -341,7 +341,7 @@ int model_logits(const struct model *m, struct workspace *ws, int n, const float
 }
 
 int model_plan(const struct model *m, const struct workspace *ws, const struct kv_pool *pool,
-               struct table **out)
+               size_t stream_bytes, struct table **out)
 {
     static const struct table_col cols[] = {
         { "what", "memory" }, { "bytes", "bytes" }, { NULL, "MiB" }, { "detail", "detail" }
@@ -353,17 +353,20 @@ int model_plan(const struct model *m, const struct workspace *ws, const struct k
         const char *what;
         size_t bytes;
         char detail[96];
-    } row[3] = { { "weights", m->weight_bytes, "" },
+    } row[4] = { { "weights", m->weight_bytes, "" },
                  { "kv pool", (size_t)st.pages * (st.page_bytes + st.sample_bytes), "" },
-                 { "activations", workspace_bytes(ws), "" } };
+                 { "activations", workspace_bytes(ws), "" },
+                 { "layer-major", stream_bytes, "" } };
     snprintf(row[0].detail, sizeof row[0].detail, "%s, %d layers", weight_form(&m->layer[0].q),
              m->config.n_layers);
     snprintf(row[1].detail, sizeof row[1].detail, "%lld tokens, %s, %zu B a token",
              (long long)(st.pages / s->n_layers * KV_PAGE), kv_type_name(s->type),
              kv_token_bytes(s));
     snprintf(row[2].detail, sizeof row[2].detail, "%d rows a step", ws->max_rows);
+    snprintf(row[3].detail, sizeof row[3].detail, "%zu tokens between layers",
+             stream_bytes / (size_t)m->config.dim / sizeof(float));
     TRY(table_open(out, cols, 4));
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < (stream_bytes > 0 ? 4 : 3); i++) {
         table_str(*out, row[i].what);
         table_int(*out, (int64_t)row[i].bytes);
         table_num(*out, (double)row[i].bytes / 1048576.0, 1);

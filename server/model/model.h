@@ -135,8 +135,9 @@ int model_layer(const struct model *m, struct workspace *ws, struct kv_pool *poo
 int model_head(const struct model *m, struct workspace *ws, const float *x, int n,
                const float **logits, struct err *e) WARN_UNUSED;
 
-/* What the memory will be used for, as a table: weights, KV pool, workspace. */
+/* What the memory will be used for, as a table: weights, KV pool, workspace and, unless 0, the residual stream of a prompt that
+ * goes layer by layer. */
 int model_plan(const struct model *m, const struct workspace *ws, const struct kv_pool *pool,
-               struct table **out) WARN_UNUSED;
+               size_t stream_bytes, struct table **out) WARN_UNUSED;
 
 #endif

@@ -284,6 +284,19 @@ def test_server_defaults_and_ceiling(model):
     assert server.stop() == 0
 
 
+def test_layer_major(model, small):
+    """A prompt that the pool cannot hold whole is computed layer by layer, and gets what a large pool gives it."""
+    server = serve(model, "--ctx", "512", "--kv-size", "190K")  # 8 pages of 32 tokens in each of 5 layers
+    ask = (ids(PROMPT, 8), KV)
+    here, there = complete(server, *ask), complete(small, *ask)
+    assert answer(here) == answer(there) and usage(here) == usage(there)
+    assert server.metric("wring_kv_layer_major_total") == 1 and small.metric("wring_kv_layer_major_total") == 0
+    r = server.post("/v1/completions", {"prompt": ids(PROMPT), "max_tokens": 4})
+    assert "256 tokens" in wire.check_error(r, 400, "context_length_exceeded", "prompt")["message"]
+    server.wait_idle()
+    assert server.stop() == 0
+
+
 def test_server_without_queries(model):
     server = serve(model, "--kv-samples", "0")
     r = server.post("/v1/completions", {"prompt": ids(PROMPT), "compression": {"kv": KV}})
