@@ -56,6 +56,12 @@ const char *kv_type_name(enum kv_type t)
     return (unsigned)t < KV_TYPE_N ? name[t] : "unknown";
 }
 
+const char *kv_narrow_name(enum kv_narrow n)
+{
+    static const char *const name[KV_NARROW_N] = { "same", "q8" };
+    return (unsigned)n < KV_NARROW_N ? name[n] : "unknown";
+}
+
 const char *cpu_isa_name(enum cpu_isa isa)
 {
     static const char *const name[CPU_ISA_N] = { "ref", "avx2", "avx512", "bf16" };

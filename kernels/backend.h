@@ -69,8 +69,24 @@ enum cpu_isa cpu_isa_best(void); /* what this machine can do */
  *
  * Pairs because that is what a two-element dot product (VDPBF16PS and its relatives) eats: scores need no transposition
  * and the value sum needs none either. A *wide page* w is the n_kv_heads consecutive blocks w * n_kv_heads + h; a
- * *narrow page* is one block. head_dim is even and at most BE_HEAD_DIM_MAX. */
-enum { KV_PAGE = 32 };
+ * *narrow page* is one block. head_dim is even and at most BE_HEAD_DIM_MAX.
+ *
+ * A narrow page may hold its elements as q8: whole numbers of -127 ... 127, one byte each, times a scale that a slot's key
+ * has and one that its value has. In the bytes of a block of 16-bit elements lie KV_PAGE_Q8 = 2 * KV_PAGE slots then, in the
+ * same order of pairs:
+ *
+ *      bytes      0                          64 * head_dim                 128 * head_dim
+ *      16 bits    | keys of 32 slots         | values of 32 slots          |
+ *      q8         | keys of 64 slots         | values of 64 slots          |
+ *
+ *      key   element i of slot t:  k[(i / 2) * KV_PAGE_Q8 * 2 + t * 2 + i % 2]
+ *      value element i of slot t:  as above
+ *
+ * What a narrow slot has beside its elements, its *side*, lies in an array of its own, floats of each block:
+ *
+ *      as the cache    bias[KV_PAGE]
+ *      q8              bias[KV_PAGE_Q8], scale of keys[KV_PAGE_Q8], scale of values[KV_PAGE_Q8] */
+enum { KV_PAGE = 32, KV_PAGE_Q8 = 64 };
 
 enum kv_type { KV_F16, KV_BF16, KV_F32, KV_TYPE_N };
 size_t kv_elem_bytes(enum kv_type t);
@@ -86,6 +102,22 @@ static inline size_t kv_k_index(int slot, int i)
 static inline size_t kv_v_index(int slot, int i, int head_dim)
 {
     return (size_t)(slot / 2) * (size_t)head_dim * 2 + (size_t)i * 2 + (size_t)(slot % 2);
+}
+
+/* What the elements of narrow pages are: the cache's type, or q8 (in a cache of 16-bit elements only). */
+enum kv_narrow { KV_NARROW_SAME, KV_NARROW_Q8, KV_NARROW_N };
+const char *kv_narrow_name(enum kv_narrow n);       /* "same", "q8" */
+static inline int kv_narrow_slots(enum kv_narrow n) /* of a page */
+{
+    return n == KV_NARROW_Q8 ? KV_PAGE_Q8 : KV_PAGE;
+}
+static inline size_t kv_side_floats(enum kv_narrow n) /* of a page */
+{
+    return n == KV_NARROW_Q8 ? 3 * (size_t)KV_PAGE_Q8 : KV_PAGE;
+}
+static inline size_t kv_k_index_q8(int slot, int i)
+{
+    return (size_t)(i / 2) * KV_PAGE_Q8 * 2 + (size_t)slot * 2 + (size_t)(i % 2);
 }
 
 /* A record holds the query of one token in one layer, as attention saw it, for policies that score slots by it: n_heads *
@@ -124,6 +156,7 @@ struct be_seq {
 /* What the host decides for one forward pass. In: host memory. After step_begin: backend memory, ready for the ops. */
 struct be_step {
     int n_rows, n_seqs, n_out, n_layers, n_kv_heads;
+    enum kv_narrow narrow_type; /* of the cache, as in be_kv */
     const int32_t *token, *pos; /* [n_rows] */
     const int32_t *out_row;     /* [n_out] rows whose logits are wanted, rising */
     const struct be_seq *seqs;  /* [n_layers][n_seqs]: be_kv.seqs of each layer */
@@ -133,9 +166,11 @@ struct be_step {
 /* Everything about the cache that an op needs; filled once a layer. */
 struct be_kv {
     void *pool; /* block 0 */
-    const float *
-        beta; /* [blocks][KV_PAGE] logit bias of narrow slots (log of votes); NULL without narrow pages */
+    /* [blocks][kv_side_floats] of narrow slots: logit bias (log of votes) and, for q8, scales; NULL without narrow pages. Of
+     * KV_NARROW_SAME with narrow pages NULL says that no slot has a bias. */
+    const float *beta;
     enum kv_type type;
+    enum kv_narrow narrow_type;
     int n_kv_heads, head_dim;
     int n_seqs;
     const struct be_seq *seqs; /* of this layer, from struct be_step after step_begin */
@@ -302,7 +337,8 @@ struct be_ops {
      * rising order, narrow ones first. The cut depends on nothing else and a slot that a row does not see adds exactly
      * nothing, so decode, prefill and any chunking agree bit for bit. Never a full score matrix. A row that sees
      * nothing gives 0 with lse = -inf. The window does not apply to narrow slots. Levels with a bf16 dot product round
-     * q and the weights to bf16 when the cache is bf16.
+     * q and the weights to bf16 when the cache is bf16. Elements of q8 slots (number times scale) are rounded to what the
+     * level multiplies: not at all, or as q and the weights.
      * Values of slots that nobody sees must be finite where they share a pair with a visible slot: kv_append zeroes
      * the partner of a last even slot, and whoever writes narrow slots does the same.
      * Bytes moved: every key and value once per 64 rows or fewer of a group. */
@@ -321,7 +357,7 @@ struct be_ops {
      * Products: 4 * rows * slots * head_dim FLOP a head for the references' attention, 2 for each column sum of a row. */
     bool (*probe)(struct be *be, const struct be_probe *p);
     /* k[n][head_dim], v[n][head_dim] (host) of slots of the pool, as f32: slot[i] (host) is block * KV_PAGE + slot of the
-     * block. Waits as probe does. NULL where probe is. */
+     * block, or for a slot of a q8 page -1 - (block * KV_PAGE_Q8 + slot). Waits as probe does. NULL where probe is. */
     void (*kv_gather)(struct be *be, const struct be_kv *kv, const int64_t *slot, int n, float *k,
                       float *v);
 

@@ -17,8 +17,9 @@
  * uses only the value that shares a pair with the last slot's is read: it must be finite, as for attention. */
 struct probe_head {
     const void *pool;  /* block 0, host memory */
-    const float *beta; /* [blocks][KV_PAGE] of narrow slots; NULL: all 0 */
+    const float *beta; /* of narrow slots, as in struct be_kv */
     enum kv_type type;
+    enum kv_narrow narrow_type;
     int dim;
     const int32_t *narrow, *wide; /* block ids */
     int n_narrow, n_wide;         /* slots */
@@ -55,5 +56,11 @@ void probe_gather(const struct probe_head *h, const int32_t *slot, int n, float 
 /* Writes k[n][dim], v[n][dim] into the first n slots of a block (n <= KV_PAGE; host memory), rounded to nearest even, the
  * rest of the block zeroed. */
 void probe_write(void *block, enum kv_type type, int dim, const float *k, const float *v, int n);
+
+/* The same as q8: the first n slots of a page (n <= KV_PAGE_Q8) and their scales in the page's side; the rest and the biases
+ * are zeroed. A scale is the largest element by size over 127, rounded up to 16 significant bits: then number times scale is
+ * exact in f32, and what was read from a page is written to another with the same bits. What is not finite makes its slot
+ * NaN. The error of an element is at most half a scale. */
+void probe_write_q8(void *block, float *side, int dim, const float *k, const float *v, int n);
 
 #endif

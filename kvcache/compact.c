@@ -307,10 +307,10 @@ static int write_out(struct press *w, struct err *e)
     int64_t n = 0;
     for (int i = 0; i < w->n_heads; i++) {
         w->head[i].out_block = n;
-        n += pages_of_slots(w->head[i].n_keep);
+        n += pool_narrow_pages(w->pool, w->head[i].n_keep);
     }
     size_t used = 0, bytes = (size_t)n * w->pool->block_bytes;
-    size_t beta = (size_t)n * KV_PAGE * sizeof *w->out_beta;
+    size_t beta = (size_t)n * w->pool->side_bytes;
     room_piece(NULL, &used, bytes);
     room_piece(NULL, &used, beta);
     if (n > 0)

@@ -11,7 +11,7 @@ static int blocks_of(const struct press *w, int head)
 {
     const struct kv_seq *s = w->s;
     bool again = (int64_t)s->max_blocks * KV_PAGE > (int64_t)s->n_tokens + s->opt.tail;
-    return pages_of_slots(w->head[head].n_keep + (again ? w->n_tail : 0));
+    return pool_narrow_pages(w->pool, w->head[head].n_keep + (again ? w->n_tail : 0));
 }
 
 /* The tables that a sequence has for its life as a pressed one, see struct kv_seq. */
@@ -37,7 +37,8 @@ static size_t lay_out(const struct press *w, struct kv_seq *s, int l, char *base
     int heads = w->pool->shape.n_kv_heads;
     for (int h = 0; h < heads; h++) {
         const struct press_head *head = &w->head[l * heads + h];
-        size_t quota = (size_t)head->n_keep + (size_t)w->n_tail, blocks = quota / KV_PAGE + 1;
+        size_t quota = (size_t)head->n_keep + (size_t)w->n_tail,
+               blocks = (size_t)pool_narrow_pages(w->pool, (int)quota);
         void *narrow = room_piece(base, &used, blocks * sizeof **s->narrow);
         void *slot = room_piece(base, &used, quota * sizeof **s->slot);
         if (base != NULL) {
@@ -88,13 +89,13 @@ static int upload(const struct press *w, const struct kv_seq *s, struct err *e)
     struct kv_pool *p = w->pool;
     struct be *be = p->be;
     for (int i = 0; i < w->n_heads; i++) {
-        for (int b = 0; b < pages_of_slots(w->head[i].n_keep); b++) {
+        for (int b = 0; b < pool_narrow_pages(p, w->head[i].n_keep); b++) {
             size_t from = (size_t)w->head[i].out_block + (size_t)b;
             int32_t to = s->narrow[w->head0 + i][b];
             be->ops->upload(be, pool_block_at(p, to), w->out + from * p->block_bytes,
                             p->block_bytes);
-            be->ops->upload(be, pool_beta_at(p, to), w->out_beta + from * KV_PAGE,
-                            KV_PAGE * sizeof(float));
+            be->ops->upload(be, pool_beta_at(p, to), w->out_beta + from * p->side_bytes,
+                            p->side_bytes);
         }
     }
     return be->ops->sync(be, e);

@@ -54,7 +54,7 @@ static void fill_pages(const struct press *w, const struct be_probe *p, struct q
         q->n_narrow[i] = w->head[i].n - w->n_wide;
         if (q->n_narrow[i] > 0)
             memcpy(q->narrow + (size_t)i * (size_t)p->narrow_pages, w->s->narrow[w->head0 + i],
-                   (size_t)pages_of_slots(q->n_narrow[i]) * sizeof *q->narrow);
+                   (size_t)pool_narrow_pages(w->pool, q->n_narrow[i]) * sizeof *q->narrow);
     }
 }
 
@@ -106,6 +106,7 @@ static struct be_kv cache_of(const struct press *w)
     return (struct be_kv){ .pool = p->base,
                            .beta = p->beta,
                            .type = p->shape.type,
+                           .narrow_type = p->shape.narrow_type,
                            .n_kv_heads = p->shape.n_kv_heads,
                            .head_dim = p->shape.head_dim };
 }
@@ -130,7 +131,7 @@ int device_probe(struct press *w, struct err *e)
                           .half_split = w->c->rope.half_split };
     p.n_records = p.n_set[0] + p.n_set[1] + p.n_set[2] + p.n_ref;
     for (int i = 0; i < w->n_heads; i++) {
-        int pages = pages_of_slots(w->head[i].n - w->n_wide);
+        int pages = pool_narrow_pages(w->pool, w->head[i].n - w->n_wide);
         p.narrow_pages = pages > p.narrow_pages ? pages : p.narrow_pages;
     }
     TRY(room_reserve(&w->c->stage, lay_out(w, &p, &q, NULL), e));
@@ -157,14 +158,15 @@ static void name_slots(const struct press *w, int head, int64_t *slot)
     const struct kv_shape *s = &w->pool->shape;
     const struct press_head *h = &w->head[head];
     const struct source *src = &w->source[head / s->n_kv_heads];
-    int n_narrow = h->n - w->n_wide;
+    int n_narrow = h->n - w->n_wide, page = pool_narrow_slots(w->pool);
     for (int i = 0; i < h->n_keep; i++) {
-        bool narrow = h->keep[i] < n_narrow;
-        int j = narrow ? h->keep[i] : h->keep[i] - n_narrow;
+        int j = h->keep[i], k = j - n_narrow;
         int64_t block =
-            narrow ? w->s->narrow[w->head0 + head][j / KV_PAGE]
-                   : (int64_t)src->wide[j / KV_PAGE] * s->n_kv_heads + head % s->n_kv_heads;
-        slot[i] = block * KV_PAGE + j % KV_PAGE;
+            k < 0 ? w->s->narrow[w->head0 + head][j / page]
+                  : (int64_t)src->wide[k / KV_PAGE] * s->n_kv_heads + head % s->n_kv_heads;
+        slot[i] = block * (k < 0 ? page : KV_PAGE) + (k < 0 ? j % page : k % KV_PAGE);
+        if (k < 0 && s->narrow_type == KV_NARROW_Q8)
+            slot[i] = -1 - slot[i];
     }
 }
 

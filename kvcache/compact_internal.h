@@ -84,7 +84,7 @@ struct press {
     struct press_head *head; /* [n_heads] */
     struct source *source;   /* [n_layers] */
     char *out;               /* blocks of all heads, as they will be in the pool */
-    float *out_beta;         /* [blocks][KV_PAGE] */
+    char *out_beta;          /* their sides */
 };
 
 /* One head in one pass, in one thread. */

@@ -49,7 +49,7 @@ static size_t lay_out(const struct press *w, struct staged *g, char *base)
     size_t blocks = ((size_t)g->n_wide + (size_t)g->n_query) * heads + (size_t)g->n_narrow;
     g->pool = room_piece(base, &used, blocks * p->block_bytes);
     g->sample = room_piece(base, &used, (size_t)g->n_wide * p->sample_bytes);
-    g->beta = room_piece(base, &used, blocks * KV_PAGE * sizeof *g->beta);
+    g->beta = room_piece(base, &used, blocks * p->side_bytes);
     g->wide = room_piece(base, &used, (size_t)g->n_wide * sizeof *g->wide);
     g->query = room_piece(base, &used, (size_t)g->n_query * sizeof *g->query);
     g->narrow = room_piece(base, &used, (size_t)g->n_narrow * sizeof *g->narrow);
@@ -90,8 +90,8 @@ static void bring_narrow(struct press *w, int l, struct staged *g)
             g->narrow[k] = to;
             be->ops->download(be, g->pool + (size_t)to * p->block_bytes, pool_block_at(p, from),
                               p->block_bytes);
-            be->ops->download(be, g->beta + (size_t)to * KV_PAGE, pool_beta_at(p, from),
-                              KV_PAGE * sizeof(float));
+            be->ops->download(be, g->beta + (size_t)to * (p->side_bytes / sizeof *g->beta),
+                              pool_beta_at(p, from), p->side_bytes);
         }
     }
 }
@@ -198,7 +198,8 @@ int item_slots(struct item *t)
 {
     const struct press *w = t->w;
     struct kv_head *h = &t->h;
-    int n_pages = w->n_wide / KV_PAGE;
+    int n_pages = w->n_wide / KV_PAGE, slots = pool_narrow_slots(w->pool);
+    size_t side = kv_side_floats(w->pool->shape.narrow_type);
     float *beta = arena_alloc(h->arena, (size_t)h->n * sizeof *beta);
     int32_t *block = arena_alloc(h->arena, ((size_t)n_pages + 1) * sizeof *block);
     if (beta == NULL || block == NULL)
@@ -208,6 +209,7 @@ int item_slots(struct item *t)
     t->probe = (struct probe_head){ .pool = t->src->pool,
                                     .beta = t->src->beta,
                                     .type = w->pool->shape.type,
+                                    .narrow_type = w->pool->shape.narrow_type,
                                     .dim = h->dim,
                                     .narrow = t->src->narrow ? t->src->narrow[h->head] : NULL,
                                     .wide = block,
@@ -216,7 +218,7 @@ int item_slots(struct item *t)
                                     .scale = h->scale };
     t->tail = block + n_pages;
     for (int j = 0; !w->probed && t->probe.narrow != NULL && j < t->probe.n_narrow; j++)
-        beta[j] = t->src->beta[(size_t)t->probe.narrow[j / KV_PAGE] * KV_PAGE + j % KV_PAGE];
+        beta[j] = t->src->beta[(size_t)t->probe.narrow[j / slots] * side + j % slots];
     h->beta = w->probed ? t->st->beta : beta;
     return 0;
 }

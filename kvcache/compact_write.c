@@ -41,11 +41,28 @@ static int merge(struct item *t, struct kv_kept *kept)
     return 0;
 }
 
+static void write_pages(const struct press *w, int64_t block, const struct kv_kept *kept, int dim)
+{
+    const struct kv_pool *p = w->pool;
+    int page = pool_narrow_slots(p);
+    for (int i = 0; i < kept->n; i += page, block++) {
+        char *to = w->out + (size_t)block * p->block_bytes;
+        float *beta = (float *)(void *)(w->out_beta + (size_t)block * p->side_bytes);
+        const float *k = kept->k + (size_t)i * dim, *v = kept->v + (size_t)i * dim;
+        int some = min_int(kept->n - i, page);
+        memset(beta, 0, p->side_bytes);
+        if (p->shape.narrow_type == KV_NARROW_Q8)
+            probe_write_q8(to, beta, dim, k, v, some);
+        else
+            probe_write(to, p->shape.type, dim, k, v, some);
+        memcpy(beta, kept->beta + i, (size_t)some * sizeof *beta);
+    }
+}
+
 int press_write(struct item *t)
 {
     struct press_head *st = t->st;
     struct kv_head *h = &t->h;
-    const struct kv_pool *p = t->w->pool;
     int dim = h->dim, n = st->n_keep;
     if (n == 0)
         return 0;
@@ -69,14 +86,6 @@ int press_write(struct item *t)
         kept.beta[i] = h->beta[kept.keep[i]];
     TRY(merge(t, &kept));
     st->merged = kept.merged;
-    for (int i = 0; i < n; i += KV_PAGE) {
-        size_t block = (size_t)st->out_block + (size_t)(i / KV_PAGE), at = (size_t)i * dim;
-        int some = n - i < KV_PAGE ? n - i : KV_PAGE;
-        float *beta = t->w->out_beta + block * KV_PAGE;
-        probe_write(t->w->out + block * p->block_bytes, p->shape.type, dim, kept.k + at,
-                    kept.v + at, some);
-        memset(beta, 0, KV_PAGE * sizeof *beta);
-        memcpy(beta, kept.beta + i, (size_t)some * sizeof *beta);
-    }
+    write_pages(t->w, st->out_block, &kept, dim);
     return 0;
 }

@@ -3,7 +3,9 @@
  * Layout of a block, and what wide and narrow pages are: kernels/backend.h. A *wide page* (KV_PAGE tokens x all KV
  * heads of one layer) is append-only, immutable when full, reference-counted and shareable by prefix. A *narrow page*
  * (one block, one KV head) is private and written only by compaction. Both live in one pool: a wide page may be split
- * into its n_kv_heads blocks, which come back together when all of them are free.
+ * into its n_kv_heads blocks, which come back together when all of them are free. With kv_shape.narrow_type
+ * KV_NARROW_Q8 a narrow page holds twice as many slots as a block of a wide page, in the same bytes; what is merged is
+ * summed in f32 and rounded once, when it is written.
  *
  * Thread: the engine's only. Owner: the engine owns the pool and the index, a sequence owns its tables and holds one
  * reference to each of its pages.
@@ -40,23 +42,30 @@ struct kv_shape {
     enum kv_type type;
     int n_heads; /* query heads; 0: no queries are kept */
     int samples; /* queries kept with every wide page: 0, 1, 2, 4 or 8, evenly strided */
+    enum kv_narrow narrow_type; /* KV_NARROW_Q8: not with KV_F32 */
 };
+/* Bytes that KV_PAGE tokens take in a pool of this shape, as in kv_pool_bytes. */
+size_t kv_span_bytes(const struct kv_shape *s);
 size_t kv_token_bytes(
     const struct kv_shape *s); /* bytes one token takes in a full cache, all layers */
 
-/* Bytes one narrow slot takes in every head of every layer: key, value, bias, struct kv_slot. For kv_options_fill. */
+/* Bytes one narrow slot takes in every head of every layer: key, value, bias, scales, struct kv_slot. For kv_options_fill. */
 int64_t kv_slot_bytes(const struct kv_shape *s);
 
 struct kv_pool;
 
-/* A pool for at least n_tokens tokens in wide pages of all layers. Address space is taken at once, memory when used. */
+/* A pool for at least n_tokens tokens in wide pages of all layers. Address space is taken at once, memory when used.
+ * ERR_INVALID, ERR_LIMIT (more than can be numbered), ERR_UNSUPPORTED (q8 in an f32 cache), ERR_NOMEM. */
 int kv_pool_open(struct kv_pool **out, struct be *be, const struct kv_shape *s, int64_t n_tokens,
                  struct err *e) WARN_UNUSED;
 void kv_pool_close(struct kv_pool *p);
 const struct kv_shape *kv_pool_shape(const struct kv_pool *p);
+/* What it takes in all: pages with their samples and, for q8, the scales (a twentieth of the rest at 128 dims). Not counted are
+ * its tables and, without q8, biases (a hundredth). */
+size_t kv_pool_bytes(const struct kv_pool *p);
 void *kv_pool_base(const struct kv_pool *p); /* block 0, for struct be_kv */
 float *kv_pool_beta(
-    const struct kv_pool *p); /* [blocks][KV_PAGE]; NULL until the first narrow page */
+    const struct kv_pool *p); /* [blocks][kv_side_floats]; NULL until the first narrow page */
 
 struct kv_stats {
     int64_t pages, free, cached, used, split; /* wide pages */
@@ -135,7 +144,7 @@ void kv_seq_view(const struct kv_seq *s, const struct kv_pool *p, int layer, str
  * layer. */
 bool kv_seq_keep(const struct kv_seq *s, const struct kv_pool *p, int layer, int pos,
                  struct be_keep *out);
-/* Physical bytes held: pages (shared ones count whole) with their samples, biases of narrow slots, struct kv_slot. */
+/* Physical bytes held: pages (shared ones count whole) with their samples, sides of narrow pages, struct kv_slot. */
 size_t kv_seq_bytes(const struct kv_seq *s, const struct kv_pool *p);
 static inline bool kv_seq_pressed(const struct kv_seq *s) /* in all layers */
 {

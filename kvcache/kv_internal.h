@@ -35,10 +35,11 @@ struct kv_pool {
     struct kv_shape shape;
     int32_t n_pages;
     size_t block_bytes, page_bytes;
+    size_t side_bytes;                 /* of a narrow page's biases and scales */
     size_t record_bytes, sample_bytes; /* of one record, of those that go with a page */
     void *base;
     void *sample; /* [n_pages][samples] records; NULL: none are kept */
-    float *beta;
+    float *beta;  /* [blocks][side_bytes] */
     struct page *page;
     int32_t free_list, n_fresh; /* page + 1; pages from n_fresh on were never used */
     int64_t n_free, n_cached, n_split, n_narrow;
@@ -65,7 +66,7 @@ void pool_page_unref(struct kv_pool *p, int32_t page);
 /* Puts a page with neither reference nor entry back into the free list. */
 void pool_page_free(struct kv_pool *p, int32_t page);
 
-/* Room for the biases of narrow slots, which a pool without them does without. ERR_NOMEM. */
+/* Room for the sides of narrow pages, which a pool without them does without. ERR_NOMEM. */
 int pool_beta_open(struct kv_pool *p) WARN_UNUSED;
 /* Wide pages that would have to be split for n more narrow ones. */
 int64_t pool_narrow_need(const struct kv_pool *p, int64_t n);
@@ -73,6 +74,16 @@ void *pool_page_at(const struct kv_pool *p, int32_t page);
 void *pool_block_at(const struct kv_pool *p, int32_t block);
 void *pool_sample_at(const struct kv_pool *p, int32_t page); /* NULL: none are kept */
 float *pool_beta_at(const struct kv_pool *p, int32_t block);
+static inline int pool_narrow_slots(const struct kv_pool *p) /* of a narrow page */
+{
+    return kv_narrow_slots(p->shape.narrow_type);
+}
+/* Narrow pages for n slots of a head. */
+static inline int pool_narrow_pages(const struct kv_pool *p, int n)
+{
+    int page = pool_narrow_slots(p);
+    return n / page + (n % page != 0);
+}
 
 static inline int min_int(int a, int b)
 {

@@ -12,7 +12,21 @@ size_t kv_token_bytes(const struct kv_shape *s)
 int64_t kv_slot_bytes(const struct kv_shape *s)
 {
     size_t heads = (size_t)s->n_layers * (size_t)s->n_kv_heads;
-    return (int64_t)(kv_token_bytes(s) + heads * (sizeof(float) + sizeof(struct kv_slot)));
+    size_t slots = (size_t)kv_narrow_slots(s->narrow_type);
+    size_t page =
+        kv_block_bytes(s->type, s->head_dim) + kv_side_floats(s->narrow_type) * sizeof(float);
+    return (int64_t)(heads * (page / slots + sizeof(struct kv_slot)));
+}
+
+size_t kv_span_bytes(const struct kv_shape *s)
+{
+    size_t layers = (size_t)s->n_layers, blocks = layers * (size_t)s->n_kv_heads;
+    size_t records =
+        layers * (size_t)s->samples * kv_record_bytes(s->type, s->n_heads, s->head_dim);
+    size_t sides = s->narrow_type == KV_NARROW_SAME
+                       ? 0
+                       : blocks * kv_side_floats(s->narrow_type) * sizeof(float);
+    return KV_PAGE * kv_token_bytes(s) + records + sides;
 }
 
 static size_t n_blocks(const struct kv_pool *p)
@@ -74,6 +88,9 @@ int kv_pool_open(struct kv_pool **out, struct be *be, const struct kv_shape *s, 
     if (spans > most)
         return err_set(e, ERR_LIMIT, "a KV pool of %lld tokens; at most %lld can be numbered",
                        (long long)n_tokens, (long long)most * KV_PAGE);
+    if (s->narrow_type == KV_NARROW_Q8 && s->type == KV_F32)
+        return err_set(e, ERR_UNSUPPORTED,
+                       "q8 narrow pages lie in a KV cache of 16-bit elements; this one has f32");
     struct kv_pool *p = mem_zalloc(1, sizeof *p);
     if (p == NULL)
         return err_set(e, ERR_NOMEM, "no memory for a KV pool");
@@ -83,6 +100,7 @@ int kv_pool_open(struct kv_pool **out, struct be *be, const struct kv_shape *s, 
     p->n_free = p->n_pages;
     p->block_bytes = kv_block_bytes(s->type, s->head_dim);
     p->page_bytes = p->block_bytes * (size_t)s->n_kv_heads;
+    p->side_bytes = kv_side_floats(s->narrow_type) * sizeof(float);
     if (s->n_heads > 0 && s->samples > 0) {
         p->record_bytes = kv_record_bytes(s->type, s->n_heads, s->head_dim);
         p->sample_bytes = (size_t)s->samples * p->record_bytes;
@@ -109,12 +127,17 @@ void kv_pool_close(struct kv_pool *p)
     unmap(p->narrow_next, n_blocks(p) * sizeof *p->narrow_next);
     unmap(p->page, (size_t)p->n_pages * sizeof *p->page);
     if (p->beta != NULL)
-        p->be->ops->free(p->be, p->beta, n_blocks(p) * KV_PAGE * sizeof *p->beta);
+        p->be->ops->free(p->be, p->beta, n_blocks(p) * p->side_bytes);
     if (p->base != NULL)
         p->be->ops->free(p->be, p->base, (size_t)p->n_pages * p->page_bytes);
     if (p->sample != NULL)
         p->be->ops->free(p->be, p->sample, (size_t)p->n_pages * p->sample_bytes);
     mem_free(p);
+}
+
+size_t kv_pool_bytes(const struct kv_pool *p)
+{
+    return (size_t)(p->n_pages / p->shape.n_layers) * kv_span_bytes(&p->shape);
 }
 
 const struct kv_shape *kv_pool_shape(const struct kv_pool *p)
@@ -149,7 +172,7 @@ void *pool_sample_at(const struct kv_pool *p, int32_t page)
 
 float *pool_beta_at(const struct kv_pool *p, int32_t block)
 {
-    return p->beta + (size_t)block * KV_PAGE;
+    return p->beta + (size_t)block * kv_side_floats(p->shape.narrow_type);
 }
 
 int64_t kv_pool_available(const struct kv_pool *p)
@@ -262,7 +285,7 @@ static void narrow_unlink(struct kv_pool *p, int32_t block)
 int pool_beta_open(struct kv_pool *p)
 {
     if (p->beta == NULL)
-        p->beta = p->be->ops->alloc(p->be, n_blocks(p) * KV_PAGE * sizeof *p->beta);
+        p->beta = p->be->ops->alloc(p->be, n_blocks(p) * p->side_bytes);
     return p->beta == NULL ? ERR_NOMEM : 0;
 }
 

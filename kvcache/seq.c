@@ -43,16 +43,16 @@ static bool ever_pressed(const struct kv_seq *s, int max_tokens)
 
 /* Narrow pages that the first compaction may fill. A head has at most `slots` on average: the budget, to which the guard may
  * raise it, or, where that is small, what is protected and the tokens of the tail page. Each head rounds up to whole pages;
- * by at most KV_PAGE - 1 slots. */
+ * by at most a page's slots less one. */
 static int spares_most(const struct kv_seq *s, const struct kv_pool *p, int max_tokens)
 {
     const struct kv_options *o = &s->opt;
     int budget =
         min_int(o->mass_floor > 0 ? o->budget_max : o->budget, max_int(max_tokens, KV_PAGE));
     int slots = max_int(budget, o->sinks + o->protect + max_int(o->window, KV_PAGE - 1));
-    int64_t heads = pool_heads(p);
-    int64_t n = o->split == KV_SPLIT_UNIFORM ? heads * pages_of_slots(slots)
-                                             : heads * (slots + KV_PAGE - 1) / KV_PAGE;
+    int64_t heads = pool_heads(p), page = pool_narrow_slots(p);
+    int64_t n = o->split == KV_SPLIT_UNIFORM ? heads * pool_narrow_pages(p, slots)
+                                             : heads * (slots + page - 1) / page;
     return n < INT32_MAX ? (int)n : INT32_MAX;
 }
 
@@ -321,8 +321,8 @@ size_t kv_seq_bytes(const struct kv_seq *s, const struct kv_pool *p)
         narrow += s->swap == NULL ? (size_t)s->n_block[i] : 0;
         slots += (size_t)s->quota[i];
     }
-    return wide * (p->page_bytes + p->sample_bytes) +
-           narrow * (p->block_bytes + KV_PAGE * sizeof(float)) + slots * sizeof(struct kv_slot);
+    return wide * (p->page_bytes + p->sample_bytes) + narrow * (p->block_bytes + p->side_bytes) +
+           slots * sizeof(struct kv_slot);
 }
 
 int kv_seq_slots(const struct kv_seq *s, const struct kv_pool *p)

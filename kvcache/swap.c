@@ -5,7 +5,7 @@
 
 #include "kvcache/kv_internal.h"
 
-/* Wide pages with their samples, layer by layer, then narrow pages with their biases, head by head. */
+/* Wide pages with their samples, layer by layer, then narrow pages with their sides, head by head. */
 struct kv_swap {
     int n_blocks; /* wide pages a layer */
     int64_t n_narrow;
@@ -38,7 +38,7 @@ static void move_all(const struct kv_seq *s, struct kv_pool *p, struct kv_swap *
     for (int i = 0; i < pool_heads(p); i++) {
         for (int b = 0; b < s->n_block[i]; b++) {
             move(p, way, &at, pool_block_at(p, s->narrow[i][b]), p->block_bytes);
-            move(p, way, &at, pool_beta_at(p, s->narrow[i][b]), KV_PAGE * sizeof(float));
+            move(p, way, &at, pool_beta_at(p, s->narrow[i][b]), p->side_bytes);
         }
     }
 }
@@ -61,8 +61,8 @@ int kv_seq_swap_out(struct kv_seq *s, struct kv_pool *p, struct err *e)
     size_t narrow = 0;
     for (int i = 0; i < pool_heads(p); i++)
         narrow += (size_t)s->n_block[i];
-    size_t bytes = wide * (p->page_bytes + p->sample_bytes) +
-                   narrow * (p->block_bytes + KV_PAGE * sizeof(float));
+    size_t bytes =
+        wide * (p->page_bytes + p->sample_bytes) + narrow * (p->block_bytes + p->side_bytes);
     struct kv_swap *w = mem_alloc(sizeof *w + bytes);
     if (w == NULL)
         return err_set(e, ERR_NOMEM, "no memory for %zu bytes of a swapped KV cache", bytes);

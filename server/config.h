@@ -38,7 +38,7 @@ struct config {
     char *weights, *activations, *io, *synthetic;
     bool cublas;
     /* the engine */
-    char *kv_type;
+    char *kv_type, *kv_narrow;
     int64_t ctx, kv_size, max_seqs, max_batch, max_queue, kv_samples, layer_major;
     bool prefix_cache;
     char *kv_policy, *kv_budget, *kv_budget_max;

@@ -131,6 +131,7 @@ static int make_prompt(struct gen *g, struct choice *c, struct api_error *e)
 {
     struct prompt_marks marks = { 0 };
     bool pressed = !g->kv.policy->keeps_all;
+    const struct engine_config *ec = engine_settings(g->h->en);
     struct kv_shape shape;
 
     TRY(prompt_tokens(g->h, &g->req, c->i_prompt, &c->ids, &c->job.n_prompt,
@@ -140,7 +141,7 @@ static int make_prompt(struct gen *g, struct choice *c, struct api_error *e)
     c->job.kv.question0 = marks.question0;
     c->job.kv.question1 = marks.question1;
     c->job.kv.protect = g->req.compression.protect_system ? marks.system : 0;
-    model_kv_shape(g->h->model, engine_settings(g->h->en)->kv_type, 0, &shape);
+    model_kv_shape(g->h->model, ec->kv_type, ec->kv_narrow, 0, &shape);
     return press_fit(&c->job.kv, &g->h->c.press, &g->req.compression, c->job.n_prompt,
                      kv_slot_bytes(&shape), e);
 }

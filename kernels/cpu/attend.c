@@ -132,34 +132,42 @@ struct lane {
     int lo, hi; /* slots of this span that some row sees */
 };
 
-static const char *page_at(const struct lane *s, int slot, const float **beta)
+/* The page of `slots` slots that holds slot `slot`, and its side. */
+static const char *page_at(const struct lane *s, int slot, int slots, const float **side)
 {
     const struct be_kv *kv = &s->w->a->kv;
     size_t block;
-    *beta = NULL;
+    *side = NULL;
     if (s->narrow) {
-        block = (size_t)s->seq->kv.narrow[s->unit->kv_head][slot / KV_PAGE];
+        block = (size_t)s->seq->kv.narrow[s->unit->kv_head][slot / slots];
         if (kv->beta)
-            *beta = kv->beta + block * KV_PAGE;
+            *side = kv->beta + block * kv_side_floats(kv->narrow_type);
     } else {
-        size_t page = (size_t)s->seq->kv.wide[(slot - s->seq->kv.wide_pos0) / KV_PAGE];
+        size_t page = (size_t)s->seq->kv.wide[(slot - s->seq->kv.wide_pos0) / slots];
         block = page * (size_t)kv->n_kv_heads + (size_t)s->unit->kv_head;
     }
     return (const char *)kv->pool + block * kv_block_bytes(kv->type, kv->head_dim);
 }
 
 /* Pages of the tile at slot `tile`; a page outside [lo, hi) is replaced by one inside, and masked by its reader. */
-static void tile_pages(const struct lane *s, int tile, const void **k, const void **v,
-                       const float **beta)
+static void tile_pages(const struct lane *s, int tile, struct attend_pages *p)
 {
-    size_t half = kv_block_bytes(s->w->a->kv.type, s->w->a->kv.head_dim) / 2;
+    const struct be_kv *kv = &s->w->a->kv;
+    size_t half = kv_block_bytes(kv->type, kv->head_dim) / 2;
+    p->scale = NULL;
+    if (s->narrow && kv->narrow_type == KV_NARROW_Q8) {
+        const float *side;
+        const char *page = page_at(s, tile, KV_PAGE_Q8, &side);
+        attend_pages_q8(p, page, side, half);
+        return;
+    }
     for (int i = 0; i < ATTEND_PAGES; i++) {
         int slot = tile + i * KV_PAGE;
         slot = max_int(slot, s->lo / KV_PAGE * KV_PAGE);
         slot = min_int(slot, (s->hi - 1) / KV_PAGE * KV_PAGE);
-        const char *page = page_at(s, slot, &beta[i]);
-        k[i] = page;
-        v[i] = page + half;
+        const char *page = page_at(s, slot, KV_PAGE, &p->beta[i]);
+        p->k[i] = page;
+        p->v[i] = page + half;
     }
 }
 
@@ -189,7 +197,6 @@ static void tile_mask(const struct lane *s, int tile, struct attend_tile *t, int
 static void span_run(const struct lane *s, const struct attend_rows *rows)
 {
     int lo[CPU_ATTEND_ROWS], hi[CPU_ATTEND_ROWS];
-    const float *beta[ATTEND_PAGES];
     struct attend_tile t;
     for (int r = 0; r < rows->n; r++)
         rows->m[r] = -INFINITY;
@@ -198,13 +205,11 @@ static void span_run(const struct lane *s, const struct attend_rows *rows)
     if (s->lo >= s->hi)
         return;
     int tile = s->lo / ATTEND_TILE * ATTEND_TILE;
-    tile_pages(s, tile, t.next_k, t.next_v, beta);
+    tile_pages(s, tile, &t.next);
     for (; tile < s->hi; tile += ATTEND_TILE) {
-        memcpy(t.k, t.next_k, sizeof(t.k));
-        memcpy(t.v, t.next_v, sizeof(t.v));
-        memcpy(t.beta, beta, sizeof(beta));
+        t.at = t.next;
         if (tile + ATTEND_TILE < s->hi)
-            tile_pages(s, tile + ATTEND_TILE, t.next_k, t.next_v, beta);
+            tile_pages(s, tile + ATTEND_TILE, &t.next);
         tile_mask(s, tile, &t, lo, hi);
         if (t.lo_all < t.hi_all)
             s->w->kernel->tile(rows, &t);

@@ -37,13 +37,31 @@ struct attend_rows {
     char *tile; /* room for a converted tile: 2 * ATTEND_TILE * pitch floats */
 };
 
-struct attend_tile {
-    const void *k[ATTEND_PAGES], *v[ATTEND_PAGES]; /* readable even where nobody sees the page */
-    const void *next_k[ATTEND_PAGES], *next_v[ATTEND_PAGES]; /* of the next tile, to be fetched */
+/* Where a tile lies: KV_PAGE slots each, readable even where nobody sees them. A q8 page is a whole tile: k[0] and v[0] are
+ * its halves, k[1] and v[1] what comes behind as many bytes as KV_PAGE slots have, to be fetched only. */
+struct attend_pages {
+    const void *k[ATTEND_PAGES], *v[ATTEND_PAGES];
     const float *beta[ATTEND_PAGES]; /* [KV_PAGE] each; beta[0] NULL: none */
-    const int *lo, *hi;              /* [n] row r sees slots lo[r] <= s < hi[r] of the tile */
-    int lo_all, hi_all;              /* union of them; not empty */
-    bool masked;                     /* some row does not see all of the tile */
+    const float *scale; /* of a q8 page: [KV_PAGE_Q8] of keys, then of values; else NULL */
+};
+_Static_assert((int)KV_PAGE_Q8 == (int)ATTEND_TILE, "a q8 page is a tile");
+
+static inline void attend_pages_q8(struct attend_pages *p, const char *block, const float *side,
+                                   size_t half_bytes)
+{
+    for (size_t i = 0; i < ATTEND_PAGES; i++) {
+        p->k[i] = block + i * half_bytes / ATTEND_PAGES;
+        p->v[i] = block + half_bytes + i * half_bytes / ATTEND_PAGES;
+        p->beta[i] = side + i * KV_PAGE;
+    }
+    p->scale = side + KV_PAGE_Q8;
+}
+
+struct attend_tile {
+    struct attend_pages at, next; /* next: of the next tile, to be fetched */
+    const int *lo, *hi;           /* [n] row r sees slots lo[r] <= s < hi[r] of the tile */
+    int lo_all, hi_all;           /* union of them; not empty */
+    bool masked;                  /* some row does not see all of the tile */
 };
 
 struct attend_kernel {

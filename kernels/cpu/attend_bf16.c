@@ -2,7 +2,8 @@
  *
  * A key page holds pairs of dims with the tokens side by side, so 16 tokens are one register and a pair of q is
  * broadcast from memory; a value page holds pairs of tokens with the dims side by side, so 16 dims are one register and
- * a pair of weights is broadcast. Six rows at a time: 24 sums in registers, 4 for keys or values.
+ * a pair of weights is broadcast. Six rows at a time: 24 sums in registers, 4 for keys or values. A tile of q8 slots becomes
+ * bf16 first, once for all rows.
  */
 #include <immintrin.h>
 
@@ -13,12 +14,16 @@ enum { ROWS = 6, VECS = ATTEND_TILE / 16 };
 
 #define INLINE static inline __attribute__((always_inline))
 
+INLINE void store_bh(uint16_t *p, __m512 x)
+{
+    _mm256_storeu_si256((void *)p, (__m256i)_mm512_cvtneps_pbh(x));
+}
+
 static void pack(void *dst, const float *q, float scale, int dim, int pitch)
 {
     uint16_t *d = dst;
     for (int i = 0; i < pitch; i += 16) {
-        __m512 x = vec_mul(vec_load_head(q + i, dim - i), vec_set(scale));
-        _mm256_storeu_si256((void *)(d + i), (__m256i)_mm512_cvtneps_pbh(x));
+        store_bh(d + i, vec_mul(vec_load_head(q + i, dim - i), vec_set(scale)));
     }
 }
 
@@ -32,12 +37,65 @@ INLINE __m512bh pair_bh(const uint32_t *p)
     return (__m512bh)_mm512_set1_epi32((int)*p);
 }
 
+/* ---- q8 slots ---------------------------------------------------------------------------------------------------- */
+
+/* Keys: 2 * KV_PAGE_Q8 numbers of each pair of dims, of which KV_PAGE slots go to a page. */
+static void keys_q8(const struct attend_rows *a, const struct attend_pages *from,
+                    uint16_t *to[ATTEND_PAGES])
+{
+    enum { N = 2 * KV_PAGE / 16 };
+    const int8_t *p = from->k[0];
+    for (int page = 0; page < ATTEND_PAGES; page++) {
+        __m512 scale[N];
+        for (int i = 0; i < N; i++)
+            scale[i] = vec_load_twice(from->scale + page * KV_PAGE + i * 8);
+        for (int d = 0; d < a->dim / 2; d++)
+            for (int i = 0; i < N; i++)
+                store_bh(to[page] + d * 2 * KV_PAGE + i * 16,
+                         vec_mul(vec_load_i8(p + d * 2 * KV_PAGE_Q8 + page * 2 * KV_PAGE + i * 16),
+                                 scale[i]));
+    }
+}
+
+/* Values: rows of 2 * dim numbers, two scales a row; what the last register of a row stores too much, the next row writes
+ * over. */
+static void values_q8(const struct attend_rows *a, const struct attend_pages *from, uint16_t *to)
+{
+    int n = 2 * a->dim;
+    for (int j = 0; j < KV_PAGE_Q8 / 2; j++) {
+        const int8_t *p = (const int8_t *)from->v[0] + (size_t)j * (size_t)n;
+        __m512 scale = vec_pair(from->scale + KV_PAGE_Q8 + 2 * j);
+        int i = 0;
+        for (; i + 16 <= n; i += 16)
+            store_bh(to + j * n + i, vec_mul(vec_load_i8(p + i), scale));
+        if (i < n)
+            store_bh(to + j * n + i, vec_mul(vec_load_i8_head(p + i, n - i), scale));
+    }
+}
+
+/* The same tile in bf16, in the scratch of the rows. */
+static struct attend_tile unpack_q8(const struct attend_rows *a, const struct attend_tile *t)
+{
+    struct attend_tile u = *t;
+    uint16_t *dst = (uint16_t *)(void *)a->tile, *k[ATTEND_PAGES];
+    int page = KV_PAGE * a->dim;
+    for (int i = 0; i < ATTEND_PAGES; i++) {
+        u.at.k[i] = k[i] = dst + i * page;
+        u.at.v[i] = dst + (ATTEND_PAGES + i) * page;
+    }
+    keys_q8(a, &t->at, k);
+    values_q8(a, &t->at, dst + ATTEND_PAGES * page);
+    return u;
+}
+
+/* ---- a tile ------------------------------------------------------------------------------------------------------ */
+
 /* s[r][i] = q[r] . k of tokens 16 * i ... */
 INLINE void scores(const struct attend_rows *a, const struct attend_tile *t, int row0, const int n,
                    const bool fetch, __m512 s[ROWS][VECS])
 {
     const uint32_t *q[ROWS];
-    const char *k0 = t->k[0], *k1 = t->k[1], *f0 = t->next_k[0], *f1 = t->next_k[1];
+    const char *k0 = t->at.k[0], *k1 = t->at.k[1], *f0 = t->next.k[0], *f1 = t->next.k[1];
     for (int r = 0; r < n; r++) {
         q[r] = (const uint32_t *)a->q + (size_t)(row0 + r) * (size_t)a->pitch;
         for (int i = 0; i < VECS; i++)
@@ -102,9 +160,9 @@ INLINE __m512 row_maxima(const __m512 *x, const int n)
 /* Adds beta to the logits of a row and hides what it does not see; returns the lane-wise maximum. */
 INLINE __m512 mask_row(const struct attend_tile *t, int row, __m512 *s)
 {
-    if (t->beta[0])
+    if (t->at.beta[0])
         for (int i = 0; i < VECS; i++)
-            s[i] = vec_fma(vec_load(t->beta[i / 2] + i % 2 * 16), vec_set(VEC_LOG2E), s[i]);
+            s[i] = vec_fma(vec_load(t->at.beta[i / 2] + i % 2 * 16), vec_set(VEC_LOG2E), s[i]);
     if (t->masked) {
         uint64_t seen = attend_seen(t->lo[row], t->hi[row]);
         for (int i = 0; i < VECS; i++)
@@ -164,14 +222,14 @@ INLINE void values(const struct attend_rows *a, const struct attend_tile *t, int
                 vec_set(f[r]));
     for (int j = t->lo_all / 2; j < (t->hi_all + 1) / 2; j++) {
         size_t at = (size_t)(j % (KV_PAGE / 2)) * row_bytes + (size_t)d0 * 4;
-        const char *v = (const char *)t->v[j / (KV_PAGE / 2)] + at;
+        const char *v = (const char *)t->at.v[j / (KV_PAGE / 2)] + at;
         __m512bh x[VECS];
         for (int i = 0; i < nv; i++)
             x[i] = i < nv - 1 ? load_bh(v + i * 64)
                               : (__m512bh)_mm512_maskz_loadu_epi32(last, v + i * 64);
         if (fetch)
             for (int i = 0; i < nv; i++)
-                _mm_prefetch((const char *)t->next_v[j / (KV_PAGE / 2)] + at + i * 64, _MM_HINT_T1);
+                _mm_prefetch((const char *)t->next.v[j / (KV_PAGE / 2)] + at + i * 64, _MM_HINT_T1);
 #pragma GCC unroll 6
         for (int r = 0; r < n; r++) {
             __m512bh w = pair_bh((const uint32_t *)(const void *)p[r] + j);
@@ -217,7 +275,12 @@ ROWS_FN(6)
 
 static void tile(const struct attend_rows *a, const struct attend_tile *t)
 {
+    struct attend_tile unpacked;
     int r = 0;
+    if (t->at.scale) {
+        unpacked = unpack_q8(a, t);
+        t = &unpacked;
+    }
     for (; r + ROWS <= a->n; r += ROWS)
         rows_6(a, t, r);
     switch (a->n - r) {
@@ -279,7 +342,12 @@ SUMS_FN(6)
 static void sums(const struct attend_rows *a, const struct attend_tile *t, const float *weight,
                  float *sum, float *square)
 {
+    struct attend_tile unpacked;
     int r = 0;
+    if (t->at.scale) {
+        unpacked = unpack_q8(a, t);
+        t = &unpacked;
+    }
     for (; r + ROWS <= a->n; r += ROWS)
         sums_6(a, t, r, weight, sum, square);
     switch (a->n - r) {

@@ -27,4 +27,29 @@ static inline void kv_put(enum kv_type type, void *p, size_t i, float f)
     ((float *)p)[i] = f;
 }
 
+/* A slot's elements, wherever it lies. */
+struct kv_slot_at {
+    const void *block;
+    const float *side; /* of a q8 page; NULL: elements are of the cache's type */
+    enum kv_type type;
+    int slot, dim; /* slot of the page */
+};
+
+static inline float kv_key_at(const struct kv_slot_at *s, int i)
+{
+    if (s->side == NULL)
+        return kv_get(s->type, s->block, kv_k_index(s->slot, i));
+    return (float)((const int8_t *)s->block)[kv_k_index_q8(s->slot, i)] *
+           s->side[KV_PAGE_Q8 + s->slot];
+}
+
+static inline float kv_value_at(const struct kv_slot_at *s, int i)
+{
+    size_t at = kv_v_index(s->slot, i, s->dim);
+    const char *value = (const char *)s->block + kv_block_bytes(s->type, s->dim) / 2;
+    if (s->side == NULL)
+        return kv_get(s->type, value, at);
+    return (float)((const int8_t *)value)[at] * s->side[2 * KV_PAGE_Q8 + s->slot];
+}
+
 #endif

@@ -27,23 +27,26 @@ static const char *block_at(const struct probe_head *h, int32_t block)
     return (const char *)h->pool + (size_t)block * kv_block_bytes(h->type, h->dim);
 }
 
-/* Where a slot is. */
-struct place {
-    int32_t block;
-    int at; /* slot of the block */
-    bool narrow;
-    const char *k, *v; /* of the block */
-};
-
-static struct place place_of(const struct probe_head *h, int slot)
+/* The side of a narrow page; NULL: no slot has a bias. */
+static const float *side_at(const struct probe_head *h, int32_t block)
 {
-    struct place p = { .narrow = slot < h->n_narrow };
-    int s = p.narrow ? slot : slot - h->n_narrow;
-    p.block = (p.narrow ? h->narrow : h->wide)[s / KV_PAGE];
-    p.at = s % KV_PAGE;
-    p.k = block_at(h, p.block);
-    p.v = p.k + kv_block_bytes(h->type, h->dim) / 2;
-    return p;
+    return h->beta ? h->beta + (size_t)block * kv_side_floats(h->narrow_type) : NULL;
+}
+
+/* Where a slot is, and its bias. */
+static struct kv_slot_at place_of(const struct probe_head *h, int slot, float *bias)
+{
+    bool narrow = slot < h->n_narrow;
+    enum kv_narrow type = narrow ? h->narrow_type : KV_NARROW_SAME;
+    int s = narrow ? slot : slot - h->n_narrow, page = kv_narrow_slots(type);
+    int32_t block = (narrow ? h->narrow : h->wide)[s / page];
+    const float *side = narrow ? side_at(h, block) : NULL;
+    *bias = side ? side[s % page] : 0;
+    return (struct kv_slot_at){ .block = block_at(h, block),
+                                .side = type == KV_NARROW_Q8 ? side : NULL,
+                                .type = h->type,
+                                .slot = s % page,
+                                .dim = h->dim };
 }
 
 /* ---- the definition ------------------------------------------------------------------------------------------------- */
@@ -51,12 +54,12 @@ static struct place place_of(const struct probe_head *h, int slot)
 /* x_ij */
 static double ref_logit(const struct probe_head *h, const float *q, int slot)
 {
-    struct place p = place_of(h, slot);
     double dot = 0;
+    float bias;
+    struct kv_slot_at at = place_of(h, slot, &bias);
     for (int i = 0; i < h->dim; i++)
-        dot += (double)q[i] * (double)kv_get(h->type, p.k, kv_k_index(p.at, i));
-    double beta = p.narrow && h->beta ? (double)h->beta[p.block * KV_PAGE + p.at] : 0;
-    return (double)h->scale * dot + beta;
+        dot += (double)q[i] * (double)kv_key_at(&at, i);
+    return (double)h->scale * dot + (double)bias;
 }
 
 /* One query; m is the largest logit so far, l and out the sums of exp(x - m) and exp(x - m) v. */
@@ -64,7 +67,8 @@ static float ref_attend_one(const struct probe_head *h, const float *q, int n_se
 {
     double m = -INFINITY, l = 0, out[BE_HEAD_DIM_MAX] = { 0 };
     for (int j = 0; j < n_seen; j++) {
-        struct place at = place_of(h, j);
+        float bias;
+        struct kv_slot_at at = place_of(h, j, &bias);
         double x = ref_logit(h, q, j);
         if (x == -INFINITY)
             continue;
@@ -73,8 +77,7 @@ static float ref_attend_one(const struct probe_head *h, const float *q, int n_se
         double p = exp(x - m);
         l = l * down + p;
         for (int i = 0; i < h->dim; i++)
-            out[i] =
-                out[i] * down + p * (double)kv_get(h->type, at.v, kv_v_index(at.at, i, h->dim));
+            out[i] = out[i] * down + p * (double)kv_value_at(&at, i);
     }
     for (int i = 0; i < h->dim; i++)
         o[i] = l == 0 ? 0 : (float)(out[i] / l);
@@ -135,16 +138,22 @@ static struct attend_rows rows_from(const struct attend_rows *all, int first)
 }
 
 /* A tile's pages; one from slot n on is replaced by the first, and masked by its reader. */
-static void tile_pages(const struct probe_head *h, bool narrow, int tile, int n, const void **k,
-                       const void **v, const float **beta)
+static void tile_pages(const struct probe_head *h, bool narrow, int tile, int n,
+                       struct attend_pages *p)
 {
+    size_t half = kv_block_bytes(h->type, h->dim) / 2;
+    p->scale = NULL;
+    if (narrow && h->narrow_type == KV_NARROW_Q8) {
+        int32_t block = h->narrow[tile / KV_PAGE_Q8];
+        attend_pages_q8(p, block_at(h, block), side_at(h, block), half);
+        return;
+    }
     for (int i = 0; i < ATTEND_PAGES; i++) {
         int slot = tile + i * KV_PAGE;
         int32_t block = (narrow ? h->narrow : h->wide)[(slot < n ? slot : tile) / KV_PAGE];
-        const char *page = block_at(h, block);
-        k[i] = page;
-        v[i] = page + kv_block_bytes(h->type, h->dim) / 2;
-        beta[i] = narrow && h->beta ? h->beta + (size_t)block * KV_PAGE : NULL;
+        p->k[i] = block_at(h, block);
+        p->v[i] = block_at(h, block) + half;
+        p->beta[i] = narrow ? side_at(h, block) : NULL;
     }
 }
 
@@ -185,16 +194,14 @@ static void walk_slots(const struct walk *w, bool narrow)
 {
     static const int none[CPU_ATTEND_ROWS];
     int n = narrow ? w->h->n_narrow : w->n_wide, hi[CPU_ATTEND_ROWS];
-    struct attend_tile t, next;
+    struct attend_tile t;
     for (int tile = 0; tile < n; tile += ATTEND_TILE) {
         if (tile == 0)
-            tile_pages(w->h, narrow, 0, n, t.k, t.v, t.beta);
+            tile_pages(w->h, narrow, 0, n, &t.at);
         else
-            t = next;
+            t.at = t.next;
         int after = tile + ATTEND_TILE < n ? tile + ATTEND_TILE : tile;
-        tile_pages(w->h, narrow, after, n, next.k, next.v, next.beta);
-        memcpy(t.next_k, next.k, sizeof(t.next_k));
-        memcpy(t.next_v, next.v, sizeof(t.next_v));
+        tile_pages(w->h, narrow, after, n, &t.next);
         int first = tile_mask(w, narrow, tile, &t, hi);
         t.lo = none;
         t.hi = hi + first;
@@ -294,12 +301,13 @@ void probe_sums(enum cpu_isa isa, const struct probe_head *h, const struct probe
 void probe_gather(const struct probe_head *h, const int32_t *slot, int n, float *k, float *v)
 {
     for (int j = 0; j < n; j++) {
-        struct place p = place_of(h, slot[j]);
+        float bias;
+        struct kv_slot_at at = place_of(h, slot[j], &bias);
         size_t row = (size_t)j * (size_t)h->dim;
         for (int i = 0; i < h->dim && k; i++)
-            k[row + (size_t)i] = kv_get(h->type, p.k, kv_k_index(p.at, i));
+            k[row + (size_t)i] = kv_key_at(&at, i);
         for (int i = 0; i < h->dim && v; i++)
-            v[row + (size_t)i] = kv_get(h->type, p.v, kv_v_index(p.at, i, h->dim));
+            v[row + (size_t)i] = kv_value_at(&at, i);
     }
 }
 
@@ -311,6 +319,44 @@ void probe_write(void *block, enum kv_type type, int dim, const float *k, const 
         for (int i = 0; i < dim; i++) {
             kv_put(type, block, kv_k_index(t, i), t < n ? k[row + (size_t)i] : 0);
             kv_put(type, value, kv_v_index(t, i, dim), t < n ? v[row + (size_t)i] : 0);
+        }
+    }
+}
+
+/* The scale of n elements, see probe_write_q8. */
+static float scale_of(const float *x, int n)
+{
+    union {
+        float f;
+        uint32_t u;
+    } s;
+    float most = 0;
+    for (int i = 0; i < n; i++)
+        if (!(fabsf(x[i]) <= most) && !isnan(most))
+            most = fabsf(x[i]);
+    s.f = most / 127;
+    s.u = isnan(most) || isinf(most) ? 0x7fc00000 : (s.u + 0xff) & ~(uint32_t)0xff;
+    return s.f;
+}
+
+static int8_t number_of(float x, float scale)
+{
+    float r = rintf(x / scale);
+    return fabsf(r) <= 127 ? (int8_t)r : 0; /* nothing to tell apart, or NaN by its scale */
+}
+
+void probe_write_q8(void *block, float *side, int dim, const float *k, const float *v, int n)
+{
+    int8_t *key = block, *value = key + (size_t)KV_PAGE_Q8 * (size_t)dim;
+    memset(side, 0, kv_side_floats(KV_NARROW_Q8) * sizeof *side);
+    memset(block, 0, 2 * (size_t)KV_PAGE_Q8 * (size_t)dim);
+    for (int t = 0; t < n; t++) {
+        const float *kt = k + (size_t)t * (size_t)dim, *vt = v + (size_t)t * (size_t)dim;
+        float ks = side[KV_PAGE_Q8 + t] = scale_of(kt, dim);
+        float vs = side[2 * KV_PAGE_Q8 + t] = scale_of(vt, dim);
+        for (int i = 0; i < dim; i++) {
+            key[kv_k_index_q8(t, i)] = number_of(kt[i], ks);
+            value[kv_v_index(t, i, dim)] = number_of(vt[i], vs);
         }
     }
 }

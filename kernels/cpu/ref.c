@@ -300,26 +300,37 @@ struct lane {
     bool narrow;
 };
 
-static size_t lane_block(const struct lane *t, int slot)
+/* Where a slot lies, and its bias. */
+static struct kv_slot_at lane_slot(const struct lane *t, int slot, float *bias)
 {
-    if (t->narrow)
-        return (size_t)t->view->narrow[t->kv_head][slot / KV_PAGE];
-    size_t page = (size_t)t->view->wide[(slot - t->view->wide_pos0) / KV_PAGE];
-    return page * (size_t)t->a->kv.n_kv_heads + (size_t)t->kv_head;
+    const struct be_kv *kv = &t->a->kv;
+    enum kv_narrow type = t->narrow ? kv->narrow_type : KV_NARROW_SAME;
+    int page = kv_narrow_slots(type);
+    const float *side = NULL;
+    size_t block;
+    if (t->narrow) {
+        block = (size_t)t->view->narrow[t->kv_head][slot / page];
+        side = kv->beta ? kv->beta + block * kv_side_floats(type) : NULL;
+    } else {
+        block =
+            (size_t)t->view->wide[(slot - t->view->wide_pos0) / KV_PAGE] * (size_t)kv->n_kv_heads +
+            (size_t)t->kv_head;
+    }
+    *bias = side ? side[slot % page] : 0;
+    return (struct kv_slot_at){ .block = block_at(kv, block),
+                                .side = type == KV_NARROW_Q8 ? side : NULL,
+                                .type = kv->type,
+                                .slot = slot % page,
+                                .dim = kv->head_dim };
 }
 
 static float lane_score(const struct lane *t, int slot)
 {
-    const struct be_kv *kv = &t->a->kv;
-    size_t block = lane_block(t, slot);
-    const char *key = block_at(kv, block);
-    float s = 0;
-    for (int i = 0; i < kv->head_dim; i++)
-        s += t->q[i] * kv_get(kv->type, key, kv_k_index(slot % KV_PAGE, i));
-    s *= t->a->scale;
-    if (t->narrow && kv->beta)
-        s += kv->beta[block * KV_PAGE + (size_t)(slot % KV_PAGE)];
-    return s;
+    float s = 0, bias;
+    struct kv_slot_at at = lane_slot(t, slot, &bias);
+    for (int i = 0; i < at.dim; i++)
+        s += t->q[i] * kv_key_at(&at, i);
+    return s * t->a->scale + bias;
 }
 
 /* Slots [lo, hi) of one tile. */
@@ -336,11 +347,11 @@ static void lane_tile(const struct lane *t, int lo, int hi, struct softsum *sum)
         return;
     softsum_raise(sum, m, kv->head_dim);
     for (int j = lo; j < hi; j++) {
-        const void *value = block_values(kv, block_at(kv, lane_block(t, j)));
-        float p = expf(s[j - lo] - m);
+        float p = expf(s[j - lo] - m), bias;
+        struct kv_slot_at at = lane_slot(t, j, &bias);
         sum->l += p;
-        for (int i = 0; i < kv->head_dim; i++)
-            sum->o[i] += p * kv_get(kv->type, value, kv_v_index(j % KV_PAGE, i, kv->head_dim));
+        for (int i = 0; i < at.dim; i++)
+            sum->o[i] += p * kv_value_at(&at, i);
     }
 }
 

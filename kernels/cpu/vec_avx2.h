@@ -53,6 +53,17 @@ VEC_FN VEC vec_load_bf16(const uint16_t *p)
     __m256i x = _mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(x, 16));
 }
+VEC_FN VEC vec_load_i8(const int8_t *p)
+{
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)p)));
+}
+/* The first n of them, 0 < n < VEC_N. */
+VEC_FN VEC vec_load_i8_head(const int8_t *p, int n)
+{
+    int8_t head[VEC_N] = { 0 };
+    __builtin_memcpy(head, p, (size_t)n);
+    return vec_load_i8(head);
+}
 VEC_FN void vec_store_f16(uint16_t *p, VEC x)
 {
     _mm_storeu_si128((void *)p, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));

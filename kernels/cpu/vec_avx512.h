@@ -53,6 +53,16 @@ VEC_FN VEC vec_load_bf16(const uint16_t *p)
     __m512i x = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16));
 }
+VEC_FN VEC vec_load_i8(const int8_t *p)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)p)));
+}
+/* The first n of them, 0 < n < VEC_N. */
+VEC_FN VEC vec_load_i8_head(const int8_t *p, int n)
+{
+    __mmask16 m = (__mmask16)((1u << n) - 1);
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(m, p)));
+}
 VEC_FN void vec_store_f16(uint16_t *p, VEC x)
 {
     _mm256_storeu_si256((void *)p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));

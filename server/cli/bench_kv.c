@@ -145,8 +145,8 @@ static int setup(struct bench_kv *b, struct err *e)
         return err_set(e, ERR_INVALID, "length: %d is less than %d", b->length, SHORT);
     TRY(kv_grid_open(&b->grid, c, "256", 1, e));
     int n = b->length + LONGEST + (int)c->repeat * STEPS + 2;
-    TRY(runner_open_kv(&b->run, b->model, cli_kv_type(c, b->model->be), 2, n, (int)c->max_batch, 1,
-                       RUNNER_SAMPLES, e));
+    TRY(runner_open_kv(&b->run, b->model, cli_kv_type(c, b->model->be), cli_kv_narrow(c), 2, n,
+                       (int)c->max_batch, 1, RUNNER_SAMPLES, e));
     b->token = mem_zalloc((size_t)n, sizeof *b->token);
     if (b->token == NULL || table_open(&b->table, cols, 10) < 0)
         return err_set(e, ERR_NOMEM, "no memory for %d tokens", n);
@@ -180,9 +180,10 @@ int bench_kv(const struct model *m, const struct config *c)
         table_close(b->table);
     } else {
         if (!c->json)
-            printf("%d tokens, %d threads, %s: prefill %.3f s; weights %s, kv %s\n", b->length,
-                   par_threads(m->be->par), m->be->device, b->prefill_s,
-                   weight_form(&m->layer[0].q), kv_type_name(kv_pool_shape(b->run.pool)->type));
+            printf("%d tokens, %d threads, %s: prefill %.3f s; weights %s, kv %s, pressed %s\n",
+                   b->length, par_threads(m->be->par), m->be->device, b->prefill_s,
+                   weight_form(&m->layer[0].q), kv_type_name(kv_pool_shape(b->run.pool)->type),
+                   kv_narrow_name(kv_pool_shape(b->run.pool)->narrow_type));
         code = cli_table(b->table, c->json);
     }
     mem_free(b->token);

@@ -137,11 +137,12 @@ static uint64_t settings_of(const struct eval *v)
 {
     const struct config *c = v->config;
     const struct model_config *m = &v->model->config;
+    const struct kv_shape *s = kv_pool_shape(v->run.pool);
     char text[512];
     int n = snprintf(text, sizeof text, "%s %d %d %d %zu %s %s %d %d %lld %d", m->name, m->n_layers,
                      m->dim, m->vocab, v->model->weight_bytes, c->weights, c->activations,
-                     (int)kv_pool_shape(v->run.pool)->type, v->maker.length, (long long)c->seed,
-                     RUNNER_SAMPLES);
+                     (int)s->type + KV_TYPE_N * (int)s->narrow_type, v->maker.length,
+                     (long long)c->seed, RUNNER_SAMPLES);
     uint64_t h = XXH3_64bits(text, strnlen(text, n > 0 ? sizeof text : 0));
     for (int i = 0; i < v->maker.texts.n; i++)
         h = XXH3_64bits_withSeed(buf_str(&v->maker.texts.text[i]), v->maker.texts.text[i].len, h);
@@ -172,8 +173,8 @@ static int setup(struct eval *v, struct err *e)
     for (int t = 0; t < v->grid.n_tasks; t++)
         if (v->grid.task[t]->kind == KV_LONG && ctx < v->maker.run)
             ctx = v->maker.run;
-    TRY(runner_open_kv(&v->run, v->model, cli_kv_type(c, v->model->be), 2, ctx, rows, KV_JUDGED,
-                       RUNNER_SAMPLES, e));
+    TRY(runner_open_kv(&v->run, v->model, cli_kv_type(c, v->model->be), cli_kv_narrow(c), 2, ctx,
+                       rows, KV_JUDGED, RUNNER_SAMPLES, e));
     TRY(kv_judge_open(&v->judge, &v->run, e));
     v->grid.settings = settings_of(v);
     return open_log(v, e);
@@ -201,9 +202,10 @@ static int report(struct eval *v, struct err *e)
     char title[512];
     snprintf(title, sizeof title,
              "Model `%s`, prompts of %d tokens and a question, %d samples a task, seed %lld, cache "
-             "%s, %s, %d threads.",
+             "%s (pressed: %s), %s, %d threads.",
              v->model->config.name, v->maker.length, v->grid.n_samples, (long long)c->seed,
-             kv_type_name(kv_pool_shape(v->run.pool)->type), v->model->be->device,
+             kv_type_name(kv_pool_shape(v->run.pool)->type),
+             kv_narrow_name(kv_pool_shape(v->run.pool)->narrow_type), v->model->be->device,
              par_threads(v->model->be->par));
     TRY(path_in(path, v, "kv.csv", e));
     TRY(kv_report_csv(&v->grid, path, e));

@@ -2,12 +2,13 @@
 
 #include "server/base/mem.h"
 
-static int open_all(struct runner *r, enum kv_type type, int samples, struct err *e)
+static int open_all(struct runner *r, enum kv_type type, enum kv_narrow narrow, int samples,
+                    struct err *e)
 {
     static const struct kv_options whole = { 0 };
     const struct model *m = r->model;
     struct kv_shape shape;
-    model_kv_shape(m, type, samples, &shape);
+    model_kv_shape(m, type, narrow, samples, &shape);
     TRY(workspace_open(&r->ws, m, r->max_rows, r->n_seqs, r->max_out, e));
     int64_t tokens = (int64_t)r->n_seqs * ((r->ctx + KV_PAGE - 1) / KV_PAGE * KV_PAGE);
     TRY(kv_pool_open(&r->pool, m->be, &shape, tokens, e));
@@ -25,13 +26,14 @@ static int open_all(struct runner *r, enum kv_type type, int samples, struct err
     return 0;
 }
 
-int runner_open_kv(struct runner *r, const struct model *m, enum kv_type type, int n_seqs, int ctx,
-                   int max_rows, int max_out, int samples, struct err *e)
+int runner_open_kv(struct runner *r, const struct model *m, enum kv_type type,
+                   enum kv_narrow narrow, int n_seqs, int ctx, int max_rows, int max_out,
+                   int samples, struct err *e)
 {
     *r = (struct runner){
         .model = m, .n_seqs = n_seqs, .ctx = ctx, .max_rows = max_rows, .max_out = max_out
     };
-    int rc = open_all(r, type, samples, e);
+    int rc = open_all(r, type, narrow, samples, e);
     if (rc < 0)
         runner_close(r);
     return rc;
@@ -40,7 +42,7 @@ int runner_open_kv(struct runner *r, const struct model *m, enum kv_type type, i
 int runner_open(struct runner *r, const struct model *m, enum kv_type type, int n_seqs, int ctx,
                 int max_rows, int max_out, struct err *e)
 {
-    return runner_open_kv(r, m, type, n_seqs, ctx, max_rows, max_out, 0, e);
+    return runner_open_kv(r, m, type, KV_NARROW_SAME, n_seqs, ctx, max_rows, max_out, 0, e);
 }
 
 void runner_close(struct runner *r)

@@ -23,8 +23,9 @@ struct runner {
 int runner_open(struct runner *r, const struct model *m, enum kv_type type, int n_seqs, int ctx,
                 int max_rows, int max_out, struct err *e) WARN_UNUSED;
 /* The same for sequences that may be pressed: `samples` queries are kept with every page (struct kv_shape). */
-int runner_open_kv(struct runner *r, const struct model *m, enum kv_type type, int n_seqs, int ctx,
-                   int max_rows, int max_out, int samples, struct err *e) WARN_UNUSED;
+int runner_open_kv(struct runner *r, const struct model *m, enum kv_type type,
+                   enum kv_narrow narrow, int n_seqs, int ctx, int max_rows, int max_out,
+                   int samples, struct err *e) WARN_UNUSED;
 void runner_close(struct runner *r); /* a zeroed one is accepted */
 void runner_reset(struct runner *r); /* empties every sequence; all of them keep everything */
 

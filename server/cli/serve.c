@@ -61,8 +61,9 @@ static int check_defaults(const struct serve *s, const struct press_rules *r, st
 {
     static const int32_t token;
     const struct job j = { .prompt = &token, .n_prompt = 1, .kv = { .policy = r->policy } };
+    const struct engine_config *ec = engine_settings(s->engine);
     struct kv_shape shape;
-    model_kv_shape(s->session.model, engine_settings(s->engine)->kv_type, 0, &shape);
+    model_kv_shape(s->session.model, ec->kv_type, ec->kv_narrow, 0, &shape);
     TRY(press_rules_check(r, kv_slot_bytes(&shape), e));
     return engine_check(s->engine, &j, e) < 0 ? err_prefix(e, "kv-policy") : 0;
 }

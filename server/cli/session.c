@@ -74,6 +74,7 @@ static int open_both(struct session *s, struct engine **en, const struct config 
         .max_queue = (int)c->max_queue,
         .kv_bytes = (size_t)c->kv_size,
         .kv_type = cli_kv_type(c, s->be),
+        .kv_narrow = cli_kv_narrow(c),
         .kv_samples = (int)c->kv_samples,
         .layer_major = c->layer_major > 0 ? (int)c->layer_major : INT_MAX,
         .prefix_cache = c->prefix_cache,
@@ -132,4 +133,9 @@ enum kv_type cli_kv_type(const struct config *c, const struct be *be)
         if (strcmp(c->kv_type, kv_type_name((enum kv_type)t)) == 0)
             return (enum kv_type)t;
     return !be->host || be->isa >= CPU_BF16 ? KV_BF16 : KV_F16;
+}
+
+enum kv_narrow cli_kv_narrow(const struct config *c)
+{
+    return strcmp(c->kv_narrow, kv_narrow_name(KV_NARROW_Q8)) == 0 ? KV_NARROW_Q8 : KV_NARROW_SAME;
 }

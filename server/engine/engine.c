@@ -32,14 +32,6 @@ static int64_t default_bytes(struct be *be)
     return (int64_t)(room / 10 * 9 > 2 * own ? room / 10 * 9 - own : room / 2);
 }
 
-/* What KV_PAGE tokens take in the pool: keys, values, and the records of sampled queries. */
-static size_t span_bytes(const struct kv_shape *s)
-{
-    size_t records = (size_t)s->n_layers * (size_t)s->samples *
-                     kv_record_bytes(s->type, s->n_heads, s->head_dim);
-    return KV_PAGE * kv_token_bytes(s) + records;
-}
-
 /* Sequences of full length, four on a machine, all that may run at once on a device, as far as memory goes: cached
  * prefixes fill the pool sooner or later. A context that was asked for fits once in any case. */
 static int64_t default_tokens(const struct engine_config *c, const struct model *m, int64_t ctx,
@@ -75,7 +67,7 @@ static int fill_counts(struct engine_config *c, struct err *e)
 static int fill_pool(struct engine_config *c, const struct model *m, const struct kv_shape *shape,
                      struct err *e)
 {
-    size_t span = span_bytes(shape);
+    size_t span = kv_span_bytes(shape);
     int64_t ctx = c->ctx > 0 ? c->ctx : m->config.ctx_train;
     if (c->kv_tokens > 0)
         c->kv_tokens = page_round(c->kv_tokens);
@@ -145,7 +137,7 @@ static int open_parts(struct engine *en, struct err *e)
 {
     struct kv_shape shape;
     struct engine_config *c = &en->config;
-    model_kv_shape(en->model, c->kv_type, c->kv_samples, &shape);
+    model_kv_shape(en->model, c->kv_type, c->kv_narrow, c->kv_samples, &shape);
     TRY(fill_counts(c, e));
     en->max_out = c->max_seqs > 64 ? c->max_seqs : 64;
     if (en->max_out > c->max_batch)

@@ -223,6 +223,7 @@ static void layer_llama(const struct model *m, struct workspace *ws, struct kv_p
     struct be_kv kv = { .pool = kv_pool_base(pool),
                         .beta = kv_pool_beta(pool),
                         .type = kv_pool_shape(pool)->type,
+                        .narrow_type = kv_pool_shape(pool)->narrow_type,
                         .n_kv_heads = c->n_kv_heads,
                         .head_dim = c->head_dim,
                         .n_seqs = s->n_seqs,

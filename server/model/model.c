@@ -166,14 +166,16 @@ void model_close(struct model *m)
     mem_free(m);
 }
 
-void model_kv_shape(const struct model *m, enum kv_type type, int samples, struct kv_shape *out)
+void model_kv_shape(const struct model *m, enum kv_type type, enum kv_narrow narrow, int samples,
+                    struct kv_shape *out)
 {
     *out = (struct kv_shape){ .n_layers = m->config.n_layers,
                               .n_kv_heads = m->config.n_kv_heads,
                               .head_dim = m->config.head_dim,
                               .type = type,
                               .n_heads = m->config.n_heads,
-                              .samples = samples };
+                              .samples = samples,
+                              .narrow_type = narrow };
 }
 
 /* Where the queries of the batch are to be kept in layer l. False: none is. */
@@ -220,6 +222,7 @@ static void make_step(const struct model *m, struct workspace *ws, struct kv_poo
                               .n_out = b->n_out,
                               .n_layers = m->config.n_layers,
                               .n_kv_heads = m->config.n_kv_heads,
+                              .narrow_type = kv_pool_shape(pool)->narrow_type,
                               .token = b->token,
                               .pos = b->pos,
                               .out_row = b->out_row,
@@ -354,7 +357,7 @@ int model_plan(const struct model *m, const struct workspace *ws, const struct k
         size_t bytes;
         char detail[96];
     } row[4] = { { "weights", m->weight_bytes, "" },
-                 { "kv pool", (size_t)st.pages * (st.page_bytes + st.sample_bytes), "" },
+                 { "kv pool", kv_pool_bytes(pool), "" },
                  { "activations", workspace_bytes(ws), "" },
                  { "layer-major", stream_bytes, "" } };
     snprintf(row[0].detail, sizeof row[0].detail, "%s, %d layers", weight_form(&m->layer[0].q),
@@ -362,6 +365,11 @@ int model_plan(const struct model *m, const struct workspace *ws, const struct k
     snprintf(row[1].detail, sizeof row[1].detail, "%lld tokens, %s, %zu B a token",
              (long long)(st.pages / s->n_layers * KV_PAGE), kv_type_name(s->type),
              kv_token_bytes(s));
+    if (s->narrow_type != KV_NARROW_SAME)
+        snprintf(row[1].detail, sizeof row[1].detail,
+                 "%lld tokens, %s, %zu B a token; pressed: %s, %lld B a slot",
+                 (long long)(st.pages / s->n_layers * KV_PAGE), kv_type_name(s->type),
+                 kv_token_bytes(s), kv_narrow_name(s->narrow_type), (long long)kv_slot_bytes(s));
     snprintf(row[2].detail, sizeof row[2].detail, "%d rows a step", ws->max_rows);
     snprintf(row[3].detail, sizeof row[3].detail, "%zu tokens between layers",
              stream_bytes / (size_t)m->config.dim / sizeof(float));

@@ -66,7 +66,8 @@ int model_open(struct model **out, const char *path, const struct model_options 
                struct err *e) WARN_UNUSED;
 void model_close(struct model *m);
 /* samples: queries kept with every page (struct kv_shape). */
-void model_kv_shape(const struct model *m, enum kv_type type, int samples, struct kv_shape *out);
+void model_kv_shape(const struct model *m, enum kv_type type, enum kv_narrow narrow, int samples,
+                    struct kv_shape *out);
 
 /* ---- one step ------------------------------------------------------------------------------------------------- */
 /* n_rows tokens of n_seqs sequences; the rows of a sequence are consecutive and its pages are reserved. Logits are

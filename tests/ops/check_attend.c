@@ -18,10 +18,11 @@ static void attend_on(struct check *c, struct be *be, const struct world *w,
     size_t heads = (size_t)w->n_rows * (size_t)w->n_heads, dim = (size_t)w->s.dim;
     size_t room = (size_t)check_padded(w->n_rows) * (size_t)w->n_heads;
     struct be_step s = check_step(c, seqs, n_seqs, w->s.n_kv);
+    s.narrow_type = w->s.narrow_type;
     struct be_attend a = world_ask(w, NULL, NULL);
     a.kv.pool = check_put(c, be, w->kv.pool, w->pool_bytes);
     if (w->kv.beta != NULL)
-        a.kv.beta = check_put(c, be, w->beta, w->n_blocks * KV_PAGE * sizeof(float));
+        a.kv.beta = check_put(c, be, w->beta, w->beta_bytes);
     float *dq = check_room(c, be, room * dim * sizeof(float));
     a.out = check_room(c, be, room * dim * sizeof(float));
     a.lse = lse != NULL ? check_room(c, be, room * sizeof(float)) : NULL;
@@ -58,10 +59,10 @@ static void check_shape(struct check *c, const struct world_shape *s, enum kv_ty
 {
     static struct world w;
     world_open(&w, c->ref, s, type);
-    check_case(c,
-               "attend, %s, %d x %d heads of %d, window %d, %d sequences, %d rows at %d, narrow %d",
-               kv_type_name(type), s->n_kv, s->group, s->dim, s->window, s->n_seqs, s->rows[0],
-               s->len[0], s->narrow[0]);
+    check_case(
+        c, "attend, %s, %d x %d heads of %d, window %d, %d sequences, %d rows at %d, narrow %d %s",
+        kv_type_name(type), s->n_kv, s->group, s->dim, s->window, s->n_seqs, s->rows[0], s->len[0],
+        s->narrow[0], kv_narrow_name(s->narrow_type));
     struct be_attend a = world_ask(&w, w.out, w.lse);
     c->ref->ops->attend(c->ref, &a);
     float *out = check_host(c, world_floats(&w) * sizeof *out);
@@ -79,7 +80,8 @@ static void check_shape(struct check *c, const struct world_shape *s, enum kv_ty
 static void each_type(struct check *c, const struct world_shape *s)
 {
     for (int type = 0; type < KV_TYPE_N; type++)
-        check_shape(c, s, type);
+        if (s->narrow_type == KV_NARROW_SAME || type != KV_F32)
+            check_shape(c, s, type);
 }
 
 static void check_lengths(struct check *c)
@@ -145,8 +147,31 @@ static void check_narrow(struct check *c)
                                      .from = { 96, 864, 0 } };
             s.narrow[0] = s.narrow[1] = narrow[i];
             each_type(c, &s);
+            s.narrow_type = KV_NARROW_Q8;
+            each_type(c, &s);
             s.rows[0] = s.rows[1] = 1; /* all of them decode */
             check_shape(c, &s, KV_BF16);
+            s.narrow_type = KV_NARROW_SAME;
+            check_shape(c, &s, KV_BF16);
+        }
+}
+
+/* q8 slots of heads of every size, for one row and for many. */
+static void check_q8(struct check *c)
+{
+    static const int dims[] = { 64, 6, 128, 2, 48, 80, 256, 512 };
+    for (int i = 0; i < (c->small ? 3 : COUNT(dims)); i++)
+        for (int rows = 1; rows <= 40; rows += 39) {
+            struct world_shape s = { .n_kv = 2,
+                                     .group = 3,
+                                     .dim = dims[i],
+                                     .n_seqs = 1,
+                                     .len = { 140 },
+                                     .rows = { rows },
+                                     .from = { 96 },
+                                     .narrow = { 97 },
+                                     .narrow_type = KV_NARROW_Q8 };
+            each_type(c, &s);
         }
 }
 
@@ -154,10 +179,19 @@ static void check_narrow(struct check *c)
 static void check_batches(struct check *c)
 {
     static const struct world_shape shape[] = {
-        { 2, 4, 64, 0, 4, { 70, 33, 530, 1 }, { 70, 0, 1, 1 }, { 0 }, { 0 } },
-        { 1, 8, 128, 0, 5, { 1, 31, 64, 300, 520 }, { 1, 1, 1, 1, 1 }, { 0 }, { 0 } },
-        { 2, 2, 32, 0, 1, { 200 }, { 200 }, { 0 }, { 0 } },
-        { 2, 4, 128, 0, 2, { 600, 1100 }, { 600, 130 }, { 0 }, { 0 } },
+        { 2, 4, 64, 0, 4, { 70, 33, 530, 1 }, { 70, 0, 1, 1 }, { 0 }, { 0 }, KV_NARROW_SAME },
+        { 1,
+          8,
+          128,
+          0,
+          5,
+          { 1, 31, 64, 300, 520 },
+          { 1, 1, 1, 1, 1 },
+          { 0 },
+          { 0 },
+          KV_NARROW_SAME },
+        { 2, 2, 32, 0, 1, { 200 }, { 200 }, { 0 }, { 0 }, KV_NARROW_SAME },
+        { 2, 4, 128, 0, 2, { 600, 1100 }, { 600, 130 }, { 0 }, { 0 }, KV_NARROW_SAME },
         { 1,
           1,
           256,
@@ -166,7 +200,8 @@ static void check_batches(struct check *c)
           { 1, 2, 3, 65, 129, 513, 514, 1025, 1100 },
           { 1, 1, 1, 1, 1, 1, 1, 1, 1 },
           { 0 },
-          { 0 } },
+          { 0 },
+          KV_NARROW_SAME },
     };
     for (int i = 0; i < (c->small ? 3 : COUNT(shape)); i++)
         each_type(c, &shape[i]);
@@ -179,8 +214,9 @@ static void check_batches(struct check *c)
 static void check_odd(struct check *c, enum kv_type type)
 {
     static struct world w;
-    static const struct world_shape shape = { 2,           3,         64,   0, 3, { 530, 40, 50 },
-                                              { 5, 1, 2 }, { 0, 32 }, { 0 } };
+    static const struct world_shape shape = {
+        2, 3, 64, 0, 3, { 530, 40, 50 }, { 5, 1, 2 }, { 0, 32 }, { 0 }, KV_NARROW_SAME
+    };
     enum check_id id = rule_of(type);
     world_open(&w, c->ref, &shape, type);
     check_case(c, "attend, %s, what is not finite", kv_type_name(type));
@@ -230,6 +266,7 @@ void check_attend(struct check *c)
     check_heads(c);
     check_windows(c);
     check_narrow(c);
+    check_q8(c);
     check_batches(c);
     for (int type = 0; type < KV_TYPE_N; type++)
         check_odd(c, type);

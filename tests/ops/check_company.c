@@ -22,7 +22,7 @@ static void bring(struct check *c, const struct world *w, const void *pool, stru
     d->ask = world_ask(w, check_room(c, be, 2 * n * sizeof(float)), lse);
     d->ask.kv.pool = check_put(c, be, pool, w->pool_bytes);
     if (w->kv.beta != NULL)
-        d->ask.kv.beta = check_put(c, be, w->beta, w->n_blocks * KV_PAGE * sizeof(float));
+        d->ask.kv.beta = check_put(c, be, w->beta, w->beta_bytes);
     be->ops->upload(be, q, w->q, n * sizeof *q);
     d->ask.q = q;
     d->k = check_room(c, be, 2 * kv * sizeof(float));
@@ -40,6 +40,7 @@ static void step(struct check *c, const struct world *w, const struct device *d,
 {
     struct be *be = c->be;
     struct be_step s = check_step(c, seqs, n_seqs, w->s.n_kv);
+    s.narrow_type = w->s.narrow_type;
     size_t at = (size_t)first * (size_t)(w->n_heads * w->s.dim);
     size_t kv_at = (size_t)kv_row * (size_t)(w->s.n_kv * w->s.dim);
     struct be_attend a = d->ask;
@@ -139,14 +140,24 @@ void check_company(struct check *c)
 {
     /* Whole prompts (rows = len), short and long, beside decoding sequences. */
     static const struct world_shape small[] = {
-        { 1, 3, 64, 0, 3, { 100, 33, 530 }, { 100, 0, 1 }, { 0 }, { 0 } },
-        { 1, 2, 32, 0, 2, { 600, 530 }, { 90, 2 }, { 0 }, { 0, 70 } },
+        { 1, 3, 64, 0, 3, { 100, 33, 530 }, { 100, 0, 1 }, { 0 }, { 0 }, KV_NARROW_SAME },
+        { 1, 2, 32, 0, 2, { 600, 530 }, { 90, 2 }, { 0 }, { 0, 70 }, KV_NARROW_SAME },
+        { 2, 2, 32, 0, 2, { 90, 530 }, { 90, 2 }, { 0 }, { 0, 70 }, KV_NARROW_Q8 },
     };
     static const struct world_shape full[] = {
-        { 3, 3, 64, 0, 4, { 600, 70, 1100, 33 }, { 600, 70, 1, 1 }, { 0 }, { 0 } },
-        { 1, 8, 48, 100, 3, { 300, 1100, 1 }, { 300, 2, 1 }, { 0 }, { 0 } },
-        { 2, 1, 128, 0, 3, { 530, 1100, 90 }, { 530, 1, 2 }, { 0, 0, 64 }, { 0, 0, 333 } },
-        { 2, 4, 128, 0, 3, { 200, 1100, 600 }, { 200, 3, 64 }, { 0 }, { 0 } },
+        { 3, 3, 64, 0, 4, { 600, 70, 1100, 33 }, { 600, 70, 1, 1 }, { 0 }, { 0 }, KV_NARROW_SAME },
+        { 1, 8, 48, 100, 3, { 300, 1100, 1 }, { 300, 2, 1 }, { 0 }, { 0 }, KV_NARROW_SAME },
+        { 2,
+          1,
+          128,
+          0,
+          3,
+          { 530, 1100, 90 },
+          { 530, 1, 2 },
+          { 0, 0, 64 },
+          { 0, 0, 333 },
+          KV_NARROW_SAME },
+        { 2, 4, 128, 0, 3, { 200, 1100, 600 }, { 200, 3, 64 }, { 0 }, { 0 }, KV_NARROW_SAME },
     };
     for (int type = 0; type < KV_TYPE_N; type++)
         for (int i = 0; i < (c->small ? COUNT(small) : COUNT(full)); i++)

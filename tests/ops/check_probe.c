@@ -15,6 +15,7 @@ struct probe_shape {
     int narrow; /* slots of head 0, each further head has 5 more; -1: there are none anywhere */
     bool half_split;
     bool copies; /* all layers have the pages and records of the first */
+    enum kv_narrow narrow_type;
 };
 
 /* A cache, its records and the question, in host memory; pool, beta and records as they will lie on the device. */
@@ -24,7 +25,7 @@ struct probe_case {
     struct be_probe p;
     char *pool, *records;
     float *beta, *q; /* q: [layers][records][n_heads][dim], as the records hold them */
-    size_t pool_bytes, record_bytes, n_blocks;
+    size_t pool_bytes, beta_bytes, record_bytes, n_blocks;
     int32_t *wide, *narrow, *n_narrow, *see;
     int *record_at; /* [layers][records] its place among the records */
 };
@@ -75,6 +76,23 @@ static int32_t *shuffled(struct check *c, int n)
     return p;
 }
 
+/* The same of a q8 page: NaN takes the places of scales and biases. */
+static void fill_q8(struct check *c, struct probe_case *t, int32_t block, int n)
+{
+    int dim = t->s.dim;
+    size_t count = (size_t)n * (size_t)dim;
+    float *side = t->beta + (size_t)block * kv_side_floats(KV_NARROW_Q8);
+    probe_write_q8(t->pool + (size_t)block * kv_block_bytes(t->type, dim), side, dim,
+                   check_floats(c, count, 2), check_floats(c, count, 1), n);
+    for (int i = 0; i < KV_PAGE_Q8; i++) {
+        side[i] = i < n ? 2 * rnd_unit() : NAN;
+        if (i >= n)
+            side[KV_PAGE_Q8 + i] = NAN;
+        if (i >= (n + 1) / 2 * 2)
+            side[2 * KV_PAGE_Q8 + i] = NAN;
+    }
+}
+
 static void fill_layer(struct check *c, struct probe_case *t, int layer, const int32_t *page,
                        const int32_t *block)
 {
@@ -90,12 +108,16 @@ static void fill_layer(struct check *c, struct probe_case *t, int layer, const i
     for (int h = 0; h < s->n_kv && s->narrow >= 0; h++) {
         int item = layer * s->n_kv + h, slots = s->narrow + 5 * h;
         t->n_narrow[item] = slots;
-        for (int i = 0; i < pages_of(slots); i++) {
-            int at = h * t->p.narrow_pages + i;
+        int page_slots = kv_narrow_slots(s->narrow_type);
+        for (int i = 0; i * page_slots < slots; i++) {
+            int at = h * t->p.narrow_pages + i, left = slots - i * page_slots;
+            int some = left < page_slots ? left : page_slots;
             t->narrow[(size_t)layer * (size_t)(s->n_kv * t->p.narrow_pages) + (size_t)at] =
                 block[at];
-            fill_block(c, t, block[at],
-                       slots - i * KV_PAGE < KV_PAGE ? slots - i * KV_PAGE : KV_PAGE);
+            if (s->narrow_type == KV_NARROW_Q8)
+                fill_q8(c, t, block[at], some);
+            else
+                fill_block(c, t, block[at], some);
         }
     }
 }
@@ -104,15 +126,17 @@ static void fill_cache(struct check *c, struct probe_case *t)
 {
     const struct probe_shape *s = &t->s;
     int pages = pages_of(s->n_wide) + (s->n_tail > 0), layers = s->n_layers;
-    int narrow = s->narrow >= 0 ? pages_of(s->narrow + 5 * (s->n_kv - 1)) : 0;
+    int page_slots = kv_narrow_slots(s->narrow_type), most = s->narrow + 5 * (s->n_kv - 1);
+    int narrow = s->narrow >= 0 ? (most + page_slots - 1) / page_slots : 0;
     int n_pages = kinds(s) * pages, n_blocks = kinds(s) * narrow * s->n_kv;
     t->p.narrow_pages = narrow;
     t->n_blocks = (size_t)(n_pages * s->n_kv + n_blocks);
     t->pool_bytes = t->n_blocks * kv_block_bytes(t->type, s->dim);
     t->pool = check_host(c, t->pool_bytes);
     memset(t->pool, 0xff, t->pool_bytes);
-    t->beta = check_host(c, t->n_blocks * KV_PAGE * sizeof *t->beta);
-    memset(t->beta, 0xff, t->n_blocks * KV_PAGE * sizeof *t->beta);
+    t->beta_bytes = t->n_blocks * kv_side_floats(s->narrow_type) * sizeof *t->beta;
+    t->beta = check_host(c, t->beta_bytes);
+    memset(t->beta, 0xff, t->beta_bytes);
     t->wide = check_host(c, (size_t)(layers * pages) * sizeof *t->wide);
     t->narrow = check_host(c, (size_t)(layers * s->n_kv * narrow) * sizeof *t->narrow);
     t->n_narrow = check_host(c, (size_t)(layers * s->n_kv) * sizeof *t->n_narrow);
@@ -143,6 +167,7 @@ static struct probe_head head_of(struct check *c, const struct probe_case *t, in
     return (struct probe_head){ .pool = t->pool,
                                 .beta = t->beta,
                                 .type = t->type,
+                                .narrow_type = s->narrow_type,
                                 .dim = s->dim,
                                 .narrow = t->narrow + (size_t)item * (size_t)t->p.narrow_pages,
                                 .wide = wide,
@@ -257,7 +282,10 @@ static void case_open(struct check *c, struct probe_case *t, const struct probe_
     for (int k = 0; k < BE_PROBE_SETS; k++)
         n_records += s->n_set[k];
     t->p = (struct be_probe){
-        .kv = { .type = type, .n_kv_heads = s->n_kv, .head_dim = s->dim },
+        .kv = { .type = type,
+                .narrow_type = s->narrow_type,
+                .n_kv_heads = s->n_kv,
+                .head_dim = s->dim },
         .n_layers = s->n_layers,
         .n_heads = s->n_kv * s->group,
         .scale = 1 / sqrtf((float)s->dim),
@@ -269,10 +297,10 @@ static void case_open(struct check *c, struct probe_case *t, const struct probe_
         .half = s->half,
         .half_split = s->half_split,
     };
-    check_case(c,
-               "probe, %s, %d layers of %d x %d heads of %d, %d wide, tail %d, narrow %d, %d rows",
-               kv_type_name(type), s->n_layers, s->n_kv, s->group, s->dim, s->n_wide, s->n_tail,
-               s->narrow, s->n_ref * s->group);
+    check_case(
+        c, "probe, %s, %d layers of %d x %d heads of %d, %d wide, tail %d, narrow %d %s, %d rows",
+        kv_type_name(type), s->n_layers, s->n_kv, s->group, s->dim, s->n_wide, s->n_tail, s->narrow,
+        kv_narrow_name(s->narrow_type), s->n_ref * s->group);
     fill_cache(c, t);
     fill_records(c, t);
     fill_turns(c, t);
@@ -314,7 +342,7 @@ static struct be_probe_out *ask(struct check *c, struct probe_case *t, int n_lay
     p.record = record;
     p.out = out;
     p.kv.pool = check_put(c, c->be, t->pool, t->pool_bytes);
-    p.kv.beta = check_put(c, c->be, t->beta, t->n_blocks * KV_PAGE * sizeof *t->beta);
+    p.kv.beta = check_put(c, c->be, t->beta, t->beta_bytes);
     check_that(c, rule_of(t->type), c->be->ops->probe(c->be, &p), "it does not fit");
     return out;
 }
@@ -505,27 +533,71 @@ static void check_gather(struct check *c, enum kv_type type, int dim, int n)
     check_close(c, CHECK_KV_GATHER);
 }
 
+static void check_gather_q8(struct check *c, enum kv_type type, int dim)
+{
+    enum { BLOCKS = 5, N = BLOCKS * KV_PAGE_Q8 };
+    struct probe_case t = { .s = { .dim = dim }, .type = type };
+    size_t bytes = BLOCKS * kv_block_bytes(type, dim), floats = N * (size_t)dim;
+    size_t sides = BLOCKS * kv_side_floats(KV_NARROW_Q8) * sizeof *t.beta;
+    check_case(c, "kv_gather, q8 pages in %s, slots of %d", kv_type_name(type), dim);
+    t.pool = check_host(c, bytes);
+    t.beta = check_host(c, sides);
+    for (int b = 0; b < BLOCKS; b++)
+        fill_q8(c, &t, b, KV_PAGE_Q8);
+    int64_t *place = check_host(c, N * sizeof *place);
+    int32_t *slot = check_host(c, N * sizeof *slot), all[BLOCKS] = { 0, 1, 2, 3, 4 };
+    float *k = check_host(c, floats * sizeof *k), *v = check_host(c, floats * sizeof *v);
+    float *want_k = check_host(c, floats * sizeof *k), *want_v = check_host(c, floats * sizeof *v);
+    struct probe_head h = { .pool = t.pool,
+                            .beta = t.beta,
+                            .type = type,
+                            .narrow_type = KV_NARROW_Q8,
+                            .dim = dim,
+                            .narrow = all,
+                            .n_narrow = N };
+    for (int i = 0; i < N; i++) {
+        slot[i] = N - 1 - i;
+        place[i] = -1 - (int64_t)slot[i];
+    }
+    probe_gather(&h, slot, N, want_k, want_v);
+    struct be_kv kv = { .pool = check_put(c, c->be, t.pool, bytes),
+                        .beta = check_put(c, c->be, t.beta, sides),
+                        .type = type,
+                        .narrow_type = KV_NARROW_Q8,
+                        .n_kv_heads = 1,
+                        .head_dim = dim };
+    c->be->ops->kv_gather(c->be, &kv, place, N, k, v);
+    check_same(c, CHECK_KV_GATHER, "keys", k, want_k, floats * sizeof *k);
+    check_same(c, CHECK_KV_GATHER, "values", v, want_v, floats * sizeof *v);
+    check_close(c, CHECK_KV_GATHER);
+}
+
 void check_probe(struct check *c)
 {
     static const struct probe_shape shape[] = {
-        { 2, 2, 3, 64, 32, 96, 7, 9, { 5, 1, 20 }, -1, true, false },
-        { 1, 3, 1, 80, 16, 33, 0, 17, { 1, 1, 3 }, 3, false, false },
-        { 2, 1, 4, 128, 64, 160, 31, 20, { 32, 1, 40 }, 70, true, false },
-        { 1, 1, 2, 6, 3, 65, 1, 1, { 2, 2, 2 }, 0, false, false },
-        { 2, 2, 7, 48, 24, 1056, 16, 12, { 32, 1, 33 }, 600, true, false },
-        { 1, 2, 1, 256, 128, 40, 3, 33, { 7, 1, 9 }, 31, true, false },
-        { 1, 1, 16, 512, 256, 70, 32, 3, { 3, 1, 4 }, 64, false, false },
-        { 1, 2, 2, 32, 16, 0, 5, 6, { 2, 1, 3 }, 130, true, false },
+        { 2, 2, 3, 64, 32, 96, 7, 9, { 5, 1, 20 }, -1, true, false, KV_NARROW_SAME },
+        { 1, 3, 1, 80, 16, 33, 0, 17, { 1, 1, 3 }, 3, false, false, KV_NARROW_SAME },
+        { 2, 1, 4, 128, 64, 160, 31, 20, { 32, 1, 40 }, 70, true, false, KV_NARROW_SAME },
+        { 1, 1, 2, 6, 3, 65, 1, 1, { 2, 2, 2 }, 0, false, false, KV_NARROW_SAME },
+        { 2, 2, 7, 48, 24, 1056, 16, 12, { 32, 1, 33 }, 600, true, false, KV_NARROW_SAME },
+        { 1, 2, 1, 256, 128, 40, 3, 33, { 7, 1, 9 }, 31, true, false, KV_NARROW_SAME },
+        { 1, 1, 16, 512, 256, 70, 32, 3, { 3, 1, 4 }, 64, false, false, KV_NARROW_SAME },
+        { 1, 2, 2, 32, 16, 0, 5, 6, { 2, 1, 3 }, 130, true, false, KV_NARROW_SAME },
         /* more than fits the scratch at once */
-        { 80, 1, 16, 512, 0, 32, 0, 16, { 1, 1, 1 }, -1, true, true },
+        { 80, 1, 16, 512, 0, 32, 0, 16, { 1, 1, 1 }, -1, true, true, KV_NARROW_SAME },
     };
     check_that(c, CHECK_KV_GATHER, (c->be->ops->probe == NULL) == (c->be->ops->kv_gather == NULL),
                "probe and kv_gather come together");
     if (c->be->ops->probe == NULL)
         return;
     for (int i = 0; i < (c->small ? 4 : COUNT(shape)); i++)
-        for (int type = 0; type < (shape[i].copies ? 1 : KV_TYPE_N); type++)
-            check_shape(c, &shape[i], (enum kv_type)type);
+        for (int type = 0; type < (shape[i].copies ? 1 : KV_TYPE_N); type++) {
+            struct probe_shape s = shape[i];
+            check_shape(c, &s, (enum kv_type)type);
+            s.narrow_type = KV_NARROW_Q8;
+            if (s.narrow > 0 && type != KV_F32)
+                check_shape(c, &s, (enum kv_type)type);
+        }
     check_too_long(c);
     for (int type = 0; type < KV_TYPE_N; type++) {
         check_gather(c, (enum kv_type)type, 6, 1);
@@ -533,4 +605,6 @@ void check_probe(struct check *c)
         if (!c->small)
             check_gather(c, (enum kv_type)type, 512, 16700); /* more than fits at once */
     }
+    check_gather_q8(c, KV_F16, 6);
+    check_gather_q8(c, KV_BF16, 80);
 }

@@ -114,6 +114,8 @@ static void check_shape(const struct world_shape *s)
 {
     static struct world w;
     for (int type = 0; type < KV_TYPE_N; type++) {
+        if (s->narrow_type == KV_NARROW_Q8 && type == KV_F32)
+            continue;
         world_open(&w, level[CPU_REF], s, type);
         struct be_attend a = world_ask(&w, w.out, w.lse);
         level[CPU_REF]->ops->attend(level[CPU_REF], &a);
@@ -194,6 +196,29 @@ static void test_narrow(void **state)
                                  .from = { 96, 864, 0 } };
         s.narrow[0] = s.narrow[1] = narrow[i];
         check_shape(&s);
+        s.narrow_type = KV_NARROW_Q8;
+        check_shape(&s);
+    }
+}
+
+/* Heads of every size: a row of values of a q8 page need not end with a register. */
+static void test_q8_dims(void **state)
+{
+    (void)state;
+    static const int dims[] = { 2, 4, 6, 8, 30, 48, 64, 80, 120, 128, 256 };
+    for (size_t i = 0; i < sizeof(dims) / sizeof(dims[0]); i++) {
+        for (int rows = 1; rows <= 20; rows += 19) {
+            struct world_shape s = { .n_kv = 2,
+                                     .group = 2,
+                                     .dim = dims[i],
+                                     .n_seqs = 1,
+                                     .len = { 70 },
+                                     .rows = { rows },
+                                     .from = { 32 },
+                                     .narrow = { 90 },
+                                     .narrow_type = KV_NARROW_Q8 };
+            check_shape(&s);
+        }
     }
 }
 
@@ -264,14 +289,35 @@ static void test_invariance(void **state)
     (void)state;
     /* Whole prompts (rows = len), short and long, beside decoding sequences. */
     static const struct world_shape shape[] = {
-        { 3, 3, 64, 0, 4, { 600, 70, 1100, 33 }, { 600, 70, 1, 1 }, { 0 }, { 0 } },
-        { 1, 8, 48, 100, 3, { 300, 1100, 1 }, { 300, 2, 1 }, { 0 }, { 0 } },
-        { 2, 1, 128, 0, 3, { 530, 1100, 90 }, { 530, 1, 2 }, { 0, 0, 64 }, { 0, 0, 333 } },
+        { 3, 3, 64, 0, 4, { 600, 70, 1100, 33 }, { 600, 70, 1, 1 }, { 0 }, { 0 }, KV_NARROW_SAME },
+        { 1, 8, 48, 100, 3, { 300, 1100, 1 }, { 300, 2, 1 }, { 0 }, { 0 }, KV_NARROW_SAME },
+        { 2,
+          1,
+          128,
+          0,
+          3,
+          { 530, 1100, 90 },
+          { 530, 1, 2 },
+          { 0, 0, 64 },
+          { 0, 0, 333 },
+          KV_NARROW_SAME },
+        { 2,
+          3,
+          48,
+          0,
+          3,
+          { 70, 200, 90 },
+          { 70, 9, 2 },
+          { 0, 64, 64 },
+          { 0, 600, 70 },
+          KV_NARROW_Q8 },
     };
     static struct world w;
     struct err e;
     for (int type = 0; type < KV_TYPE_N; type++) {
         for (size_t k = 0; k < sizeof(shape) / sizeof(shape[0]); k++) {
+            if (shape[k].narrow_type == KV_NARROW_Q8 && type == KV_F32)
+                continue;
             world_open(&w, level[CPU_REF], &shape[k], type);
             for (int i = CPU_REF + 1; i <= (int)cpu_isa_best(); i++) {
                 struct be_attend a = world_ask(&w, w.out, NULL);
@@ -300,10 +346,11 @@ static void test_invariance(void **state)
 static void test_limits(void **state)
 {
     (void)state;
-    static const struct world_shape waves = { 8, 1, 2, 5, 1, { 28800 }, { 28800 }, { 0 }, { 0 } };
+    static const struct world_shape waves = { 8,         1,         2,     5,     1,
+                                              { 28800 }, { 28800 }, { 0 }, { 0 }, KV_NARROW_SAME };
     check_shape(&waves);
     static const struct world_shape wide = {
-        8, 8, 256, 0, 3, { 600, 600, 600 }, { 60, 60, 60 }, { 0 }, { 0 }
+        8, 8, 256, 0, 3, { 600, 600, 600 }, { 60, 60, 60 }, { 0 }, { 0 }, KV_NARROW_SAME
     };
     static struct world w;
     struct be_config c = { .n_threads = 64 };
@@ -329,8 +376,9 @@ static void test_limits(void **state)
 static void test_odd_input(void **state)
 {
     (void)state;
-    static const struct world_shape shape = { 2,           3,        64,        0,    2,
-                                              { 600, 40 }, { 5, 1 }, { 0, 32 }, { 0 } };
+    static const struct world_shape shape = {
+        2, 3, 64, 0, 2, { 600, 40 }, { 5, 1 }, { 0, 32 }, { 0 }, KV_NARROW_SAME
+    };
     static struct world w;
     for (int type = 0; type < KV_TYPE_N; type++) {
         world_open(&w, level[CPU_REF], &shape, type);
@@ -370,8 +418,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_definition),      cmocka_unit_test(test_lengths),
         cmocka_unit_test(test_dims_and_groups), cmocka_unit_test(test_windows),
-        cmocka_unit_test(test_narrow),          cmocka_unit_test(test_invariance),
-        cmocka_unit_test(test_odd_input),       cmocka_unit_test(test_limits),
+        cmocka_unit_test(test_narrow),          cmocka_unit_test(test_q8_dims),
+        cmocka_unit_test(test_invariance),      cmocka_unit_test(test_odd_input),
+        cmocka_unit_test(test_limits),
     };
     return cmocka_run_group_tests(tests, levels_open, levels_close);
 }

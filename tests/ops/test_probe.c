@@ -448,7 +448,7 @@ static void test_write(void **state)
             memset(want + bytes, 0x77, sizeof(want) - bytes);
             memset(block, 0x77, sizeof(block));
             struct be_seq seq = { .n_rows = n, .kv = { .wide = &page } };
-            struct be_kv kv = { want, NULL, type, 1, DIM, 1, &seq };
+            struct be_kv kv = { want, NULL, type, KV_NARROW_SAME, 1, DIM, 1, &seq };
             level[CPU_REF]->ops->kv_append(level[CPU_REF], &kv, k, v);
             probe_write(block, type, DIM, k, v, n);
             assert_memory_equal(block, want, sizeof(block));

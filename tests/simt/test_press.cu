@@ -26,7 +26,7 @@ static void counted_download(struct be *be, void *dst, const void *src, size_t b
 static void open_both(enum kv_type type)
 {
     kv_world_open(&cpu, type, 2, false);
-    kv_world_open_cuda(&gpu, type);
+    kv_world_open_cuda(&gpu, type, KV_NARROW_SAME);
     ops = *gpu.be->ops;
     ops.download = counted_download;
     gpu.far.ops = &ops;

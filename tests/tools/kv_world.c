@@ -62,16 +62,17 @@ static const struct be_ops far_ops = { .name = "far",
 static const float inv_freq[KV_DIM / 2] = { 1, .32f, .1f, .032f, .01f, .0032f, .001f, .00032f };
 const struct kv_rope kv_world_rope = { inv_freq, KV_DIM / 2, true };
 
-static void open_pool(struct kv_world *w, struct be *be, enum kv_type type)
+static void open_pool(struct kv_world *w, struct be *be, enum kv_type type, enum kv_narrow narrow)
 {
     struct err e;
-    struct kv_shape shape = { KV_LAYERS, KV_HEADS, KV_DIM, type, KV_HEADS * KV_GROUP, 4 };
+    struct kv_shape shape = { KV_LAYERS, KV_HEADS, KV_DIM, type, KV_HEADS * KV_GROUP, 4, narrow };
     assert_int_equal(kv_pool_open(&w->p, be, &shape, KV_PAGES * KV_PAGE, &e), 0);
     w->c = NULL;
     kv_world_compactor(w);
 }
 
-void kv_world_open(struct kv_world *w, enum kv_type type, int threads, bool device)
+static void open_cpu(struct kv_world *w, enum kv_type type, enum kv_narrow narrow, int threads,
+                     bool device)
 {
     struct err e;
     struct be_config config = { .n_threads = threads, .isa = "ref" };
@@ -80,16 +81,26 @@ void kv_world_open(struct kv_world *w, enum kv_type type, int threads, bool devi
     w->far.ops = &far_ops;
     w->far.host = false;
     w->far.state = NULL;
-    open_pool(w, device ? &w->far : w->be, type);
+    open_pool(w, device ? &w->far : w->be, type, narrow);
 }
 
-void kv_world_open_cuda(struct kv_world *w, enum kv_type type)
+void kv_world_open(struct kv_world *w, enum kv_type type, int threads, bool device)
+{
+    open_cpu(w, type, KV_NARROW_SAME, threads, device);
+}
+
+void kv_world_open_q8(struct kv_world *w, int threads, bool device)
+{
+    open_cpu(w, KV_BF16, KV_NARROW_Q8, threads, device);
+}
+
+void kv_world_open_cuda(struct kv_world *w, enum kv_type type, enum kv_narrow narrow)
 {
     struct err e;
     struct be_config config = { .device = "cuda", .n_threads = 2 };
     assert_int_equal(be_open(&w->be, &config, &e), 0);
     w->far = *w->be;
-    open_pool(w, &w->far, type);
+    open_pool(w, &w->far, type, narrow);
 }
 
 void kv_world_compactor(struct kv_world *w)
@@ -119,28 +130,41 @@ float kv_made_up(enum kv_type type, int kind, int layer, int head, int pos, int 
     return elem_rounded(type, (float)(x >> 8 & 0xffff) / 16384 - 2);
 }
 
+static void read_q8(const char *block, const float *side, int t, float *k, float *v)
+{
+    const int8_t *key = (const int8_t *)block, *value = key + KV_PAGE_Q8 * KV_DIM;
+    for (int i = 0; i < KV_DIM; i++) {
+        k[i] = (float)key[kv_k_index_q8(t, i)] * side[KV_PAGE_Q8 + t];
+        v[i] = (float)value[kv_v_index(t, i, KV_DIM)] * side[2 * KV_PAGE_Q8 + t];
+    }
+}
+
 void kv_slots_read(const struct kv_world *w, const struct kv_seq *s, int layer, int head,
                    struct kv_slots *out)
 {
     static char block[2 * KV_PAGE * KV_DIM * 4];
-    float beta[KV_PAGE];
+    static float side[3 * KV_PAGE_Q8];
     int i_head = layer * KV_HEADS + head, n_narrow = kv_seq_pressed(s) ? s->n_narrow[i_head] : 0;
-    enum kv_type type = w->p->shape.type;
+    const struct kv_shape *shape = &w->p->shape;
     out->n = n_narrow + s->n_tokens - s->wide_pos0;
     for (int j = 0; j < out->n; j++) {
         bool narrow = j < n_narrow;
-        int at = narrow ? j : j - n_narrow, t = at % KV_PAGE;
-        int32_t b = narrow ? s->narrow[i_head][at / KV_PAGE]
-                           : seq_wide(s, layer)[at / KV_PAGE] * KV_HEADS + head;
+        int page = narrow ? kv_narrow_slots(shape->narrow_type) : KV_PAGE;
+        int at = narrow ? j : j - n_narrow, t = at % page;
+        int32_t b =
+            narrow ? s->narrow[i_head][at / page] : seq_wide(s, layer)[at / page] * KV_HEADS + head;
         if (t == 0 || j == n_narrow)
             w->p->be->ops->download(w->p->be, block, pool_block_at(w->p, b), w->p->block_bytes);
         if (narrow && t == 0)
-            w->p->be->ops->download(w->p->be, beta, pool_beta_at(w->p, b), sizeof beta);
+            w->p->be->ops->download(w->p->be, side, pool_beta_at(w->p, b), w->p->side_bytes);
         out->pos[j] = narrow ? s->slot[i_head][j].pos : s->wide_pos0 + at;
-        out->beta[j] = narrow ? beta[t] : 0;
-        for (int i = 0; i < KV_DIM; i++) {
-            out->k[j][i] = elem_load(type, block, kv_k_index(t, i));
-            out->v[j][i] = elem_load(type, block, KV_PAGE * KV_DIM + kv_v_index(t, i, KV_DIM));
+        out->beta[j] = narrow ? side[t] : 0;
+        if (narrow && shape->narrow_type == KV_NARROW_Q8)
+            read_q8(block, side, t, out->k[j], out->v[j]);
+        for (int i = 0; i < KV_DIM && (!narrow || shape->narrow_type == KV_NARROW_SAME); i++) {
+            out->k[j][i] = elem_load(shape->type, block, kv_k_index(t, i));
+            out->v[j][i] =
+                elem_load(shape->type, block, KV_PAGE * KV_DIM + kv_v_index(t, i, KV_DIM));
         }
     }
 }

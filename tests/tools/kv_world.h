@@ -26,8 +26,10 @@ struct kv_world {
     struct kv_compactor *c;
 };
 void kv_world_open(struct kv_world *w, enum kv_type type, int threads, bool device);
+/* With q8 narrow pages in a bf16 cache. */
+void kv_world_open_q8(struct kv_world *w, int threads, bool device);
 /* On the device "cuda", with ops that a test may change: w->far. */
-void kv_world_open_cuda(struct kv_world *w, enum kv_type type);
+void kv_world_open_cuda(struct kv_world *w, enum kv_type type, enum kv_narrow narrow);
 void kv_world_close(struct kv_world *w);     /* fails the test when a page is held */
 void kv_world_compactor(struct kv_world *w); /* a new one, with no memory of its own yet */
 

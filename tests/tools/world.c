@@ -3,6 +3,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "kernels/probe.h"
 #include "server/base/mem.h"
 #include "tests/tools/levels.h"
 
@@ -14,12 +15,27 @@ static float *floats(size_t n, float scale)
     return p;
 }
 
-/* Narrow slots are written as wide pages of a model with one KV head. */
+/* Behind the slots of a page NaN takes the places of scales and biases that nobody may read. */
+static void fill_q8(struct world *w, int32_t block, const float *k, const float *v, int n)
+{
+    float *side = w->beta + (size_t)block * kv_side_floats(KV_NARROW_Q8);
+    char *page = (char *)w->kv.pool + (size_t)block * kv_block_bytes(w->kv.type, w->s.dim);
+    probe_write_q8(page, side, w->s.dim, k, v, n);
+    for (int t = 0; t < KV_PAGE_Q8; t++) {
+        side[t] = t < n ? rnd_unit() : NAN;
+        if (t >= n)
+            side[KV_PAGE_Q8 + t] = NAN;
+        if (t >= (n + 1) / 2 * 2)
+            side[2 * KV_PAGE_Q8 + t] = NAN;
+    }
+}
+
+/* Narrow slots of the cache's type are written as wide pages of a model with one KV head. */
 static void fill_narrow(struct world *w, struct be *ref, int i, int h, int32_t *next)
 {
-    int n = w->n_narrow[i][h], pages = (n + KV_PAGE - 1) / KV_PAGE;
+    int n = w->n_narrow[i][h], page = kv_narrow_slots(w->s.narrow_type);
     w->narrow_of[i][h] = w->narrow[i][h];
-    for (int p = 0; p < pages; p++)
+    for (int p = 0; p * page < n; p++)
         w->narrow[i][h][p] = --*next;
     struct be_seq seq = { .n_rows = n, .kv = { .wide = w->narrow[i][h] } };
     struct be_kv kv = w->kv;
@@ -27,7 +43,11 @@ static void fill_narrow(struct world *w, struct be *ref, int i, int h, int32_t *
     kv.n_seqs = 1;
     kv.seqs = &seq;
     float *k = floats((size_t)(n * w->s.dim) + 1, 1), *v = floats((size_t)(n * w->s.dim) + 1, 1);
-    ref->ops->kv_append(ref, &kv, k, v);
+    if (w->s.narrow_type == KV_NARROW_SAME)
+        ref->ops->kv_append(ref, &kv, k, v);
+    for (int at = 0; at < n && w->s.narrow_type == KV_NARROW_Q8; at += page)
+        fill_q8(w, w->narrow[i][h][at / page], k + at * w->s.dim, v + at * w->s.dim,
+                n - at < page ? n - at : page);
     mem_free(k);
     mem_free(v);
 }
@@ -57,7 +77,10 @@ static void open_pool(struct world *w, enum kv_type type)
         pages += (size_t)(s->len[i] / KV_PAGE + 1 + s->narrow[i] / KV_PAGE + 3);
     w->n_blocks = pages * (size_t)s->n_kv;
     w->pool_bytes = w->n_blocks * kv_block_bytes(type, s->dim);
+    w->beta_bytes = w->n_blocks * kv_side_floats(s->narrow_type) * sizeof(float);
+    w->beta = floats(w->beta_bytes / sizeof(float), 1);
     w->kv = (struct be_kv){ .type = type,
+                            .narrow_type = s->narrow_type,
                             .n_kv_heads = s->n_kv,
                             .head_dim = s->dim,
                             .n_seqs = s->n_seqs,
@@ -94,7 +117,6 @@ void world_open(struct world *w, struct be *ref, const struct world_shape *s, en
     }
     ASSERT(page * s->n_kv <= block);
     fill_wide(w, ref);
-    w->beta = floats(w->n_blocks * KV_PAGE, 1);
     w->kv.beta = any_narrow ? w->beta : NULL;
     size_t heads = (size_t)w->n_rows * (size_t)w->n_heads;
     w->q = floats(heads * (size_t)s->dim, 4);

@@ -17,6 +17,7 @@ struct world_shape {
     int from[WORLD_SEQS]; /* wide_pos0 */
     int narrow
         [WORLD_SEQS]; /* slots of head 0, head h has 3 * h more; -1: none in head 0; 0: no table */
+    enum kv_narrow narrow_type;
 };
 
 struct world {
@@ -26,8 +27,8 @@ struct world {
     int32_t wide[WORLD_SEQS][WORLD_PAGES], narrow[WORLD_SEQS][WORLD_HEADS][WORLD_PAGES];
     const int32_t *narrow_of[WORLD_SEQS][WORLD_HEADS];
     int32_t n_narrow[WORLD_SEQS][WORLD_HEADS];
-    size_t pool_bytes, n_blocks;
-    float *beta;                          /* [n_blocks][KV_PAGE] */
+    size_t pool_bytes, beta_bytes, n_blocks;
+    float *beta;                          /* [n_blocks][kv_side_floats] */
     float *k[WORLD_SEQS], *v[WORLD_SEQS]; /* [len - from][n_kv][dim] */
     float *q, *out, *lse;                 /* [n_rows][n_heads] (q, out: [dim]) */
     int n_rows, n_heads;

@@ -128,9 +128,9 @@ static void open_bench(struct bench *b)
     struct err e;
     eval_model(&b->s);
     assert_int_equal(kv_maker_open(&b->m, b->s.model, in_root("text.txt"), 200, 0, &e), 0);
-    assert_int_equal(
-        runner_open_kv(&b->r, b->s.model, KV_F32, 2, 512, KV_JUDGED, KV_JUDGED, RUNNER_SAMPLES, &e),
-        0);
+    assert_int_equal(runner_open_kv(&b->r, b->s.model, KV_F32, KV_NARROW_SAME, 2, 512, KV_JUDGED,
+                                    KV_JUDGED, RUNNER_SAMPLES, &e),
+                     0);
     assert_int_equal(kv_judge_open(&b->j, &b->r, &e), 0);
     b->vocab = b->s.model->config.vocab;
 }

@@ -39,7 +39,7 @@ static const struct kv_shape shape = {
     .n_layers = LAYERS, .n_kv_heads = HEADS, .head_dim = 4, .type = KV_F16
 };
 /* The same with the queries of four heads, whose record takes 48 bytes of a page's 1024. */
-static const struct kv_shape scored = { LAYERS, HEADS, 4, KV_F16, 4, 2 };
+static const struct kv_shape scored = { LAYERS, HEADS, 4, KV_F16, 4, 2, KV_NARROW_SAME };
 static const struct kv_options all = { 0 };
 static const struct kv_policy press = { .name = "press" };
 

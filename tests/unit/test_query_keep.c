@@ -45,7 +45,8 @@ static void open_prompt(struct runner *r, enum kv_type type, int samples, int ma
     struct err e = { 0 };
     const float *last;
     struct kv_options o = { .policy = pressing(0), .budget = 32 };
-    assert_int_equal(runner_open_kv(r, toy.model, type, 2, TOKENS, max_rows, 1, samples, &e), 0);
+    assert_int_equal(
+        runner_open_kv(r, toy.model, type, KV_NARROW_SAME, 2, TOKENS, max_rows, 1, samples, &e), 0);
     if (samples > 0)
         assert_int_equal(runner_begin(r, 0, &o, TOKENS, &e), 0);
     assert_int_equal(runner_prefill(r, 0, token, TOKENS - 1, &e), 0);
