@@ -113,7 +113,7 @@ static inline int kv_narrow_slots(enum kv_narrow n) /* of a page */
 }
 static inline size_t kv_side_floats(enum kv_narrow n) /* of a page */
 {
-    return n == KV_NARROW_Q8 ? 3 * (size_t)KV_PAGE_Q8 : KV_PAGE;
+    return n == KV_NARROW_Q8 ? 3 * (size_t)KV_PAGE_Q8 : (size_t)KV_PAGE;
 }
 static inline size_t kv_k_index_q8(int slot, int i)
 {

@@ -108,7 +108,7 @@ static __device__ __forceinline__ void rows_open(const struct attend_job &j,
 }
 
 /* Looks up the pages of a span, and what each row sees of it. */
-template <enum kv_type T, int MT, int NT>
+template <bool Q, enum kv_type T, int MT, int NT>
 static __device__ __forceinline__ void span_open(const struct attend_job &j,
                                                  struct attend_block<T, MT, NT> *b,
                                                  const struct attend_place &at,
@@ -125,7 +125,7 @@ static __device__ __forceinline__ void span_open(const struct attend_job &j,
         int slot = (c.lo / ATTEND_SPAN * ATTEND_PAGES + (int)threadIdx.x) * KV_PAGE, block = -1;
         if (slot + KV_PAGE > c.lo && slot < c.hi)
             block = c.narrow
-                        ? kv->narrow[at.kv_head][slot / KV_PAGE]
+                        ? kv->narrow[at.kv_head][slot / (Q ? KV_PAGE_Q8 : KV_PAGE)]
                         : kv->wide[(slot - kv->wide_pos0) / KV_PAGE] * j.n_kv_heads + at.kv_head;
         b->shared->block[threadIdx.x] = block;
     }
@@ -157,7 +157,8 @@ static __device__ __forceinline__ void span_leave(const struct attend_job &j,
     }
 }
 
-template <enum kv_type T, int MT, int NT>
+/* Q: narrow pages are q8. */
+template <bool Q, enum kv_type T, int MT, int NT>
 static __global__ void __launch_bounds__(ATTEND_THREADS, attend_block<T, MT, NT>::RESIDENT)
     attend_rows(struct attend_job j)
 {
@@ -200,10 +201,13 @@ static __global__ void __launch_bounds__(ATTEND_THREADS, attend_block<T, MT, NT>
         if (!opened)
             rows_open(j, b, at);
         opened = true;
-        span_open(j, &b, at, c);
+        span_open<Q>(j, &b, at, c);
         int2 all = c.narrow ? make_int2(0, c.hi)
                             : make_int2(max(at.seq->kv.wide_pos0, last - j.window), first);
-        span_walk(b, c, all, &sum);
+        if (Q && c.narrow)
+            span_walk<Q>(b, c, all, &sum);
+        else
+            span_walk<false>(b, c, all, &sum);
         if (split)
             span_leave(j, b, at, sum);
         else
@@ -251,7 +255,7 @@ static __global__ void __launch_bounds__(MERGE_THREADS) attend_merge(struct atte
 
 /* ---- launches ---------------------------------------------------------------------------------------------------- */
 
-template <enum kv_type T, int MT, int NT>
+template <bool Q, enum kv_type T, int MT, int NT>
 static void launch(struct cu_state *s, struct attend_job j)
 {
     typedef struct attend_block<T, MT, NT> block;
@@ -265,7 +269,7 @@ static void launch(struct cu_state *s, struct attend_job j)
     dim3 grid((unsigned)(j.n_blocks * (j.partial != NULL ? j.of.n_spans : j.of.n)),
               (unsigned)j.n_kv_heads);
     CU_CHAIN(s, grid, dim3(ATTEND_THREADS), (size_t)block::FRAGMENTS * sizeof(attend_fragment<T>),
-             (attend_rows<T, MT, NT>), j);
+             (attend_rows<Q, T, MT, NT>), j);
     if (j.partial != NULL)
         CU_CHAIN(s, dim3((unsigned)(j.of.n * j.of.max_rows), (unsigned)j.n_heads),
                  dim3(MERGE_THREADS), 0, attend_merge, j);
@@ -273,7 +277,7 @@ static void launch(struct cu_state *s, struct attend_job j)
 }
 
 /* Many rows: as many as 48 KiB of shared memory and 255 registers carry. */
-template <enum kv_type T, int NT>
+template <bool Q, enum kv_type T, int NT>
 static void attend_some(struct cu_state *s, struct attend_job j, const struct cu_seqs *of)
 {
     constexpr int many = T == KV_F32 || NT > 8 ? 1 : NT > 4 ? 2 : 4;
@@ -281,28 +285,30 @@ static void attend_some(struct cu_state *s, struct attend_job j, const struct cu
     if (of->max_rows == 0)
         return;
     if (of->max_rows * (j.n_heads / j.n_kv_heads) <= 16)
-        launch<T, 1, NT>(s, j);
+        launch<Q, T, 1, NT>(s, j);
     else
-        launch<T, many, NT>(s, j);
+        launch<Q, T, many, NT>(s, j);
 }
 
 /* Decoding sequences beside a prompt's chunk have a launch of their own. */
-template <enum kv_type T, int NT> static void attend_all(struct cu_state *s, struct attend_job j)
+template <bool Q, enum kv_type T, int NT>
+static void attend_all(struct cu_state *s, struct attend_job j)
 {
-    attend_some<T, NT>(s, j, &s->step.single);
-    attend_some<T, NT>(s, j, &s->step.many);
+    attend_some<Q, T, NT>(s, j, &s->step.single);
+    attend_some<Q, T, NT>(s, j, &s->step.many);
 }
 
-template <enum kv_type T> static void attend_type_of(struct cu_state *s, struct attend_job j)
+template <bool Q, enum kv_type T>
+static void attend_type_of(struct cu_state *s, struct attend_job j)
 {
     if (j.dim <= 64)
-        attend_all<T, 2>(s, j);
+        attend_all<Q, T, 2>(s, j);
     else if (j.dim <= 128)
-        attend_all<T, 4>(s, j);
+        attend_all<Q, T, 4>(s, j);
     else if (j.dim <= 256)
-        attend_all<T, 8>(s, j);
+        attend_all<Q, T, 8>(s, j);
     else
-        attend_all<T, 16>(s, j);
+        attend_all<Q, T, 16>(s, j);
 }
 
 static void cuda_attend(struct be *be, const struct be_attend *a)
@@ -322,12 +328,17 @@ static void cuda_attend(struct be *be, const struct be_attend *a)
     j.dim = a->kv.head_dim;
     j.window = a->window > 0 ? a->window : INT32_MAX;
     j.scale = a->scale * 1.44269504f; /* log2(e) */
-    if (a->kv.type == KV_F16)
-        attend_type_of<KV_F16>(s, j);
+    bool q8 = a->kv.narrow_type == KV_NARROW_Q8;
+    if (a->kv.type == KV_F16 && q8)
+        attend_type_of<true, KV_F16>(s, j);
+    else if (a->kv.type == KV_F16)
+        attend_type_of<false, KV_F16>(s, j);
+    else if (a->kv.type == KV_BF16 && q8)
+        attend_type_of<true, KV_BF16>(s, j);
     else if (a->kv.type == KV_BF16)
-        attend_type_of<KV_BF16>(s, j);
+        attend_type_of<false, KV_BF16>(s, j);
     else
-        attend_type_of<KV_F32>(s, j);
+        attend_type_of<false, KV_F32>(s, j);
 }
 
 void cu_ops_attend(struct be_ops *ops)

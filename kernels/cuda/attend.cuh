@@ -21,6 +21,11 @@
  * added up when the span ends; o: the sum of weighted values, not yet divided.
  *
  * f32 caches use bf16 products on numbers split in three (cu_split3), six products each, smallest first.
+ *
+ * Slots of q8 pages (Q in templates; a page is a tile) differ in what a word is made of: two words side by side are 4 bytes,
+ * loaded as one word and unpacked just before the product. Keys are multiplied as whole numbers, exact in 16 bits, and a
+ * slot's scale comes to its logit with the bias; values get their scales when they are unpacked, for a weight times a scale
+ * may be too small for f16.
  */
 #ifndef WRING_KERNELS_CUDA_ATTEND_CUH
 #define WRING_KERNELS_CUDA_ATTEND_CUH
@@ -74,6 +79,22 @@ static __device__ __forceinline__ void split_pair(uint32_t part[3], float2 w)
     cu_split x = cu_split3(w.x), y = cu_split3(w.y);
     for (int i = 0; i < 3; i++)
         part[i] = cu_pack_bf16(x.part[i], y.part[i]);
+}
+
+/* Byte i of four. */
+static __device__ __forceinline__ float byte_at(uint32_t four, int i)
+{
+    return (float)(int8_t)(four >> 8 * i);
+}
+
+/* Four q8 numbers as two words, the lower half of each times x, the upper times y. */
+template <enum kv_type T>
+static __device__ __forceinline__ word_two<word_of<T>> words_q8(uint32_t four, float x, float y)
+{
+    word_two<word_of<T>> r;
+    r.w[0] = word_pack<T>(byte_at(four, 0) * x, byte_at(four, 1) * y);
+    r.w[1] = word_pack<T>(byte_at(four, 2) * x, byte_at(four, 3) * y);
+    return r;
 }
 
 /* d += a b. In f32 each product of 16 has a sum of its own: adding it to d rounds to nearest, which the tensor cores'
@@ -167,7 +188,7 @@ template <enum kv_type T, int MT, int NT> struct attend_block {
     struct attend_shared<MT> *shared;
     attend_fragment<T> *q, *p; /* shared: [K_STEPS][MT][lanes], [ATTEND_STEPS][MT][lanes] */
     const word *pool;
-    const float *beta; /* NULL in wide spans */
+    const float *beta; /* sides of narrow pages; NULL in wide spans */
     int dim;
 };
 
@@ -198,7 +219,13 @@ static __device__ __forceinline__ word_two<W> load_two(const W *page, int at, bo
     return page != NULL && there ? *(const word_two<W> *)(page + at) : zero;
 }
 
-/* Where the block of a tile's page begins; NULL: nobody sees its slots. */
+template <class W> static __device__ __forceinline__ W load_one(const W *page, int at, bool there)
+{
+    return page != NULL && there ? page[at] : W();
+}
+
+/* Where the block of a tile's page begins; NULL: nobody sees its slots. The two halves of a q8 page are pages here, both of
+ * them in one block. */
 template <enum kv_type T, int MT, int NT>
 static __device__ __forceinline__ const word_of<T> *page_at(const struct attend_block<T, MT, NT> &b,
                                                             int tile, int page)
@@ -207,19 +234,38 @@ static __device__ __forceinline__ const word_of<T> *page_at(const struct attend_
     return block < 0 ? NULL : b.pool + (size_t)block * KV_PAGE * (size_t)b.dim;
 }
 
+/* The side of that block. */
+template <bool Q, enum kv_type T, int MT, int NT>
+static __device__ __forceinline__ const float *side_at(const struct attend_block<T, MT, NT> &b,
+                                                       int tile, int page)
+{
+    int block = b.shared->block[tile % ATTEND_SPAN / KV_PAGE + page];
+    return block < 0 ? NULL : b.beta + (size_t)block * (Q ? 3 * KV_PAGE_Q8 : KV_PAGE);
+}
+
 /* The warp's 16 keys, steps [step, step + K_AHEAD). */
-template <enum kv_type T, int MT, int NT>
+template <bool Q, enum kv_type T, int MT, int NT>
 static __device__ __forceinline__ void keys_load(const struct attend_block<T, MT, NT> &b,
                                                  typename attend_block<T, MT, NT>::keys *k,
                                                  int tile, int step)
 {
     const word_of<T> *page = page_at(b, tile, cu_warp() / 2);
-    int slot = cu_warp() % 2 * 16 + cu_lane() / 4 * 2;
+    int slot = (Q ? cu_warp() : cu_warp() % 2) * 16 + cu_lane() / 4 * 2;
 #pragma unroll
     for (int i = 0; i < b.K_AHEAD * 2; i++) {
         int pair = (step + i / 2) * 8 + i % 2 * 4 + cu_lane() % 4;
-        k->w[i / 2][i % 2] = load_two(page, pair * KV_PAGE + slot, pair < b.dim / 2);
+        if constexpr (Q)
+            k->w[i / 2][i % 2].w[0] =
+                load_one(page, (pair * KV_PAGE_Q8 + slot) / 2, pair < b.dim / 2);
+        else
+            k->w[i / 2][i % 2] = load_two(page, pair * KV_PAGE + slot, pair < b.dim / 2);
     }
+}
+
+/* The first of the lane's two rows of values of step i of a q8 page, in rows of dim / 2 words; keys are KV_PAGE of them. */
+static __device__ __forceinline__ int row_q8(int i)
+{
+    return KV_PAGE + i * 8 + cu_lane() % 4 * 2;
 }
 
 /* The first dim of the two that the lane loads of 16-dim group j. */
@@ -229,7 +275,7 @@ template <int NT> static __device__ __forceinline__ int value_dim(int j)
 }
 
 /* The warp's dims of slots 16 * step on, V_AHEAD steps. */
-template <enum kv_type T, int MT, int NT>
+template <bool Q, enum kv_type T, int MT, int NT>
 static __device__ __forceinline__ void values_load(const struct attend_block<T, MT, NT> &b,
                                                    typename attend_block<T, MT, NT>::values *v,
                                                    int tile, int step)
@@ -241,17 +287,39 @@ static __device__ __forceinline__ void values_load(const struct attend_block<T, 
 #pragma unroll
         for (int j = 0; j < NT / 2; j++) {
 #pragma unroll
-            for (int h = 0; h < 2; h++)
-                v->w[i][j][h] =
-                    load_two(page, (row + h) * b.dim + value_dim<NT>(j), value_dim<NT>(j) < b.dim);
+            for (int h = 0; h < 2; h++) {
+                int dim = value_dim<NT>(j);
+                if constexpr (Q)
+                    v->w[i][j][h].w[0] =
+                        load_one(page, (row_q8(step + i) + h) * b.dim / 2 + dim / 2, dim < b.dim);
+                else
+                    v->w[i][j][h] = load_two(page, (row + h) * b.dim + dim, dim < b.dim);
+            }
         }
+    }
+}
+
+/* Four q8 values of each word of a step to values. */
+template <enum kv_type T, int MT, int NT>
+static __device__ __forceinline__ void values_unpack(const struct attend_block<T, MT, NT> &b,
+                                                     word_two<word_of<T>> w[NT / 2][2], int tile,
+                                                     int step)
+{
+    const float *side = side_at<true>(b, tile, step / 2);
+    float4 scale = make_float4(0, 0, 0, 0);
+    if (side != NULL)
+        scale = *(const float4 *)(side + 2 * KV_PAGE_Q8 + step * 16 + cu_lane() % 4 * 4);
+#pragma unroll
+    for (int j = 0; j < NT / 2; j++) {
+        w[j][0] = words_q8<T>(w[j][0].w[0], scale.x, scale.y);
+        w[j][1] = words_q8<T>(w[j][1].w[0], scale.z, scale.w);
     }
 }
 
 /* ---- scores and weights ------------------------------------------------------------------------------------------ */
 
 /* s[t][e][2h + c]: row g + 8h of tile t, slot 4q + 2c + e of the warp's 16. k holds the first steps. */
-template <enum kv_type T, int MT, int NT>
+template <bool Q, enum kv_type T, int MT, int NT>
 static __device__ __forceinline__ void tile_scores(const struct attend_block<T, MT, NT> &b,
                                                    typename attend_block<T, MT, NT>::keys *k,
                                                    int tile, float s[MT][2][4])
@@ -262,15 +330,20 @@ static __device__ __forceinline__ void tile_scores(const struct attend_block<T, 
 #pragma unroll 1
     for (int step = 0; step < b.K_STEPS; step += b.K_AHEAD) {
         if (step > 0)
-            keys_load(b, k, tile, step);
+            keys_load<Q>(b, k, tile, step);
 #pragma unroll
         for (int i = 0; i < b.K_AHEAD; i++) {
+            word_two<word_of<T>> w[2] = { k->w[i][0], k->w[i][1] };
+            if constexpr (Q) {
+                w[0] = words_q8<T>(w[0].w[0], 1, 1);
+                w[1] = words_q8<T>(w[1].w[0], 1, 1);
+            }
 #pragma unroll
             for (int t = 0; t < MT; t++) {
                 attend_fragment<T> q = b.q[((step + i) * MT + t) * CU_WARP + cu_lane()];
 #pragma unroll
                 for (int e = 0; e < 2; e++) {
-                    word_of<T> pair[2] = { k->w[i][0].w[e], k->w[i][1].w[e] };
+                    word_of<T> pair[2] = { w[0].w[e], w[1].w[e] };
                     word_mma<T>(s[t][e], q.w, pair);
                 }
             }
@@ -278,21 +351,26 @@ static __device__ __forceinline__ void tile_scores(const struct attend_block<T, 
     }
 }
 
-/* Adds the bias of narrow slots. */
-template <enum kv_type T, int MT, int NT>
+/* Adds the bias of narrow slots; before that q8 keys get their scales. */
+template <bool Q, enum kv_type T, int MT, int NT>
 static __device__ __forceinline__ void tile_bias(const struct attend_block<T, MT, NT> &b, int tile,
                                                  float s[MT][2][4])
 {
-    int block = b.shared->block[tile % ATTEND_SPAN / KV_PAGE + cu_warp() / 2];
-    if (block < 0)
+    const float *side = side_at<Q>(b, tile, cu_warp() / 2);
+    if (side == NULL)
         return;
-    int slot = cu_warp() % 2 * 16 + cu_lane() % 4 * 4;
-    float4 beta = *(const float4 *)(b.beta + (size_t)block * KV_PAGE + slot);
+    int slot = (Q ? cu_warp() : cu_warp() % 2) * 16 + cu_lane() % 4 * 4;
+    float4 beta = *(const float4 *)(side + slot), scale = make_float4(1, 1, 1, 1);
+    if (Q)
+        scale = *(const float4 *)(side + KV_PAGE_Q8 + slot);
     float x[4] = { beta.x, beta.y, beta.z, beta.w };
+    float y[4] = { scale.x, scale.y, scale.z, scale.w };
 #pragma unroll
-    for (int i = 0; i < MT * 8; i++)
-        s[i / 8][i / 4 % 2][i % 4] =
-            fmaf(x[i % 2 * 2 + i / 4 % 2], 1.44269504f /* log2(e) */, s[i / 8][i / 4 % 2][i % 4]);
+    for (int i = 0; i < MT * 8; i++) {
+        float *at = &s[i / 8][i / 4 % 2][i % 4];
+        int k = i % 2 * 2 + i / 4 % 2;
+        *at = fmaf(x[k], 1.44269504f /* log2(e) */, Q ? *at * y[k] : *at);
+    }
 }
 
 /* -inf where a row does not see a slot. */
@@ -356,22 +434,37 @@ static __device__ __forceinline__ void tile_weights(const struct attend_block<T,
 
 /* ---- sums -------------------------------------------------------------------------------------------------------- */
 
+/* The values of a slot and of the other one of its pair, in one dim. */
+template <bool Q, enum kv_type T, int MT, int NT>
+static __device__ __forceinline__ float2 values_at(const struct attend_block<T, MT, NT> &b,
+                                                   int tile, int slot, int dim)
+{
+    const word_of<T> *page = page_at(b, tile, slot / KV_PAGE);
+    if constexpr (Q) {
+        const float *scale = side_at<Q>(b, tile, slot / KV_PAGE) + 2 * KV_PAGE_Q8 + slot / 2 * 2;
+        uint32_t four = page[(KV_PAGE + slot / 2) * b.dim / 2 + dim / 2] >> dim % 2 * 16;
+        return make_float2(byte_at(four, 0) * scale[0], byte_at(four, 1) * scale[1]);
+    } else {
+        return word_unpack<T>(page[(KV_PAGE / 2 + slot % KV_PAGE / 2) * b.dim + dim]);
+    }
+}
+
 /* Adds infinities and NaN among the tile's values, for the rows that see them. Rare, so slow. */
-template <enum kv_type T, int MT, int NT>
+template <bool Q, enum kv_type T, int MT, int NT>
 static __device__ __forceinline__ void values_odd(const struct attend_block<T, MT, NT> &b,
                                                   struct attend_sum<MT, NT> *sum, int tile)
 {
 #pragma unroll 1
     for (int slot = 0; slot < ATTEND_TILE; slot++) {
-        const word_of<T> *page = page_at(b, tile, slot / KV_PAGE);
-        if (page == NULL)
+        if (page_at(b, tile, slot / KV_PAGE) == NULL)
             continue;
-        page += (KV_PAGE / 2 + slot % KV_PAGE / 2) * b.dim;
         float v[NT * 2]; /* of dims 4q ... 4q+3 of every 16; 0: finite */
 #pragma unroll
         for (int n = 0; n < NT * 2; n++) {
             int dim = cu_warp() * 8 * NT + n / 4 * 16 + cu_lane() % 4 * 4 + n % 4;
-            float2 pair = dim < b.dim ? word_unpack<T>(page[dim]) : make_float2(0, 0);
+            float2 pair = make_float2(0, 0);
+            if (dim < b.dim)
+                pair = values_at<Q>(b, tile, slot, dim);
             v[n] = slot % 2 ? pair.y : pair.x;
             v[n] = fabsf(v[n]) < INFINITY ? 0 : v[n];
         }
@@ -394,7 +487,7 @@ static __device__ __forceinline__ void values_odd(const struct attend_block<T, M
 
 /* o += P V. v holds the first steps. careful: some row does not see some slot, whose value may be anything, and 0 times
  * infinity is not 0. So what is not finite is taken out and comes back through values_odd. */
-template <enum kv_type T, int MT, int NT>
+template <bool Q, enum kv_type T, int MT, int NT>
 static __device__ __forceinline__ void tile_values(const struct attend_block<T, MT, NT> &b,
                                                    typename attend_block<T, MT, NT>::values *v,
                                                    struct attend_sum<MT, NT> *sum, int tile,
@@ -404,9 +497,11 @@ static __device__ __forceinline__ void tile_values(const struct attend_block<T, 
 #pragma unroll 1
     for (int step = 0; step < ATTEND_STEPS; step += b.V_AHEAD) {
         if (step > 0)
-            values_load(b, v, tile, step);
+            values_load<Q>(b, v, tile, step);
 #pragma unroll
         for (int i = 0; i < b.V_AHEAD; i++) {
+            if constexpr (Q)
+                values_unpack(b, v->w[i], tile, step + i);
             if (careful)
 #pragma unroll
                 for (int j = 0; j < NT * 2; j++)
@@ -423,7 +518,7 @@ static __device__ __forceinline__ void tile_values(const struct attend_block<T, 
         }
     }
     if (__any_sync(CU_ALL, odd))
-        values_odd(b, sum, tile);
+        values_odd<Q>(b, sum, tile);
 }
 
 #endif

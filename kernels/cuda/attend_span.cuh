@@ -33,9 +33,9 @@ static __device__ __forceinline__ void fragments_open(const struct attend_block<
     }
 }
 
-/* Slots [c.lo, c.hi). The next tile's keys are on their way while this one's weights are made, and its values while its
+/* Slots [c.lo, c.hi), of q8 pages with Q. The next tile's keys are on their way while this one's weights are made, and its values while its
  * scores are. */
-template <enum kv_type T, int MT, int NT>
+template <bool Q, enum kv_type T, int MT, int NT>
 static __device__ __forceinline__ void span_walk(const struct attend_block<T, MT, NT> &b,
                                                  const struct attend_cut &c, int2 seen_by_all,
                                                  struct attend_sum<MT, NT> *sum)
@@ -46,22 +46,22 @@ static __device__ __forceinline__ void span_walk(const struct attend_block<T, MT
     sum_clear(sum);
     int tile = c.lo / ATTEND_TILE * ATTEND_TILE;
     if (c.lo < c.hi)
-        keys_load(b, &k, tile, 0);
+        keys_load<Q>(b, &k, tile, 0);
     for (; tile < c.hi; tile += ATTEND_TILE) {
         bool edge = tile < seen_by_all.x || tile + ATTEND_TILE > seen_by_all.y;
         if (MT == 1)
-            values_load(b, &v, tile, 0);
-        tile_scores(b, &k, tile, s);
+            values_load<Q>(b, &v, tile, 0);
+        tile_scores<Q>(b, &k, tile, s);
         if (MT > 1)
-            values_load(b, &v, tile, 0);
+            values_load<Q>(b, &v, tile, 0);
         if (tile + ATTEND_TILE < c.hi)
-            keys_load(b, &k, tile + ATTEND_TILE, 0);
+            keys_load<Q>(b, &k, tile + ATTEND_TILE, 0);
         if (b.beta != NULL)
-            tile_bias(b, tile, s);
+            tile_bias<Q>(b, tile, s);
         if (edge)
             tile_mask(b, tile, s);
         tile_weights(b, sum, s);
-        tile_values(b, &v, sum, tile, edge || T == KV_F32);
+        tile_values<Q>(b, &v, sum, tile, edge || T == KV_F32);
     }
 #pragma unroll
     for (int i = 0; i < MT * 2; i++) {

@@ -28,14 +28,34 @@
 
 /* ---- chosen slots ------------------------------------------------------------------------------------------------ */
 
+/* A slot of a q8 page. */
+static __device__ __forceinline__ void gather_q8(const void *pool, const float *beta, int64_t slot,
+                                                 int dim, float *k, float *v)
+{
+    int at = (int)(slot % KV_PAGE_Q8);
+    size_t block = (size_t)(slot / KV_PAGE_Q8), half = (size_t)KV_PAGE_Q8 * (size_t)dim;
+    const int8_t *key = (const int8_t *)pool + block * 2 * half, *value = key + half;
+    const float *scale = beta + block * 3 * KV_PAGE_Q8 + KV_PAGE_Q8 + at;
+    for (int d = cu_lane(); d < dim; d += CU_WARP) {
+        k[d] = (float)key[d / 2 * KV_PAGE_Q8 * 2 + at * 2 + d % 2] * scale[0];
+        v[d] = (float)value[at / 2 * dim * 2 + d * 2 + at % 2] * scale[KV_PAGE_Q8];
+    }
+}
+
 /* A warp a slot, two dims a lane. k, v: [n][dim]. */
 template <enum kv_type T>
 static __global__ void __launch_bounds__(PROBE_THREADS)
-    gather_slots(const void *pool, const int64_t *slot, int n, int dim, float *k, float *v)
+    gather_slots(const void *pool, const float *beta, const int64_t *slot, int n, int dim, float *k,
+                 float *v)
 {
     int i = (int)blockIdx.x * PROBE_WARPS + cu_warp();
     if (i >= n)
         return;
+    if (slot[i] < 0) {
+        size_t to = (size_t)i * (size_t)dim;
+        gather_q8(pool, beta, -1 - slot[i], dim, k + to, v + to);
+        return;
+    }
     int at = (int)(slot[i] % KV_PAGE);
     const word_of<T> *key = (const word_of<T> *)pool + (size_t)(slot[i] / KV_PAGE) * KV_PAGE * dim;
     const word_of<T> *value = key + KV_PAGE / 2 * dim + at / 2 * dim;
@@ -160,7 +180,7 @@ static void drain_take(struct drain *d, float *dst, size_t n, size_t room)
 
 /* ---- the ops ----------------------------------------------------------------------------------------------------- */
 
-template <enum kv_type T, int NT>
+template <bool Q, enum kv_type T, int NT>
 static void launch(struct cu_state *s, const struct probe_job &j, unsigned n, unsigned tiles)
 {
     constexpr int MT = T == KV_F32 || NT > 8 ? 1 : NT > 4 ? 2 : 4; /* as attention's many rows */
@@ -170,25 +190,25 @@ static void launch(struct cu_state *s, const struct probe_job &j, unsigned n, un
         CU_LAUNCH(s->stream, dim3(cu_div_up((size_t)j.n_rows, PROBE_WARPS), n), dim3(PROBE_THREADS),
                   0, turn_rows<T>, j);
         CU_LAUNCH(s->stream, dim3(cu_div_up((size_t)j.n_rows, block::ROWS), n),
-                  dim3(ATTEND_THREADS), block::FRAGMENTS * room, (probe_rows<T, MT, NT>), j);
+                  dim3(ATTEND_THREADS), block::FRAGMENTS * room, (probe_rows<Q, T, MT, NT>), j);
     }
     if (tiles > 0)
         CU_LAUNCH(s->stream, dim3(tiles, n), dim3(ATTEND_THREADS),
-                  (size_t)block::K_STEPS * MT * CU_WARP * room, (probe_columns<T, MT, NT>), j);
+                  (size_t)block::K_STEPS * MT * CU_WARP * room, (probe_columns<Q, T, MT, NT>), j);
     CU_LAUNCHED(s);
 }
 
-template <enum kv_type T>
+template <bool Q, enum kv_type T>
 static void launch_type(struct cu_state *s, const struct probe_job &j, unsigned n, unsigned tiles)
 {
     if (j.dim <= 64)
-        launch<T, 2>(s, j, n, tiles);
+        launch<Q, T, 2>(s, j, n, tiles);
     else if (j.dim <= 128)
-        launch<T, 4>(s, j, n, tiles);
+        launch<Q, T, 4>(s, j, n, tiles);
     else if (j.dim <= 256)
-        launch<T, 8>(s, j, n, tiles);
+        launch<Q, T, 8>(s, j, n, tiles);
     else
-        launch<T, 16>(s, j, n, tiles);
+        launch<Q, T, 16>(s, j, n, tiles);
 }
 
 static int most_narrow(const struct be_probe *p)
@@ -272,6 +292,22 @@ static void take_item(struct drain *d, const struct be_probe *p, const struct pr
     drain_take(d, o->tail_lse, rows, j->item_floats - (size_t)COLUMNS * room - 2 * dims - rows);
 }
 
+static void launch_all(struct cu_state *s, const struct probe_job &j, const struct be_kv *kv,
+                       unsigned n, unsigned tiles)
+{
+    bool q8 = kv->narrow_type == KV_NARROW_Q8;
+    if (kv->type == KV_F16 && q8)
+        launch_type<true, KV_F16>(s, j, n, tiles);
+    else if (kv->type == KV_F16)
+        launch_type<false, KV_F16>(s, j, n, tiles);
+    else if (kv->type == KV_BF16 && q8)
+        launch_type<true, KV_BF16>(s, j, n, tiles);
+    else if (kv->type == KV_BF16)
+        launch_type<false, KV_BF16>(s, j, n, tiles);
+    else
+        launch_type<false, KV_F32>(s, j, n, tiles);
+}
+
 static bool cuda_probe(struct be *be, const struct be_probe *p)
 {
     struct cu_state *s = cu_of(be);
@@ -290,12 +326,8 @@ static bool cuda_probe(struct be *be, const struct be_probe *p)
     for (size_t first = 0; first < items; first += n) {
         size_t some = items - first < n ? items - first : n;
         j.item0 = (int)first;
-        if (cu_ok(s) && p->kv.type == KV_F16)
-            launch_type<KV_F16>(s, j, (unsigned)some, tiles);
-        else if (cu_ok(s) && p->kv.type == KV_BF16)
-            launch_type<KV_BF16>(s, j, (unsigned)some, tiles);
-        else if (cu_ok(s))
-            launch_type<KV_F32>(s, j, (unsigned)some, tiles);
+        if (cu_ok(s))
+            launch_all(s, j, &p->kv, (unsigned)some, tiles);
         drain_open(&d, be, j.out, some * item);
         for (size_t i = 0; i < some; i++)
             take_item(&d, p, &j, (int)(first + i));
@@ -309,7 +341,7 @@ static void gather_launch(struct cu_state *s, const struct be_kv *kv, const int6
                           float *k, float *v)
 {
     CU_LAUNCH(s->stream, dim3(cu_div_up(n, PROBE_WARPS)), dim3(PROBE_THREADS), 0, gather_slots<T>,
-              kv->pool, slot, (int)n, kv->head_dim, k, v);
+              kv->pool, kv->beta, slot, (int)n, kv->head_dim, k, v);
     CU_LAUNCHED(s);
 }
 

@@ -55,10 +55,12 @@ static __device__ __forceinline__ struct probe_item item_of(const struct probe_j
     return t;
 }
 
+/* Page `page` of KV_PAGE slots; two of narrow slots lie in one q8 page (Q). */
+template <bool Q>
 static __device__ __forceinline__ int item_block(const struct probe_job &j,
                                                  const struct probe_item &t, bool narrow, int page)
 {
-    return narrow ? t.narrow[page] : t.wide[page] * j.n_kv_heads + t.head;
+    return narrow ? t.narrow[Q ? page / 2 : page] : t.wide[page] * j.n_kv_heads + t.head;
 }
 
 /* Record i of the item's layer. */
@@ -120,7 +122,7 @@ static __device__ __forceinline__ auto block_of(const struct probe_job &j,
 }
 
 /* Looks up the pages of a span, from page page0 on; every row sees all of its slots. */
-template <enum kv_type T, int MT, int NT>
+template <bool Q, enum kv_type T, int MT, int NT>
 static __device__ __forceinline__ void span_pages(const struct probe_job &j,
                                                   const struct probe_item &t,
                                                   struct attend_block<T, MT, NT> *b,
@@ -132,7 +134,7 @@ static __device__ __forceinline__ void span_pages(const struct probe_job &j,
     if (threadIdx.x < ATTEND_PAGES) {
         int page = (int)threadIdx.x;
         bool there = c.lo + page * KV_PAGE < c.hi;
-        b->shared->block[page] = there ? item_block(j, t, c.narrow, page0 + page) : -1;
+        b->shared->block[page] = there ? item_block<Q>(j, t, c.narrow, page0 + page) : -1;
     }
     b->beta = c.narrow ? j.beta : NULL;
     __syncthreads();
@@ -146,8 +148,8 @@ static __device__ __forceinline__ void tail_rows(const struct probe_job &j,
                                                  struct attend_sum<MT, NT> *sum)
 {
     const struct attend_cut c = { 0, j.n_tail, false };
-    span_pages(j, t, b, c, pages_of(j.n_wide));
-    span_walk(*b, c, make_int2(0, c.hi), sum);
+    span_pages<false>(j, t, b, c, pages_of(j.n_wide));
+    span_walk<false>(*b, c, make_int2(0, c.hi), sum);
 #pragma unroll
     for (int i = 0; i < MT * 2; i++) {
         int row = b->shared->row[i * 8 + cu_lane() / 4];
@@ -156,7 +158,7 @@ static __device__ __forceinline__ void tail_rows(const struct probe_job &j,
     }
 }
 
-template <enum kv_type T, int MT, int NT>
+template <bool Q, enum kv_type T, int MT, int NT>
 static __global__ void __launch_bounds__(ATTEND_THREADS, attend_block<T, MT, NT>::RESIDENT)
     probe_rows(struct probe_job j)
 {
@@ -184,8 +186,11 @@ static __global__ void __launch_bounds__(ATTEND_THREADS, attend_block<T, MT, NT>
         c.narrow = i < narrow_spans;
         c.lo = (c.narrow ? i : i - narrow_spans) * ATTEND_SPAN;
         c.hi = min(c.lo + ATTEND_SPAN, c.narrow ? t.n_narrow : j.n_wide);
-        span_pages(j, t, &b, c, c.lo / KV_PAGE);
-        span_walk(b, c, make_int2(0, c.hi), &sum);
+        span_pages<Q>(j, t, &b, c, c.lo / KV_PAGE);
+        if (Q && c.narrow)
+            span_walk<Q>(b, c, make_int2(0, c.hi), &sum);
+        else
+            span_walk<false>(b, c, make_int2(0, c.hi), &sum);
         span_total(t.o, t.lse, b, sum, &total, i + 1 == n_spans);
     }
     tail_rows(j, t, &b, &sum);
@@ -277,8 +282,9 @@ static __device__ __forceinline__ void columns_join(struct column_sum *c)
         }
 }
 
-/* The rows of one set past the block's slots, tile ... tile + 63. k holds the first steps of their keys, before and after. */
-template <enum kv_type T, int MT, int NT>
+/* The rows of one set past the block's slots, tile ... tile + 63. k holds the first steps of their keys, before and after.
+ * Q: the slots are of a q8 page. */
+template <bool Q, enum kv_type T, int MT, int NT>
 static __device__ __forceinline__ struct column_sum column_set(
     const struct probe_job &j, const struct probe_item &t, const struct attend_block<T, MT, NT> &b,
     struct column_shared<MT> *rows, typename attend_block<T, MT, NT>::keys *k,
@@ -304,19 +310,47 @@ static __device__ __forceinline__ struct column_sum column_set(
             return make_float2(x.x * j.scale, x.y * j.scale);
         });
         __syncthreads();
-        tile_scores(b, k, tile, s);
+        tile_scores<Q>(b, k, tile, s);
         if (b.K_AHEAD < b.K_STEPS)
-            keys_load(b, k, tile, 0);
+            keys_load<Q>(b, k, tile, 0);
         if (b.beta != NULL)
-            tile_bias(b, tile, s);
+            tile_bias<Q>(b, tile, s);
         columns_add<MT>(rows, slot, s, &c);
     }
     columns_join(&c);
     return c;
 }
 
+/* The rows of all sets past the block's slots, of which there are n from the lane's head's first on. */
+template <bool Q, enum kv_type T, int MT, int NT>
+static __device__ __forceinline__ void column_sets(const struct probe_job &j,
+                                                   const struct probe_item &t,
+                                                   const struct attend_block<T, MT, NT> &b,
+                                                   struct column_shared<MT> *rows, float *column,
+                                                   int tile, int n, bool narrow)
+{
+    typename attend_block<T, MT, NT>::keys k;
+    keys_load<Q>(b, &k, tile, 0);
+    int slot = tile + cu_warp() * 16 + cu_lane() % 4 * 4;
+#pragma unroll 1
+    for (int i = 0; i <= BE_PROBE_SETS; i++) {
+        const struct probe_set set = set_of(j, i);
+        float weight = set.n_rows > 0 ? 1.0f / (float)set.n_rows : 0;
+        struct column_sum c = column_set<Q>(j, t, b, rows, &k, set, tile, narrow);
+#pragma unroll
+        for (int q = 0; q < 4; q++) {
+            if (slot + q >= n || cu_lane() >= 4)
+                continue;
+            column[(size_t)i * (size_t)j.room + (size_t)(slot + q)] = c.sum[q] * weight;
+            if (set.turned)
+                column[(size_t)COLUMN_RMS * (size_t)j.room + (size_t)(slot + q)] =
+                    sqrtf(c.square[q] * weight);
+        }
+    }
+}
+
 /* Tiles of narrow slots first, then of wide ones, which are seen by fewer rows the later they are. */
-template <enum kv_type T, int MT, int NT>
+template <bool Q, enum kv_type T, int MT, int NT>
 static __global__ void __launch_bounds__(ATTEND_THREADS, attend_block<T, MT, NT>::RESIDENT)
     probe_columns(struct probe_job j)
 {
@@ -335,34 +369,21 @@ static __global__ void __launch_bounds__(ATTEND_THREADS, attend_block<T, MT, NT>
     if (threadIdx.x < ATTEND_TILE / KV_PAGE) {
         int slot = tile + (int)threadIdx.x * KV_PAGE;
         b.shared->block[slot % ATTEND_SPAN / KV_PAGE] =
-            slot < n ? item_block(j, t, narrow, slot / KV_PAGE) : -1;
+            slot < n ? item_block<Q>(j, t, narrow, slot / KV_PAGE) : -1;
     }
     b.beta = narrow ? j.beta : NULL;
     __syncthreads();
-    typename attend_block<T, MT, NT>::keys k;
-    keys_load(b, &k, tile, 0);
     float *column = t.column + (narrow ? 0 : t.n_narrow);
-    int slot = tile + cu_warp() * 16 + cu_lane() % 4 * 4;
-#pragma unroll 1
-    for (int i = 0; i <= BE_PROBE_SETS; i++) {
-        const struct probe_set set = set_of(j, i);
-        float weight = set.n_rows > 0 ? 1.0f / (float)set.n_rows : 0;
-        struct column_sum c = column_set(j, t, b, rows, &k, set, tile, narrow);
-#pragma unroll
-        for (int q = 0; q < 4; q++) {
-            if (slot + q >= n || cu_lane() >= 4)
-                continue;
-            column[(size_t)i * (size_t)j.room + (size_t)(slot + q)] = c.sum[q] * weight;
-            if (set.turned)
-                column[(size_t)COLUMN_RMS * (size_t)j.room + (size_t)(slot + q)] =
-                    sqrtf(c.square[q] * weight);
-        }
-    }
-    int s = tile + (int)threadIdx.x;
-    if (threadIdx.x < ATTEND_TILE && s < n) {
-        int block = b.shared->block[s % ATTEND_SPAN / KV_PAGE];
-        column[(size_t)COLUMN_BETA * (size_t)j.room + (size_t)s] =
-            b.beta != NULL ? b.beta[(size_t)block * KV_PAGE + (size_t)(s % KV_PAGE)] : 0;
+    if (Q && narrow)
+        column_sets<Q>(j, t, b, rows, column, tile, n, narrow);
+    else
+        column_sets<false>(j, t, b, rows, column, tile, n, narrow);
+    int s = (int)threadIdx.x;
+    if (s < ATTEND_TILE && tile + s < n) {
+        float beta = 0;
+        if (b.beta != NULL)
+            beta = side_at<Q>(b, tile, s / KV_PAGE)[Q ? s : s % KV_PAGE];
+        column[(size_t)COLUMN_BETA * (size_t)j.room + (size_t)(tile + s)] = beta;
     }
 }
 

@@ -99,7 +99,7 @@ static const int32_t *pack_ints(struct packer *p, const int32_t *src, int n, int
 }
 
 /* The tables of one sequence in one layer. */
-static void pack_view(struct packer *p, struct be_seq *q, int n_kv_heads)
+static void pack_view(struct packer *p, struct be_seq *q, int n_kv_heads, int narrow_slots)
 {
     struct kv_view *v = &q->kv;
     int pages = q->n_rows > 0 ? pages_of(q->pos0 + q->n_rows - v->wide_pos0) : 0;
@@ -110,7 +110,7 @@ static void pack_view(struct packer *p, struct be_seq *q, int n_kv_heads)
     const int32_t **table =
         (const int32_t **)pack(p, (size_t)n_kv_heads * sizeof *table, &table_device);
     for (int h = 0; h < n_kv_heads; h++) {
-        int n = pages_of(v->n_narrow[h]);
+        int n = (v->n_narrow[h] + narrow_slots - 1) / narrow_slots;
         const int32_t *at = pack_ints(p, v->narrow[h], n, n, 0);
         if (table != NULL)
             table[h] = at;
@@ -125,7 +125,7 @@ static void pack_seqs(struct packer *p, const struct be_step *s, const struct be
     for (int l = 0; l < s->n_layers; l++)
         for (int i = 0; i < s->n_seqs; i++) {
             struct be_seq q = s->seqs[(size_t)l * (size_t)s->n_seqs + (size_t)i];
-            pack_view(p, &q, s->n_kv_heads);
+            pack_view(p, &q, s->n_kv_heads, kv_narrow_slots(s->narrow_type));
             if (dst != NULL)
                 dst[(size_t)l * (size_t)to->n_seqs + (size_t)i] = q;
         }

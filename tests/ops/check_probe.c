@@ -391,7 +391,8 @@ static void want_references(struct check *c, const struct probe_case *t, int ite
                             const struct probe_head *h, struct be_probe_out *o)
 {
     const struct probe_shape *s = &t->s;
-    int rows = s->n_ref * s->group;
+    int rows = s->n_ref * s->group, page = kv_narrow_slots(s->narrow_type);
+    size_t side = kv_side_floats(s->narrow_type);
     o->q = queries_of(c, t, item, t->p.n_records - s->n_ref, s->n_ref);
     want_turned(t, o->q);
     struct probe_queries q = { o->q, NULL, rows };
@@ -411,7 +412,7 @@ static void want_references(struct check *c, const struct probe_case *t, int ite
     for (int j = 0; j < n; j++) {
         o->rms[j] = sqrtf(o->rms[j]);
         if (j < h->n_narrow)
-            o->beta[j] = t->beta[(size_t)h->narrow[j / KV_PAGE] * KV_PAGE + (size_t)(j % KV_PAGE)];
+            o->beta[j] = t->beta[(size_t)h->narrow[j / page] * side + (size_t)(j % page)];
     }
 }
 

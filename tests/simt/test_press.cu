@@ -23,14 +23,22 @@ static void counted_download(struct be *be, void *dst, const void *src, size_t b
     gpu.be->ops->download(be, dst, src, bytes);
 }
 
-static void open_both(enum kv_type type)
+static void open_q8(bool q8, enum kv_type type)
 {
-    kv_world_open(&cpu, type, 2, false);
-    kv_world_open_cuda(&gpu, type, KV_NARROW_SAME);
+    if (q8)
+        kv_world_open_q8(&cpu, 2, false);
+    else
+        kv_world_open(&cpu, type, 2, false);
+    kv_world_open_cuda(&gpu, type, q8 ? KV_NARROW_Q8 : KV_NARROW_SAME);
     ops = *gpu.be->ops;
     ops.download = counted_download;
     gpu.far.ops = &ops;
     gpu.far.isa = CPU_REF; /* of the fits, as on the CPU */
+}
+
+static void open_both(enum kv_type type)
+{
+    open_q8(false, type);
 }
 
 static void close_both()
@@ -128,6 +136,32 @@ static bool no_probe(struct be *, const struct be_probe *)
     return false;
 }
 
+/* Pressed again, so that q8 pages are probed and read, on the device and over the host. */
+static void test_q8(void **)
+{
+    for (int over_host = 0; over_host < 2; over_host++) {
+        open_q8(true, KV_BF16);
+        struct kv_options o = kv_world_options(&kv_world_evict, 100);
+        struct kv_seq a, b;
+        if (over_host)
+            ops.probe = no_probe;
+        kv_world_start(&cpu, &a, &o, 300, 600);
+        kv_world_start(&gpu, &b, &o, 300, 600);
+        for (int again = 0; again < 2; again++) {
+            struct kv_report want = kv_world_press(&cpu, &a), got = kv_world_press(&gpu, &b);
+            assert_int_equal(got.kept, want.kept);
+            check_close(got.mass_mean, want.mass_mean, 2e-3, "the mean mass");
+            if (over_host)
+                check_same_slots(&a, &b, 0);
+            kv_world_grow(&cpu, &a, 460);
+            kv_world_grow(&gpu, &b, 460);
+        }
+        kv_seq_close(&a, cpu.p);
+        kv_seq_close(&b, gpu.p);
+        close_both();
+    }
+}
+
 /* What asks for keys and values, and a head that does not fit, take the way over the host. */
 static void test_over_the_host(void **)
 {
@@ -212,8 +246,11 @@ static void test_lost(void **)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_same_slots),    cmocka_unit_test(test_same_mass),
-        cmocka_unit_test(test_over_the_host), cmocka_unit_test(test_out_of_memory),
+        cmocka_unit_test(test_same_slots),
+        cmocka_unit_test(test_same_mass),
+        cmocka_unit_test(test_q8),
+        cmocka_unit_test(test_over_the_host),
+        cmocka_unit_test(test_out_of_memory),
         cmocka_unit_test(test_lost),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
