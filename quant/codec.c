@@ -274,6 +274,11 @@ void weight_row(const struct weight *w, int row, float *dst)
     w->codec->decode(w, row, dst);
 }
 
+void weight_rescale(struct weight *w, int row, float factor)
+{
+    w->codec->rescale(w, row, factor);
+}
+
 struct rows {
     const struct weight *w;
     const int32_t *id;

@@ -118,6 +118,8 @@ struct codec {
     /* The same from blocks on disk without loss; NULL or false when type has no exact form here. */
     bool (*take)(struct weight *w, int row0, int n, enum dtype type, const void *src);
     void (*decode)(const struct weight *w, int row, float *dst); /* one row to f32 [cols] */
+    /* Multiplies a row by factor: its scales, each rounded to the type that it is kept in. */
+    void (*rescale)(struct weight *w, int row, float factor);
     const char *(*form)(
         const struct weight *w); /* "q4", "q4m", "bf16", ...: what weight_form() shows */
     /* Preferred preparation given what the user allows (int8 activations or not) and the machine. NULL: PREP_I8 where he
@@ -197,6 +199,9 @@ const char *weight_form(
 
 /* Row `row` of w, whose planes are the host's, as f32 [cols]. Any thread. */
 void weight_row(const struct weight *w, int row, float *dst);
+/* Multiplies row `row` of w, whose planes are the host's, by factor, as near as the numbers that hold it allow: 16 bits of
+ * float for a pressed one. Threads may share w, not one panel of it. */
+void weight_rescale(struct weight *w, int row, float factor);
 /* x[r] = row id[r] of w: the embedding look-up. id: backend memory. */
 void weight_rows(const struct weight *w, struct be *be, const int32_t *id, int n, float *x);
 

@@ -83,6 +83,13 @@ uint16_t f32_to_f16(float f)
     return (uint16_t)(sign | ((abs - 0x38000000 + 0xfff + odd) >> 13));
 }
 
+uint16_t f16_scale(uint16_t h, float factor)
+{
+    enum { LARGEST = 0x7bff }; /* 65504 */
+    uint16_t scaled = f32_to_f16(f16_to_f32(h) * factor);
+    return (scaled & 0x7fff) == 0x7c00 ? (uint16_t)((scaled & 0x8000) | LARGEST) : scaled;
+}
+
 uint16_t f32_to_bf16(float f)
 {
     union word x = { .f = f };

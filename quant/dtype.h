@@ -52,6 +52,8 @@ void dtype_decode(enum dtype t, const void *src, float *dst, size_t n);
 /* f16 and bf16 conversions, round to nearest even, NaN stays NaN. */
 float f16_to_f32(uint16_t h);
 uint16_t f32_to_f16(float f);
+/* h * factor, the largest f16 number where that is beyond it. */
+uint16_t f16_scale(uint16_t h, float factor);
 static inline float bf16_to_f32(uint16_t b)
 {
     union {

@@ -279,6 +279,12 @@ static void decode_aqlm(const struct weight *w, int row, float *dst)
         aqlm_decode_group(w, s, row, j, dst + (size_t)j * (size_t)s.group);
 }
 
+static void rescale_aqlm(struct weight *w, int row, float factor)
+{
+    uint16_t *scale = (uint16_t *)w->plane[2] + row;
+    *scale = f16_scale(*scale, factor);
+}
+
 const struct codec codec_aqlm = {
     .name = "aqlm",
     .step = TILE_PANELS,
@@ -289,6 +295,7 @@ const struct codec codec_aqlm = {
     .put = put_aqlm,
     .get = get_aqlm,
     .decode = decode_aqlm,
+    .rescale = rescale_aqlm,
     .form = form_aqlm,
     .cpu = { &aqlm_ref, &aqlm_avx2, &aqlm_avx512, NULL },
     .cuda = CODEC_CUDA(aqlm_cuda),

@@ -87,6 +87,21 @@ static void decode_dense(const struct weight *w, int row, float *dst)
     }
 }
 
+/* It has no scale: every number is multiplied. */
+static void rescale_dense(struct weight *w, int row, float factor)
+{
+    for (int k = 0; k < w->cols; k++) {
+        size_t at = index_of(w, row, k);
+        if (w->variant == DENSE_F32)
+            ((float *)w->plane[0])[at] *= factor;
+        else if (w->variant == DENSE_F16)
+            ((uint16_t *)w->plane[0])[at] = f16_scale(((uint16_t *)w->plane[0])[at], factor);
+        else
+            ((uint16_t *)w->plane[0])[at] =
+                f32_to_bf16(bf16_to_f32(((uint16_t *)w->plane[0])[at]) * factor);
+    }
+}
+
 /* Files keep rows one after another, as everybody does. */
 static int parts_dense(const struct weight *w, struct codec_part out[CODEC_PARTS])
 {
@@ -159,6 +174,7 @@ const struct codec codec_dense = {
     .put = put_dense,
     .get = get_dense,
     .decode = decode_dense,
+    .rescale = rescale_dense,
     .form = form_dense,
     .prepare = prepare_dense,
     .cpu = { &dense_ref, &dense_avx2, &dense_avx512, NULL },

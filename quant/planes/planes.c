@@ -183,6 +183,16 @@ static void decode_planes(const struct weight *w, int row, float *dst)
     }
 }
 
+static void rescale_planes(struct weight *w, int row, float factor)
+{
+    for (int k = 0; k < w->cols; k += planes_group(w)) {
+        uint16_t *number = numbers_of(w, row, k);
+        number[0] = f16_scale(number[0], factor);
+        if (planes_bits(w) > 1)
+            number[CODEC_PANEL] = f16_scale(number[CODEC_PANEL], factor);
+    }
+}
+
 /* ---- encode ------------------------------------------------------------------------------------------------------ */
 
 static void encode_planes(struct weight *w, int row0, int n, const float *src)
@@ -301,6 +311,7 @@ const struct codec codec_planes = {
     .press = press_planes,
     .plane_name = { "codes", "numbers" },
     .decode = decode_planes,
+    .rescale = rescale_planes,
     .form = form_planes,
     .cpu = { &planes_ref, &planes_avx2, &planes_avx512, NULL },
     .cuda = CODEC_CUDA(planes_cuda),

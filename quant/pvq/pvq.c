@@ -83,6 +83,12 @@ static void decode_pvq(const struct weight *w, int row, float *dst)
     rotate_back(CPU_REF, dst, dst, 1, w->cols);
 }
 
+static void rescale_pvq(struct weight *w, int row, float factor)
+{
+    uint16_t *scale = pvq_scales(w, row / CODEC_PANEL) + row % CODEC_PANEL;
+    *scale = f16_scale(*scale, factor);
+}
+
 static const char *form_pvq(const struct weight *w)
 {
     return pvq_form[w->variant].name;
@@ -99,6 +105,7 @@ const struct codec codec_pvq = {
     .press = pvq_press,
     .plane_name = { "codes", "scales" },
     .decode = decode_pvq,
+    .rescale = rescale_pvq,
     .form = form_pvq,
     .cpu = { &pvq_ref, &pvq_avx2, &pvq_avx512, NULL },
     .cuda = CODEC_CUDA(pvq_cuda),

@@ -202,6 +202,16 @@ static void decode_q4(const struct weight *w, int row, float *dst)
     }
 }
 
+static void rescale_q4(struct weight *w, int row, float factor)
+{
+    for (int g = 0; g < q4_groups(w); g++) {
+        uint16_t *number = numbers_of(w, row, g);
+        number[0] = f16_scale(number[0], factor);
+        if (w->variant == Q4_MIN)
+            number[CODEC_PANEL] = f16_scale(number[CODEC_PANEL], factor);
+    }
+}
+
 static bool knows_q4(const char *word)
 {
     return strcmp(word, "q4") == 0 || strcmp(word, "q4m") == 0;
@@ -221,6 +231,7 @@ const struct codec codec_q4 = {
     .take = take_q4,
     .plane_name = { "codes", "numbers" },
     .decode = decode_q4,
+    .rescale = rescale_q4,
     .form = form_q4,
     .cpu = { &q4_ref, &q4_avx2, &q4_avx512, NULL },
     .cuda = CODEC_CUDA(q4_cuda),

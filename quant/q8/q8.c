@@ -111,6 +111,15 @@ static void decode_q8(const struct weight *w, int row, float *dst)
     }
 }
 
+static void rescale_q8(struct weight *w, int row, float factor)
+{
+    for (int g = 0; g < q8_groups(w); g++) {
+        uint16_t *scale =
+            (uint16_t *)w->plane[1] + cell_of(w, row, g) * CODEC_PANEL + row % CODEC_PANEL;
+        *scale = f16_scale(*scale, factor);
+    }
+}
+
 static bool knows_q8(const char *word)
 {
     return strcmp(word, "q8") == 0;
@@ -131,6 +140,7 @@ const struct codec codec_q8 = {
     .take = take_q8,
     .plane_name = { "codes", "scales" },
     .decode = decode_q8,
+    .rescale = rescale_q8,
     .form = form_q8,
     .cpu = { &q8_ref, &q8_avx2, &q8_avx512, NULL },
     .cuda = CODEC_CUDA(q8_cuda),

@@ -246,6 +246,12 @@ static void decode_trellis(const struct weight *w, int row, float *dst)
     rotate_back(CPU_REF, dst, dst, 1, w->cols);
 }
 
+static void rescale_trellis(struct weight *w, int row, float factor)
+{
+    uint16_t *scale = (uint16_t *)w->plane[1] + row;
+    *scale = f16_scale(*scale, factor);
+}
+
 const struct codec codec_trellis = {
     .name = "trellis",
     .step = TRELLIS_UNIT / CODEC_PANEL,
@@ -257,6 +263,7 @@ const struct codec codec_trellis = {
     .press = press_trellis,
     .plane_name = { "codes", "scales" },
     .decode = decode_trellis,
+    .rescale = rescale_trellis,
     .form = form_trellis,
     .cpu = { &trellis_ref, &trellis_avx2, &trellis_avx512, NULL },
     .cuda = CODEC_CUDA(trellis_cuda),

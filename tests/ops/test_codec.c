@@ -294,6 +294,58 @@ static void test_int8_cost(void **state)
     }
 }
 
+/* How far row `row` of w is from factor * want, relative to that; every other row is to have the numbers of `rows`. */
+static double rescaled_error(const struct weight *w, int row, float factor, const float *rows)
+{
+    double err = 0;
+    double norm = 0;
+    for (int r = 0; r < w->rows; r++) {
+        const float *was = rows + (size_t)r * (size_t)w->cols;
+        weight_row(w, r, back);
+        if (r != row)
+            assert_memory_equal(back, was, (size_t)w->cols * sizeof *back);
+        for (int k = 0; k < w->cols && r == row; k++) {
+            double want = (double)was[k] * (double)factor;
+            err += (back[k] - want) * (back[k] - want);
+            norm += want * want;
+        }
+    }
+    return sqrt(err / norm);
+}
+
+static void check_rescale(const struct form *f)
+{
+    enum { R = 40, C = 256, ROW = 21 };
+    struct weight w;
+    form_blocks(f->from, raw, R, C);
+    make(&w, level[0], f, false, R, C);
+    float *rows = src; /* raw has been read */
+    for (int r = 0; r < R; r++)
+        weight_row(&w, r, rows + (size_t)r * C);
+    weight_rescale(&w, ROW, 2);
+    assert_true(rescaled_error(&w, ROW, 2, rows) < 1e-6);
+    weight_rescale(&w, ROW, .35f);
+    double err = rescaled_error(&w, ROW, .7f, rows);
+    if (!(err < .003)) /* bf16 has eight bits */
+        fail_msg("%s: %.5f off", f->form, err);
+    weight_close(&w, level[0]);
+}
+
+/* Multiplying a row by a number touches that row alone, in every form. */
+static void test_rescale(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < FORMS; i++)
+        check_rescale(&form_list[i]);
+    for (size_t i = 0; i < FORMS_WIDE; i++)
+        check_rescale(&form_wide[i]);
+    for (size_t i = 0; i < FORMS_PUBLISHED; i++)
+        check_rescale(&form_published[i]);
+    assert_int_equal(f16_scale(0x7bff, 2), 0x7bff);
+    assert_int_equal(f16_scale(0x7bff, -2), 0xfbff);
+    assert_int_equal(f16_scale(0x3c00, .5f), 0x3800);
+}
+
 static void test_open(void **state)
 {
     (void)state;
@@ -329,6 +381,7 @@ int main(void)
         cmocka_unit_test(test_encode),     cmocka_unit_test(test_products),
         cmocka_unit_test(test_invariance), cmocka_unit_test(test_many),
         cmocka_unit_test(test_not_finite), cmocka_unit_test(test_int8_cost),
+        cmocka_unit_test(test_rescale),
     };
     return cmocka_run_group_tests(tests, levels_open, levels_close);
 }
