@@ -137,7 +137,7 @@ static int last_open(const struct quantize *q)
 
 static int press_layers(struct quantize *q, struct err *e)
 {
-    int last = last_open(q);
+    int last = quantize_tune_due(q) ? q->model->config.n_layers : last_open(q);
     for (int l = 0; l < q->model->config.n_layers; l++) {
         if (!hf_write_has_shard(q->out, l + 1))
             TRY(press_layer(q, l, e));
@@ -170,6 +170,8 @@ static int run(struct quantize *q, struct err *e)
     int rc = quantize_allocate(q, e);
     if (rc == 0)
         rc = press_model(q, e);
+    if (rc == 0)
+        rc = quantize_tune(q, e);
     if (rc == ERR_CANCELLED)
         return err_set(e, rc, "stopped; the same command goes on with what is in %s",
                        hf_write_folder(q->out));

@@ -10,7 +10,8 @@
  * Before that, where the matrices share a number of bits, it is settled what form each of them gets: quantize_allocate.h.
  *
  * quantize.c is the command; quantize_text.c makes sequences of the text, quantize_layer.c runs a layer, quantize_press.c
- * presses and writes a shard, quantize_loss.c measures what that lost, quantize_state.c remembers, quantize_report.c tells.
+ * presses and writes a shard, quantize_loss.c measures what that lost, quantize_tune.c tunes the whole (tune.h),
+ * quantize_state.c remembers, quantize_report.c tells.
  *
  * Thread: the command's; loops inside spread over the backend's workers.
  */
@@ -42,6 +43,8 @@ void sequences_close(struct sequences *s); /* a zeroed one is accepted */
 enum { PROBE_COLS = 128 }; /* columns that fit every form: a word is tried on so many */
 
 enum { QUANTIZE_OUT = 64 };
+
+#define QUANTIZE_FACTORS "quantize.tune" /* beside quantize.json: f32, as tune.h orders them */
 
 struct quantize {
     const struct config *config;
@@ -97,6 +100,16 @@ int quantize_shard(struct quantize *q, int layer, const struct sums *s, struct e
 int quantize_loss(const struct quantize *q, struct pressed *p, int n, const struct sums *s,
                   struct err *e) WARN_UNUSED;
 
+/* ---- tuning ------------------------------------------------------------------------------------------------------ */
+
+/* Whether --tune asks for tuning that has not been done: then q->x must be what the last layer of the teacher leaves. */
+bool quantize_tune_due(const struct quantize *q);
+/* All shards are there: tunes the model that they make, as --tune says, and writes them once more. What was found is settled,
+ * and noted, before the first shard is replaced, and a shard that has been replaced bears a mark: wherever a run is stopped, the
+ * next one goes on, or tunes again from the same start, to the same bytes. ERR_INVALID: there is but one sequence; ERR_CANCELLED
+ * after a signal. */
+int quantize_tune(struct quantize *q, struct err *e) WARN_UNUSED;
+
 /* ---- what is remembered ------------------------------------------------------------------------------------------ */
 
 /* Reads OUT.part/quantize.json or begins it. ERR_INVALID: the run that began it had other options, and which. */
@@ -107,6 +120,10 @@ int quantize_state_save(struct quantize *q, struct err *e) WARN_UNUSED;
 /* The map of this name in the notes on allocation, to be read and written; empty at first. ERR_NOMEM. */
 int quantize_state_map(struct quantize *q, const char *key, json_t **out,
                        struct err *e) WARN_UNUSED;
+/* What tuning found: {"step", "before", "after", "factors"}; NULL: it has not. */
+const json_t *quantize_state_tuned(const struct quantize *q);
+/* Takes note over and brings it to the disk. */
+int quantize_state_tune(struct quantize *q, json_t *note, struct err *e) WARN_UNUSED;
 /* What was noted of a matrix; NULL: nothing. */
 const json_t *quantize_state_find(const struct quantize *q, const char *name);
 

@@ -160,6 +160,27 @@ static int print_total(const struct quantize *q, double seconds)
     return cli_table(t, q->config->json);
 }
 
+/* What tuning did, where there was any: loss on the sequences that it held out. */
+static int print_tuning(const struct quantize *q)
+{
+    static const struct table_col cols[] = { { "tune_step", "best step" },
+                                             { "kl_before", "KL before" },
+                                             { "kl_after", "KL after" } };
+    const json_t *note = quantize_state_tuned(q);
+    struct table *t;
+    if (note == NULL)
+        return 0;
+    if (table_open(&t, cols, 3) < 0)
+        return cli_fail(&(struct err){ ERR_NOMEM, "no memory for the table" });
+    table_int(t, json_integer_value(json_object_get(note, "step")));
+    table_num(t, json_number_value(json_object_get(note, "before")), 4);
+    table_num(t, json_number_value(json_object_get(note, "after")), 4);
+    int code = cli_table(t, q->config->json);
+    if (code == 0 && !q->config->json)
+        putchar('\n');
+    return code;
+}
+
 int quantize_report(const struct quantize *q, double seconds)
 {
     static const struct table_col cols[] = {
@@ -177,5 +198,7 @@ int quantize_report(const struct quantize *q, double seconds)
     int code = cli_table(t, q->config->json);
     if (code == 0 && !q->config->json)
         putchar('\n');
+    if (code == 0)
+        code = print_tuning(q);
     return code == 0 ? print_total(q, seconds) : code;
 }

@@ -47,11 +47,11 @@ static json_t *make_options(const struct quantize *q)
 {
     const struct config *c = q->config;
     size_t bytes = (size_t)q->text.n * (size_t)q->text.len * sizeof *q->text.token;
-    return json_pack("{s:s, s:f, s:s, s:s, s:i, s:i, s:f, s:o, s:o, s:i}", "codec", c->codec,
+    return json_pack("{s:s, s:f, s:s, s:s, s:i, s:i, s:f, s:i, s:o, s:o, s:i}", "codec", c->codec,
                      "bits", c->bits, "allocate", c->allocate, "head", c->head, "tokens",
-                     q->text.n * q->text.len, "context", q->text.len, "damp", c->damp, "model",
-                     hex(hash_model(q->model)), "calibrate", hex(XXH3_64bits(q->text.token, bytes)),
-                     "version", VERSION);
+                     q->text.n * q->text.len, "context", q->text.len, "damp", c->damp, "tune",
+                     (int)c->tune, "model", hex(hash_model(q->model)), "calibrate",
+                     hex(XXH3_64bits(q->text.token, bytes)), "version", VERSION);
 }
 
 static int append(const char *text, size_t n, void *out)
@@ -121,14 +121,23 @@ static int begin_state(struct quantize *q, json_t *options, struct err *e)
 }
 
 /* What file_write_atomic() leaves when it is killed: a dot and six characters behind the name. */
+static bool is_rest(const char *entry)
+{
+    static const char *const ours[] = { file_name, QUANTIZE_FACTORS };
+    for (int i = 0; i < 2; i++) {
+        size_t n = strlen(ours[i]);
+        if (strncmp(entry, ours[i], n) == 0 && entry[n] == '.' && strlen(entry) == n + 7)
+            return true;
+    }
+    return false;
+}
+
 static void remove_rest(const char *folder)
 {
     char path[FOLDER_PATH];
     DIR *d = opendir(folder);
     for (const struct dirent *f; d != NULL && (f = readdir(d)) != NULL;)
-        if (strncmp(f->d_name, file_name, strlen(file_name)) == 0 &&
-            f->d_name[strlen(file_name)] == '.' && strlen(f->d_name) == strlen(file_name) + 7 &&
-            folder_path(path, folder, f->d_name, NULL) == 0)
+        if (is_rest(f->d_name) && folder_path(path, folder, f->d_name, NULL) == 0)
             (void)unlink(path);
     if (d != NULL)
         closedir(d);
@@ -181,4 +190,16 @@ int quantize_state_map(struct quantize *q, const char *key, json_t **out, struct
 const json_t *quantize_state_find(const struct quantize *q, const char *name)
 {
     return json_object_get(json_object_get(q->state, "matrices"), name);
+}
+
+const json_t *quantize_state_tuned(const struct quantize *q)
+{
+    return json_object_get(q->state, "tune");
+}
+
+int quantize_state_tune(struct quantize *q, json_t *note, struct err *e)
+{
+    if (note == NULL || json_object_set_new(q->state, "tune", note) != 0)
+        return no_memory(e);
+    return quantize_state_save(q, e);
 }

@@ -188,6 +188,15 @@ void hf_write_shard_begin(struct hf_writer *w, int i)
     w->metadata = json_pack("{s:s}", "format", "pt");
 }
 
+void hf_write_shard_mark(struct hf_writer *w, const char *mark)
+{
+    ASSERT(w->shard >= 0 && strlen(mark) < HF_MARK);
+    if (json_object_set_new(w->metadata, "mark", json_string(mark)) != 0) {
+        json_decref(w->metadata); /* hf_write_shard_end() says so */
+        w->metadata = NULL;
+    }
+}
+
 /* Adds t under the file's name for the canonical "module" + what is in it. */
 static int add_tensor(struct hf_writer *w, int module, const char *canonical, const char *what,
                       struct safetensors_out t, struct err *e)
@@ -278,7 +287,13 @@ struct contents {
     json_t *map;   /* {tensor: file} */
     json_t *forms; /* {module: form} */
     uint64_t bytes;
+    char mark[HF_MARK]; /* of the last one */
 };
+
+static bool is_form(const char *key)
+{
+    return strcmp(key, "format") != 0 && strcmp(key, "mark") != 0;
+}
 
 static int add_contents(struct contents *all, const char *file, const json_t *head, struct err *e)
 {
@@ -293,9 +308,14 @@ static int add_contents(struct contents *all, const char *file, const json_t *he
             rc |= json_object_set_new(all->map, key, json_string(file));
         }
     }
-    json_object_foreach(json_object_get(head, "__metadata__"), key,
-                        v) if (strcmp(key, "format") != 0) rc |=
-        json_object_set(all->forms, key, v);
+    const json_t *metadata = json_object_get(head, "__metadata__");
+    json_object_foreach((json_t *)metadata, key, v)
+    {
+        if (is_form(key))
+            rc |= json_object_set(all->forms, key, v);
+    }
+    const char *mark = json_string_value(json_object_get(metadata, "mark"));
+    snprintf(all->mark, sizeof all->mark, "%s", mark != NULL ? mark : "");
     return rc == 0 ? 0 : err_set(e, ERR_NOMEM, "no memory for the index");
 }
 
@@ -346,6 +366,30 @@ bool hf_write_has_shard(const struct hf_writer *w, int i)
     return read_shard(w, i, NULL, &e) == 0;
 }
 
+static int open_contents(struct contents *all, struct err *e)
+{
+    *all = (struct contents){ .map = json_object(), .forms = json_object() };
+    if (all->map != NULL && all->forms != NULL)
+        return 0;
+    return err_set(e, ERR_NOMEM, "no memory for the index");
+}
+
+static void close_contents(struct contents *all)
+{
+    json_decref(all->map);
+    json_decref(all->forms);
+}
+
+bool hf_write_has_mark(const struct hf_writer *w, int i, const char *mark)
+{
+    struct contents all;
+    struct err e;
+    bool same = open_contents(&all, &e) == 0 && read_shard(w, i, &all, &e) == 0 &&
+                strcmp(all.mark, mark) == 0;
+    close_contents(&all);
+    return same;
+}
+
 /* ---- the end ----------------------------------------------------------------------------------------------------- */
 
 static int write_index(const struct hf_writer *w, const struct contents *all, struct err *e)
@@ -366,7 +410,7 @@ static int write_texts(const struct hf_writer *w, const struct contents *all, st
     return rc;
 }
 
-static int write_rest(const struct hf_writer *w, struct contents *all, struct err *e)
+static int write_all(const struct hf_writer *w, struct contents *all, struct err *e)
 {
     for (int i = 0; i < w->n_shards; i++)
         TRY(read_shard(w, i, all, e));
@@ -406,17 +450,22 @@ static int put_in_place(struct hf_writer *w, struct err *e)
     return rc;
 }
 
+int hf_write_rest(struct hf_writer *w, struct err *e)
+{
+    struct contents all;
+    ASSERT(w->shard < 0);
+    int rc = open_contents(&all, e);
+    if (rc == 0)
+        rc = write_all(w, &all, e);
+    close_contents(&all);
+    return rc;
+}
+
 int hf_write_finish(struct hf_writer *w, struct err *e)
 {
-    struct contents all = { .map = json_object(), .forms = json_object() };
-    ASSERT(w->shard < 0);
-    int rc = all.map == NULL || all.forms == NULL ? err_set(e, ERR_NOMEM, "no memory for the index")
-                                                  : write_rest(w, &all, e);
-    json_decref(all.map);
-    json_decref(all.forms);
-    if (rc == 0)
-        rc = check_folder(w, e);
-    return rc == 0 ? put_in_place(w, e) : rc;
+    TRY(hf_write_rest(w, e));
+    TRY(check_folder(w, e));
+    return put_in_place(w, e);
 }
 
 /* ---- rows -------------------------------------------------------------------------------------------------------- */

@@ -48,12 +48,20 @@ int hf_write_weight(struct hf_writer *w, const char *name, const struct weight *
 /* v [n] is copied. */
 int hf_write_vector(struct hf_writer *w, const char *name, const float *v, int n,
                     struct err *e) WARN_UNUSED;
+/* The shard is to bear a mark, which hf_write_has_mark() then finds: for work that goes over shards a second time, and must
+ * know which of them it has been over. At most HF_MARK - 1 characters. */
+enum { HF_MARK = 32 };
+void hf_write_shard_mark(struct hf_writer *w, const char *mark);
+bool hf_write_has_mark(const struct hf_writer *w, int i, const char *mark);
 /* Forgets the shard under way. */
 void hf_write_shard_drop(struct hf_writer *w);
 /* ERR_IO: the disk is full, ...; then, too, the shard is forgotten. */
 int hf_write_shard_end(struct hf_writer *w, struct err *e) WARN_UNUSED;
 
-/* ERR_NOTFOUND: a shard is missing. */
+/* All but the shards: OUT.part can be opened as OUT will be. Shards may be replaced afterwards, by ones of the same forms.
+ * ERR_NOTFOUND: a shard is missing. */
+int hf_write_rest(struct hf_writer *w, struct err *e) WARN_UNUSED;
+/* The same, and OUT.part becomes OUT. */
 int hf_write_finish(struct hf_writer *w, struct err *e) WARN_UNUSED;
 
 /* The row of the tensor (matrix or vector, canonical name) in a model of this config that is row `row` of the folder's: where

@@ -16,6 +16,7 @@
 #include "server/base/mem.h"
 #include "server/cli/fetch.h"
 #include "server/cli/runner.h"
+#include "server/model/arch.h"
 #include "tests/tools/scratch.h"
 #include "tests/tools/toy.h"
 #include "tests/tools/writing.h"
@@ -321,6 +322,41 @@ static void knows_no_order(void **state)
     fetch_remove(in_root("out.part"));
 }
 
+/* A folder with all but its name can be opened; a shard replaced then bears its mark, which is no form. */
+static void replaces_shards(void **state)
+{
+    (void)state;
+    struct writing x;
+    struct err e;
+    writing_open(&x, be, ARCH("llama3-scaling"), "q8");
+    assert_int_equal(writing_begin(&x, in_root("out"), &e), 0);
+    assert_int_equal(hf_write_rest(x.w, &e), ERR_NOTFOUND);
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(writing_shard(&x, i, &e), 0);
+    assert_int_equal(hf_write_rest(x.w, &e), 0);
+    struct model *m = open_model(in_root("out.part"), "auto");
+    assert_false(hf_write_has_mark(x.w, 1, "a"));
+    hf_write_shard_begin(x.w, 1);
+    hf_write_shard_mark(x.w, "a");
+    for (int i = 0; i < m->n_slots; i++) {
+        const struct slot *s = &m->slot[i];
+        if (strncmp(s->name, "blk.0.", 6) != 0)
+            continue;
+        if (s->w != NULL && s->w->codec != NULL)
+            assert_int_equal(hf_write_weight(x.w, s->name, s->w, &e), 0);
+        else if (s->v != NULL && *s->v != NULL)
+            assert_int_equal(hf_write_vector(x.w, s->name, *s->v, s->rows, &e), 0);
+    }
+    assert_int_equal(hf_write_shard_end(x.w, &e), 0);
+    model_close(m);
+    assert_true(hf_write_has_mark(x.w, 1, "a"));
+    assert_false(hf_write_has_mark(x.w, 1, "b") || hf_write_has_mark(x.w, 2, "a"));
+    assert_int_equal(hf_write_finish(x.w, &e), 0);
+    model_close(open_model(in_root("out"), "auto"));
+    writing_close(&x);
+    fetch_remove(in_root("out"));
+}
+
 /* More bytes than the header says are as bad as fewer. */
 static void knows_whole_shards(void **state)
 {
@@ -507,6 +543,7 @@ int main(void)
         cmocka_unit_test(loads_on_devices),
         cmocka_unit_test(goes_on),
         cmocka_unit_test(knows_no_order),
+        cmocka_unit_test(replaces_shards),
         cmocka_unit_test(knows_whole_shards),
         cmocka_unit_test(refuses_places),
         cmocka_unit_test(survives_full_disks),
