@@ -161,13 +161,7 @@ static int open_layer(struct tune_layer *l, const struct model *m, int i, struct
 
 /* ---- room -------------------------------------------------------------------------------------------------------- */
 
-/* Floats of each part of the room. */
-struct plan {
-    float **part;
-    size_t size;
-};
-
-/* What one walk lays out: first counted, then handed out. */
+/* Hands out the room, NULL to ask for its size only: the floats that it takes. */
 static size_t lay_out(struct tune *t, float *room)
 {
     const struct model_config *c = &t->m->config;
@@ -177,42 +171,25 @@ static size_t lay_out(struct tune *t, float *room)
     size_t q = len * (size_t)(c->n_heads * c->head_dim);
     size_t kv = len * (size_t)(c->n_kv_heads * c->head_dim);
     size_t half = len * (size_t)(c->rope_dim / 2);
+    size_t out = (size_t)TUNE_OUT * (size_t)c->vocab;
+    size_t scores = (size_t)par_threads(t->be->par) * 2 * TUNE_SPAN * len;
     struct tune_acts *a = &t->a;
     struct tune_back *d = &t->d;
-    const struct plan plan[] = {
-        { &t->cos, half },
-        { &t->sin, half },
-        { &t->minus, half },
-        { &t->stream, dim * (size_t)(c->n_layers + 1) },
-        { &t->dx, dim },
-        { &t->logits, (size_t)TUNE_OUT * (size_t)c->vocab },
-        { &t->wanted, (size_t)TUNE_OUT * (size_t)c->vocab },
-        { &t->scores, (size_t)par_threads(t->be->par) * 2 * TUNE_SPAN * len },
-        { &a->xn, dim },
-        { &a->yq, q },
-        { &a->yk, kv },
-        { &a->q, q },
-        { &a->k, kv },
-        { &a->v, kv },
-        { &a->att, q },
-        { &a->o, dim },
-        { &a->h, dim },
-        { &a->hn, dim },
-        { &a->gate, ffn },
-        { &a->up, ffn },
-        { &a->act, ffn },
-        { &a->down, dim },
-        { &d->h, dim },
-        { &d->hn, dim },
-        { &d->att, q },
-        { &d->q, q },
-        { &d->k, kv },
-        { &d->v, kv },
-        { &d->act, ffn },
-        { &d->gate, ffn },
-        { &d->up, ffn },
-        { &d->row, q > dim ? q : dim },
+    /* clang-format off */
+    const struct {
+        float **part;
+        size_t size;
+    } plan[] = {
+        { &t->cos, half }, { &t->sin, half }, { &t->minus, half },
+        { &t->stream, dim * (size_t)(c->n_layers + 1) }, { &t->dx, dim },
+        { &t->logits, out }, { &t->wanted, out }, { &t->scores, scores },
+        { &a->xn, dim }, { &a->yq, q }, { &a->yk, kv }, { &a->q, q }, { &a->k, kv }, { &a->v, kv },
+        { &a->att, q }, { &a->o, dim }, { &a->h, dim }, { &a->hn, dim },
+        { &a->gate, ffn }, { &a->up, ffn }, { &a->act, ffn }, { &a->down, dim },
+        { &d->h, dim }, { &d->hn, dim }, { &d->att, q }, { &d->q, q }, { &d->k, kv }, { &d->v, kv },
+        { &d->act, ffn }, { &d->gate, ffn }, { &d->up, ffn }, { &d->row, q > dim ? q : dim },
     };
+    /* clang-format on */
     size_t at = 0;
     for (size_t i = 0; i < sizeof plan / sizeof *plan; i++) {
         if (room != NULL)

@@ -24,8 +24,8 @@
 
 enum { LAYERS = 5 };
 
-static const char *const plain[] = { "--codec=planes2", "--tokens=1024", NULL };
-static const char *const tuned[] = { "--codec=planes2", "--tokens=1024", "--tune=6", NULL };
+static const char *const plain[] = { "--codec=planes2", "--tokens=512", NULL };
+static const char *const tuned[] = { "--codec=planes2", "--tokens=512", "--tune=6", NULL };
 
 /* ---- the result -------------------------------------------------------------------------------------------------- */
 
@@ -184,14 +184,14 @@ static void survives_lack_of_memory(void **state)
     must_run("rich", tuned);
     mem_stats(&after);
     uint64_t calls = after.calls - before.calls;
-    for (uint64_t k = 1; k < 12; k++) {
-        mem_fail_at(calls * k / 12);
+    for (uint64_t k = 1; k < 8; k++) {
+        mem_fail_at(calls * k / 8);
         failed += run("poor", tuned, &e) < 0;
         mem_fail_at(0);
         mem_stats(&after);
         assert_int_equal(after.blocks, before.blocks);
     }
-    assert_true(failed >= 4);
+    assert_true(failed >= 3);
     if (!there(in_root("poor")))
         must_run("poor", tuned);
     same_folders("tuned", "poor");
