@@ -58,7 +58,7 @@ struct config {
     char *policies, *budgets, *tasks, *text, *base, *out, *separator;
     /* quantize */
     char *codec, *head, *calibrate, *allocate;
-    int64_t tokens, context, tune;
+    int64_t tokens, context, tune, size;
     double bits, damp;
     bool force;
     /* chat */

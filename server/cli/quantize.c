@@ -164,7 +164,7 @@ static int press_model(struct quantize *q, struct err *e)
 static int run(struct quantize *q, struct err *e)
 {
     TRY(open_model(q, e));
-    TRY(quantize_check_bits(q, e));
+    TRY(quantize_check_budget(q, e));
     TRY(open_text(q, e));
     TRY(open_out(q, e));
     int rc = quantize_allocate(q, e);

@@ -33,25 +33,33 @@ static int find_family(struct family *f, struct be *be, const char *name, struct
     return 0;
 }
 
+static bool has_budget(const struct config *c)
+{
+    return c->bits > 0 || c->size > 0;
+}
+
 int quantize_check_codec(struct be *be, const struct config *c, struct err *e)
 {
     struct family f;
     struct weight w;
     TRY(find_family(&f, be, c->codec, e));
-    if (f.n > 0 && c->bits > 0)
+    if (c->bits > 0 && c->size > 0)
+        return err_set(e, ERR_INVALID, "bits, size: one of them says what there is to spend");
+    if (f.n > 0 && has_budget(c))
         return 0;
     if (f.n > 0)
         return err_set(e, ERR_INVALID,
-                       "codec: %s is a family of forms: give one of them, as %s, or --bits",
+                       "codec: %s is a family of forms: give one of them, as %s, or --bits or "
+                       "--size",
                        c->codec, f.word[0]);
     if (weight_open(&w, be, c->codec, false, DT_F32, CODEC_PANEL, PROBE_COLS, e) < 0)
         return err_prefix(e, "codec");
     weight_close(&w, be);
-    if (c->bits > 0)
+    if (has_budget(c))
         return err_set(e, ERR_INVALID,
-                       "bits: %s is one form for all matrices; forms are chosen from a family, as "
+                       "%s: %s is one form for all matrices; forms are chosen from a family, as "
                        "trellis",
-                       c->codec);
+                       c->bits > 0 ? "bits" : "size", c->codec);
     return 0;
 }
 
@@ -72,7 +80,14 @@ struct allocation {
     struct matrix *matrix;
     int n;
     double weights; /* numbers in all matrices */
+    size_t rest;    /* with --size: bytes of the folder's other tensors */
 };
+
+/* What counts: with --bits what the planes take in memory, with --size what the file keeps of them. */
+static size_t bytes_of(const struct allocation *a, const struct weight *w)
+{
+    return a->q->config->size > 0 ? hf_write_bytes(w) : weight_bytes(w);
+}
 
 static int add_matrix(struct allocation *a, const struct slot *s, struct err *e)
 {
@@ -84,9 +99,23 @@ static int add_matrix(struct allocation *a, const struct slot *s, struct err *e)
         TRY(weight_open(&w, a->q->session.be, a->family.word[c], false, DT_F32, s->rows, s->cols,
                         e));
         m->form[c] = weight_form(&w);
-        m->bytes[c] = weight_bytes(&w);
+        m->bytes[c] = bytes_of(a, &w);
         weight_close(&w, a->q->session.be);
     }
+    return 0;
+}
+
+/* A tensor that no choice changes: a vector, which is written as f32, or a matrix of no layer. */
+static int add_rest(struct allocation *a, const struct slot *s, struct err *e)
+{
+    struct weight w;
+    if (s->v != NULL)
+        a->rest += *s->v != NULL ? (size_t)s->rows * sizeof **s->v : 0;
+    if (s->w == NULL || s->w->codec == NULL || quantize_layer_of(s->name) >= 0)
+        return 0;
+    TRY(weight_open(&w, a->q->session.be, a->q->config->head, false, DT_F32, s->rows, s->cols, e));
+    a->rest += hf_write_bytes(&w);
+    weight_close(&w, a->q->session.be);
     return 0;
 }
 
@@ -94,6 +123,8 @@ static int add_matrix(struct allocation *a, const struct slot *s, struct err *e)
 static int add_matrices(struct allocation *a, struct err *e)
 {
     const struct model *m = a->q->model;
+    for (int i = 0; i < m->n_slots && a->q->config->size > 0; i++)
+        TRY(add_rest(a, &m->slot[i], e));
     for (int l = 0; l < m->config.n_layers; l++)
         for (int i = 0; i < m->n_slots; i++) {
             const struct slot *s = &m->slot[i];
@@ -116,8 +147,12 @@ static int open_allocation(struct allocation *a, struct quantize *q, struct err 
     return rc;
 }
 
+/* Bytes that the layers' matrices may take. */
 static size_t budget_of(const struct allocation *a)
 {
+    size_t size = (size_t)a->q->config->size;
+    if (size > 0)
+        return size > a->rest ? size - a->rest : 0;
     return (size_t)(a->q->config->bits * a->weights / 8);
 }
 
@@ -140,23 +175,31 @@ static bool is_uniform(const struct allocation *a)
     return strcmp(a->q->config->allocate, "uniform") == 0;
 }
 
-int quantize_check_bits(struct quantize *q, struct err *e)
+static int too_little(const struct allocation *a, size_t least, struct err *e)
+{
+    const struct config *c = a->q->config;
+    if (c->size > 0)
+        return err_set(e, ERR_INVALID,
+                       "size: %lld bytes are too few, the smallest that %s can do here is %zu, of "
+                       "which %zu are no layer's matrices",
+                       (long long)c->size, c->codec, least + a->rest, a->rest);
+    /* rounded up: what is said does */
+    return err_set(e, ERR_INVALID,
+                   "bits: %g bits a weight are too few, the smallest that %s can do here is %.4f",
+                   c->bits, c->codec, ceil(8 * (double)least / a->weights * 1e4) / 1e4);
+}
+
+int quantize_check_budget(struct quantize *q, struct err *e)
 {
     struct allocation a;
-    if (!(q->config->bits > 0))
+    if (!has_budget(q->config))
         return 0;
     TRY(open_allocation(&a, q, e));
     size_t least = total_bytes(&a, is_uniform(&a) ? 0 : -1);
     for (int c = 1; c < a.family.n && is_uniform(&a); c++)
         least = total_bytes(&a, c) < least ? total_bytes(&a, c) : least;
     mem_free(a.matrix);
-    if (least <= budget_of(&a))
-        return 0;
-    /* rounded up: what is said does */
-    return err_set(e, ERR_INVALID,
-                   "bits: %g bits a weight are too few, the smallest that %s can do here is %.4f",
-                   q->config->bits, q->config->codec,
-                   ceil(8 * (double)least / a.weights * 1e4) / 1e4);
+    return least <= budget_of(&a) ? 0 : too_little(&a, least, e);
 }
 
 /* ---- choosing ---------------------------------------------------------------------------------------------------- */
@@ -266,7 +309,7 @@ int quantize_allocate(struct quantize *q, struct err *e)
     struct allocation a;
     json_t *choices;
     int rc = 0;
-    if (!(q->config->bits > 0))
+    if (!has_budget(q->config))
         return 0;
     TRY(quantize_state_map(q, "choice", &choices, e));
     TRY(open_allocation(&a, q, e));

@@ -1,5 +1,5 @@
-/* wring quantize --bits: what form of a family each matrix of the layers gets, so that all of them together take no more
- * than that many bits a weight.
+/* wring quantize --bits, --size: what form of a family each matrix of the layers gets, so that all of them together take no
+ * more than that many bits a weight, or the tensors of the folder no more than that many bytes.
  *
  * A family is what the words of its forms begin with: "trellis" of trellis2, trellis3, trellis4. What a choice costs is
  * the linearity theorem of HIGGS (arXiv 2411.17525, theorem 1): errors of the matrices raise the divergence of the
@@ -17,11 +17,11 @@
 
 #include "server/cli/quantize.h"
 
-/* Whether --codec is a form, or with --bits a family. ERR_INVALID says what would be right. */
+/* Whether --codec is a form, or with a budget a family. ERR_INVALID says what would be right. */
 int quantize_check_codec(struct be *be, const struct config *c, struct err *e) WARN_UNUSED;
-/* Whether the loaded model fits into --bits, where it is given. ERR_INVALID says the least that would do. */
-int quantize_check_bits(struct quantize *q, struct err *e) WARN_UNUSED;
-/* Notes a choice for every matrix, where --bits is given and there is none yet. ERR_CANCELLED after a signal: probes of
+/* Whether the loaded model fits into the budget, where there is one. ERR_INVALID says the least that would do. */
+int quantize_check_budget(struct quantize *q, struct err *e) WARN_UNUSED;
+/* Notes a choice for every matrix, where there is a budget and no choice yet. ERR_CANCELLED after a signal: probes of
  * the layers that were done are kept. */
 int quantize_allocate(struct quantize *q, struct err *e) WARN_UNUSED;
 /* The word that a layer's matrix is to be pressed to. */

@@ -248,6 +248,16 @@ int hf_write_weight(struct hf_writer *w, const char *name, const struct weight *
     return err_set(e, ERR_NOMEM, "no memory to write %s", name);
 }
 
+size_t hf_write_bytes(const struct weight *m)
+{
+    struct codec_part part[CODEC_PARTS];
+    size_t sum = 0;
+    int n = weight_parts(m, part);
+    for (int i = 0; i < n; i++)
+        sum += codec_part_bytes(&part[i]);
+    return sum;
+}
+
 int hf_write_vector(struct hf_writer *w, const char *name, const float *v, int n, struct err *e)
 {
     float *copy = arena_alloc(&w->arena, (size_t)n * sizeof *v);

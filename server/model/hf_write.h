@@ -45,6 +45,8 @@ void hf_write_shard_begin(struct hf_writer *w, int i);
 /* name: "....weight"; the planes of m are the host's, and borrowed until hf_write_shard_end(). */
 int hf_write_weight(struct hf_writer *w, const char *name, const struct weight *m,
                     struct err *e) WARN_UNUSED;
+/* Bytes that a file takes for m's parts; the planes are not looked at. */
+size_t hf_write_bytes(const struct weight *m);
 /* v [n] is copied. */
 int hf_write_vector(struct hf_writer *w, const char *name, const float *v, int n,
                     struct err *e) WARN_UNUSED;

@@ -1,4 +1,4 @@
-/* wring quantize --bits: budgets are met, probes measure what they say, a run that goes on ends with the same bytes. */
+/* wring quantize --bits, --size: budgets are met, probes measure what they say, a run that goes on ends with the same bytes. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -130,6 +130,34 @@ static void keeps_the_budget(void **state)
         fetch_remove(in_root("uniform"));
     }
     assert_true(better >= 2);
+}
+
+/* Bytes of all tensors of a folder, as its index has them. */
+static long long size_of(const char *folder)
+{
+    json_t *index = json_load_file(joined(folder, "model.safetensors.index.json"), 0, NULL);
+    const json_t *all = json_object_get(json_object_get(index, "metadata"), "total_size");
+    assert_true(json_is_integer(all));
+    long long size = json_integer_value(all);
+    json_decref(index);
+    return size;
+}
+
+/* Head and norms count; what is left over is less than a step of one matrix. */
+static void keeps_the_size(void **state)
+{
+    static const int kib[] = { 53, 64, 80, 100 };
+    static const char *const heads[] = { "--head=q8", "--head=f32" };
+    (void)state;
+    for (size_t i = 0; i < 2 * sizeof kib / sizeof *kib; i++) {
+        char size[32];
+        long long most = 1024LL * kib[i / 2] + (i % 2 == 0 ? 0 : 1024LL * 110);
+        snprintf(size, sizeof size, "--size=%lld", most);
+        const char *more[] = { PLANES, size, heads[i % 2], NULL };
+        press_toy("sized", more);
+        assert_in_range(size_of("sized"), most - TOY_FFN * TOY_DIM / 8, most);
+        fetch_remove(in_root("sized"));
+    }
 }
 
 /* Forms that do not fit a shape are counted as what takes their place. */
@@ -434,12 +462,16 @@ static void says_what_is_wrong(void **state)
 {
     static const char *const no_bits[] = { PLANES, NULL };
     static const char *const one_form[] = { "--codec=q4", "--bits=5", NULL };
+    static const char *const one_sized[] = { "--codec=q4", "--size=1M", NULL };
+    static const char *const both[] = { PLANES, "--bits=3", "--size=1M", NULL };
     static const char *const nothing[] = { "--codec=nothing", "--bits=5", NULL };
     static const char *const no_way[] = { PLANES, "--bits=3", "--allocate=fair", NULL };
     struct config c;
     struct err e;
     (void)state;
     must_fail("x", no_bits, ERR_INVALID, "codec: planes is a family of forms");
+    must_fail("x", one_sized, ERR_INVALID, "size: q4 is one form for all matrices");
+    must_fail("x", both, ERR_INVALID, "bits, size: one of them");
     must_fail("x", one_form, ERR_INVALID, "bits: q4 is one form for all matrices");
     must_fail("x", nothing, ERR_INVALID, "codec: \"nothing\" is no form of weights");
     assert_true(config_parse(&c, CONFIG_QUANTIZE, 3, (char **)(uintptr_t)no_way, &e) < 0);
@@ -473,6 +505,30 @@ static void names_the_least(void **state)
     }
 }
 
+/* So do bytes: what the message names is enough, and what it takes; one less is not, even less than nothing else needs. */
+static void names_the_least_size(void **state)
+{
+    static const char *const ways[] = { "--allocate=dp", "--allocate=uniform" };
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        const char *more[] = { PLANES, "--size=1K", ways[i], NULL };
+        char size[32];
+        struct err e;
+        assert_int_equal(run_on("toy.gguf", "least", more, &e), ERR_INVALID);
+        const char *is = strstr(e.text, "can do here is ");
+        assert_non_null(is);
+        long long least = strtoll(is + 15, NULL, 10);
+        more[1] = size;
+        snprintf(size, sizeof size, "--size=%lld", least - 1);
+        assert_int_equal(run_on("toy.gguf", "least", more, &e), ERR_INVALID);
+        assert_false(there(in_root("least.part")));
+        snprintf(size, sizeof size, "--size=%lld", least);
+        press_toy("least", more);
+        assert_int_equal(size_of("least"), least);
+        fetch_remove(in_root("least"));
+    }
+}
+
 static void keeps_to_its_options(void **state)
 {
     static const char *const more[] = { PLANES, "--bits=3", NULL };
@@ -489,18 +545,13 @@ static void keeps_to_its_options(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(keeps_the_budget),
-        cmocka_unit_test(counts_what_does_not_fit),
-        cmocka_unit_test(leaves_the_model_alone),
-        cmocka_unit_test(makes_gaussian_numbers),
-        cmocka_unit_test(measures_forms),
-        cmocka_unit_test(measures_alpha),
-        cmocka_unit_test(goes_on),
-        cmocka_unit_test(keeps_its_probes),
-        cmocka_unit_test(survives_signals),
-        cmocka_unit_test(survives_lack_of_memory),
-        cmocka_unit_test(says_what_is_wrong),
-        cmocka_unit_test(names_the_least),
+        cmocka_unit_test(keeps_the_budget),         cmocka_unit_test(keeps_the_size),
+        cmocka_unit_test(counts_what_does_not_fit), cmocka_unit_test(leaves_the_model_alone),
+        cmocka_unit_test(makes_gaussian_numbers),   cmocka_unit_test(measures_forms),
+        cmocka_unit_test(measures_alpha),           cmocka_unit_test(goes_on),
+        cmocka_unit_test(keeps_its_probes),         cmocka_unit_test(survives_signals),
+        cmocka_unit_test(survives_lack_of_memory),  cmocka_unit_test(says_what_is_wrong),
+        cmocka_unit_test(names_the_least),          cmocka_unit_test(names_the_least_size),
         cmocka_unit_test(keeps_to_its_options),
     };
     log_setup(&(struct log_config){ .level = LOG_E });
