@@ -1,6 +1,3 @@
-/* Item after item, a front of states: sums of bytes in rising order, each with the least error that so many bytes can buy,
- * which falls. A state that costs more and errs as much as another is on no best way and is dropped at once.
- */
 #include "quant/allocate.h"
 
 #include <math.h>
@@ -9,26 +6,17 @@
 
 #include "server/base/mem.h"
 
-enum { FRONT_MAX = 1 << 14 };
-
-struct state {
-    size_t bytes;
-    double error;
-    uint32_t
-        step; /* how it came about: (its index in the front of one item less) * ALLOCATE_CHOICES + choice */
-};
-
-struct front {
-    struct state *at;
-    size_t n;
-};
+static int cheapest_of(const struct allocate_item *item)
+{
+    int best = 0;
+    for (int i = 1; i < item->n; i++)
+        best = item->bytes[i] < item->bytes[best] ? i : best;
+    return best;
+}
 
 static size_t cheapest(const struct allocate_item *item)
 {
-    size_t least = item->bytes[0];
-    for (int i = 1; i < item->n; i++)
-        least = item->bytes[i] < least ? item->bytes[i] : least;
-    return least;
+    return item->bytes[cheapest_of(item)];
 }
 
 /* least: what the smallest forms need. */
@@ -50,6 +38,25 @@ static int check(const struct allocate_item *item, int n, size_t budget, size_t 
                        *least);
     return 0;
 }
+
+/* ---- the least sum of errors -------------------------------------------------------------------------------------
+ *
+ * Item after item, a front of states: sums of bytes in rising order, each with the least error that so many bytes can buy,
+ * which falls. A state that costs more and errs as much as another is on no best way and is dropped at once. */
+
+enum { FRONT_MAX = 1 << 14 };
+
+struct state {
+    size_t bytes;
+    double error;
+    uint32_t
+        step; /* how it came about: (its index in the front of one item less) * ALLOCATE_CHOICES + choice */
+};
+
+struct front {
+    struct state *at;
+    size_t n;
+};
 
 static bool before(const struct state *a, const struct state *b)
 {
@@ -147,4 +154,60 @@ int allocate_dp(const struct allocate_item *item, int n, size_t budget, int *cho
     mem_free(step);
     mem_free(f.at);
     return rc == 0 ? 0 : err_set(e, rc, "no memory to choose the forms of %d matrices", n);
+}
+
+/* ---- a water level ----------------------------------------------------------------------------------------------- */
+
+int allocate_next(const struct allocate_item *item, int c, bool up)
+{
+    int best = -1;
+    for (int i = 0; i < item->n; i++) {
+        bool beyond = up ? item->bytes[i] > item->bytes[c] : item->bytes[i] < item->bytes[c];
+        bool nearer = best < 0 || (up ? item->bytes[i] < item->bytes[best]
+                                      : item->bytes[i] > item->bytes[best]);
+        best = beyond && nearer ? i : best;
+    }
+    return best;
+}
+
+/* Rising, the level rounds one item after the other up to its next form: when item i is half way between the two. The item
+ * whose turn is next; -1: all have their largest form. */
+static int next_up(const struct allocate_item *item, const double *weights, const double *want,
+                   int n, const int *choice)
+{
+    int best = -1;
+    double lowest = 0;
+    for (int i = 0; i < n; i++) {
+        int next = allocate_next(&item[i], choice[i], true);
+        if (next < 0)
+            continue;
+        double half_way = 4 * ((double)item[i].bytes[choice[i]] + (double)item[i].bytes[next]);
+        double level = half_way / weights[i] - want[i];
+        if (best < 0 || level < lowest) {
+            best = i;
+            lowest = level;
+        }
+    }
+    return best;
+}
+
+int allocate_level(const struct allocate_item *item, const double *weights, const double *want,
+                   int n, size_t budget, int *choice, struct err *e)
+{
+    size_t sum;
+    int i;
+    TRY(check(item, n, budget, &sum, e));
+    for (i = 0; i < n; i++) {
+        choice[i] = cheapest_of(&item[i]);
+        if (!isfinite(want[i]))
+            return err_set(e, ERR_INVALID, "matrix %d wants no finite number of bits", i);
+    }
+    while ((i = next_up(item, weights, want, n, choice)) >= 0) {
+        int next = allocate_next(&item[i], choice[i], true);
+        sum += item[i].bytes[next] - item[i].bytes[choice[i]];
+        if (sum > budget)
+            break;
+        choice[i] = next;
+    }
+    return 0;
 }

@@ -1,11 +1,13 @@
-/* Which form each matrix gets: the least sum of errors that fits a number of bytes (a multiple-choice knapsack problem).
+/* Which form each matrix gets, so that all of them fit a number of bytes: as a multiple-choice knapsack problem, or by a
+ * water level.
  *
- * Source of the use: HAWQ-V3 (arXiv 2011.10680), which gives it to a solver of integer programs; forms of weights have so few
- * different sizes that dynamic programming is exact and quick.
+ * Source of the former: HAWQ-V3 (arXiv 2011.10680), which gives it to a solver of integer programs; forms of weights have so
+ * few different sizes that dynamic programming is exact and quick. Source of the latter: BAQ (arXiv 2506.05664, section 3).
  */
 #ifndef WRING_QUANT_ALLOCATE_H
 #define WRING_QUANT_ALLOCATE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #include "server/base/err.h"
@@ -25,5 +27,14 @@ struct allocate_item {
  * smallest forms fit, and the message says how much they need; ERR_INVALID; ERR_NOMEM. */
 int allocate_dp(const struct allocate_item *item, int n, size_t budget, int *choice,
                 struct err *e) WARN_UNUSED;
+
+/* Form by form upwards: the choice of the item whose size is the next above that of choice c (up) or below it; -1: none. */
+int allocate_next(const struct allocate_item *item, int c, bool up);
+
+/* The least error where error falls by a factor of 4 with each bit is that of want[i] + level bits for item i, the level being
+ * the same for all. Forms are the nearest to that; the level is the highest at which they fit. weights[n]: the numbers of each
+ * matrix. Errors of the items are not looked at. Pure; fails as allocate_dp. */
+int allocate_level(const struct allocate_item *item, const double *weights, const double *want,
+                   int n, size_t budget, int *choice, struct err *e) WARN_UNUSED;
 
 #endif

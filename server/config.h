@@ -57,8 +57,8 @@ struct config {
     int64_t length, samples, seed;
     char *policies, *budgets, *tasks, *text, *base, *out, *separator;
     /* quantize */
-    char *codec, *head, *calibrate, *allocate;
-    int64_t tokens, context, tune, size;
+    char *codec, *head, *calibrate, *allocate, *forms;
+    int64_t tokens, context, tune, size, generations;
     double bits, damp;
     bool force;
     /* chat */

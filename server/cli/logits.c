@@ -24,6 +24,30 @@ double logits_kl(const float *p, const float *q, int n, double lse_p, double lse
     return sum > 0 ? sum : 0;
 }
 
+struct pairs {
+    const float *p, *q;
+    double *kl;
+    int vocab;
+};
+
+static void kl_of_rows(void *arg, int first, int last, int i_thread)
+{
+    struct pairs *k = arg;
+    (void)i_thread;
+    for (int r = first; r < last; r++) {
+        const float *p = k->p + (ptrdiff_t)r * k->vocab;
+        const float *q = k->q + (ptrdiff_t)r * k->vocab;
+        k->kl[r] =
+            logits_kl(p, q, k->vocab, logits_peak(p, k->vocab).lse, logits_peak(q, k->vocab).lse);
+    }
+}
+
+void logits_kls(struct par *par, const float *p, const float *q, int vocab, int n, double *kl)
+{
+    struct pairs k = { p, q, kl, vocab };
+    par_for(par, n, 1, kl_of_rows, &k);
+}
+
 struct rows {
     const float *x;
     const int32_t *next;

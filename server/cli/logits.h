@@ -14,6 +14,8 @@ struct peak logits_peak(const float *x, int n);
 /* KL(p || q) = sum_i p_i (log p_i - log q_i) in nats, p and q by their logits and those logits' lse. Equal rows give 0; what
  * rounding takes below 0 is 0. */
 double logits_kl(const float *p, const float *q, int n, double lse_p, double lse_q);
+/* kl[r] = KL(p || q) of row r of both [n][vocab]; rows spread over par. */
+void logits_kls(struct par *par, const float *p, const float *q, int vocab, int n, double *kl);
 /* nll[r] = -log p(next[r]) by row r of x [n][vocab], in nats; rows spread over par. */
 void logits_nll(struct par *par, const float *x, int vocab, const int32_t *next, int n,
                 double *nll);

@@ -11,6 +11,7 @@
 #include "server/cli/fetch.h"
 #include "server/cli/recipe.h"
 #include "server/model/arch.h"
+#include "server/model/folder.h"
 
 static const char usage[] = "quantize MODEL OUT [options]";
 
@@ -52,11 +53,7 @@ static int open_text(struct quantize *q, struct err *e)
     int len =
         c->context < q->model->config.ctx_train ? (int)c->context : q->model->config.ctx_train;
     TRY(sequences_open(&q->text, q->model->tok, c->calibrate, c->tokens, len, e));
-    TRY(runner_open(&q->run, q->model, KV_F32, 1, len, len, QUANTIZE_OUT, e));
-    if (kv_seq_reserve(&q->run.seq[0], q->run.pool, len) < 0)
-        return err_set(e, ERR_LIMIT, "no room for a sequence of %d tokens", len);
-    for (int i = 0; i < len; i++)
-        q->run.pos[i] = i;
+    TRY(quantize_runner(&q->run, q->model, len, e));
     size_t floats = (size_t)q->text.n * (size_t)len * (size_t)q->model->config.dim;
     q->x = mem_zalloc(floats, sizeof *q->x);
     return q->x != NULL ? 0 : err_set(e, ERR_NOMEM, "no memory for %d x %d tokens", q->text.n, len);
@@ -71,7 +68,7 @@ static int start_over(const char *out, struct err *e)
     while (n > 1 && out[n - 1] == '/')
         n--;
     int len = snprintf(part, sizeof part, "%.*s.part", (int)n, out);
-    int all = snprintf(notes, sizeof notes, "%.*s.part/quantize.json", (int)n, out);
+    int all = snprintf(notes, sizeof notes, "%.*s.part/" QUANTIZE_NOTES, (int)n, out);
     if (len < 0 || all >= (int)sizeof notes)
         return err_set(e, ERR_LIMIT, "%s: the path is too long", out);
     int fd = open(part, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -86,8 +83,10 @@ static int start_over(const char *out, struct err *e)
 static int open_out(struct quantize *q, struct err *e)
 {
     const char *out = q->config->word[1];
-    if (q->config->force)
+    if (q->config->force) {
         TRY(start_over(out, e));
+        bank_remove(q);
+    }
     TRY(hf_write_open(&q->out, out, q->src, &q->model->config, q->model->config.n_layers + 1, e));
     return quantize_state_open(q, e);
 }
@@ -161,6 +160,24 @@ static int press_model(struct quantize *q, struct err *e)
     return rc;
 }
 
+int quantize_whole(const struct quantize *q, const struct config *c, struct err *e)
+{
+    struct quantize sub = *q; /* borrows what is open */
+    sub.config = c;
+    sub.out = NULL;
+    sub.state = NULL;
+    if (folder_has(c->word[1], QUANTIZE_NOTES))
+        return quantize_state_same(&sub, c->word[1], e);
+    int rc = open_out(&sub, e);
+    if (rc == 0)
+        rc = press_model(&sub, e);
+    if (rc == 0)
+        rc = hf_write_finish(sub.out, e);
+    json_decref(sub.state);
+    hf_write_close(sub.out);
+    return rc;
+}
+
 static int run(struct quantize *q, struct err *e)
 {
     TRY(open_model(q, e));
@@ -175,7 +192,11 @@ static int run(struct quantize *q, struct err *e)
     if (rc == ERR_CANCELLED)
         return err_set(e, rc, "stopped; the same command goes on with what is in %s",
                        hf_write_folder(q->out));
-    return rc == 0 ? hf_write_finish(q->out, e) : rc;
+    if (rc == 0)
+        rc = hf_write_finish(q->out, e);
+    if (rc == 0)
+        bank_remove(q);
+    return rc;
 }
 
 int quantize_run(struct quantize *q, const struct config *c, struct err *e)

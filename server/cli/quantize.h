@@ -36,6 +36,11 @@ struct sequences {
  * ERR_INVALID: the texts are too short; errors of texts_open and pull_recipe. */
 int sequences_open(struct sequences *s, const struct tokenizer *tok, const char *list,
                    int64_t n_tokens, int len, struct err *e) WARN_UNUSED;
+/* [len] */
+static inline const int32_t *sequences_at(const struct sequences *s, int i)
+{
+    return s->token + (size_t)i * (size_t)s->len;
+}
 void sequences_close(struct sequences *s); /* a zeroed one is accepted */
 
 /* ---- the run ----------------------------------------------------------------------------------------------------- */
@@ -43,6 +48,7 @@ void sequences_close(struct sequences *s); /* a zeroed one is accepted */
 enum { PROBE_COLS = 128 }; /* columns that fit every form: a word is tried on so many */
 
 enum { QUANTIZE_OUT = 64 };
+#define QUANTIZE_NOTES "quantize.json"
 
 #define QUANTIZE_FACTORS "quantize.tune" /* beside quantize.json: f32, as tune.h orders them */
 
@@ -65,6 +71,10 @@ struct quantize {
 int quantize_run(struct quantize *q, const struct config *c, struct err *e) WARN_UNUSED;
 void quantize_close(struct quantize *q);
 
+/* The same with the model and text that q has opened, for other options: c->word[1] is there afterwards, whole. It may be there
+ * before, or a part of it. ERR_INVALID: with other options than c's. */
+int quantize_whole(const struct quantize *q, const struct config *c, struct err *e) WARN_UNUSED;
+
 /* The layer that a tensor belongs to; -1: none. */
 int quantize_layer_of(const char *tensor);
 
@@ -79,6 +89,12 @@ int sums_open(struct sums *s, const struct model *m, int layer, struct err *e) W
 void sums_close(struct sums *s); /* a zeroed one is accepted */
 /* Runs the layer for every sequence, from q->x to q->x. s NULL: without summing up. ERR_CANCELLED after a signal. */
 int quantize_run_layer(struct quantize *q, int layer, struct sums *s, struct err *e) WARN_UNUSED;
+/* A runner for quantize_pass() of one sequence of len tokens, with QUANTIZE_OUT rows of logits where there are as many.
+ * ERR_LIMIT, ERR_NOMEM. */
+int quantize_runner(struct runner *r, const struct model *m, int len, struct err *e) WARN_UNUSED;
+/* Runs one layer of the runner's model for len tokens, from x [len][dim] to x. */
+int quantize_pass(struct runner *r, int layer, const int32_t *token, int len,
+                  const struct observer *o, float *x, struct err *e) WARN_UNUSED;
 /* Runs the layer for the first len tokens of sequence i, from x [len][dim] to x. */
 int quantize_run_sequence(struct quantize *q, int layer, int i, int len, const struct observer *o,
                           float *x, struct err *e) WARN_UNUSED;
@@ -87,8 +103,9 @@ int quantize_run_sequence(struct quantize *q, int layer, int i, int len, const s
 struct pressed {
     const struct slot *slot; /* slot->w is the teacher's */
     struct weight w;
-    int end;      /* in the loop under way: items of all matrices up to this one */
-    double error; /* tr(E H E^T) / tr(W H W^T), of some rows */
+    int end;       /* in the loop under way: items of all matrices up to this one */
+    double error;  /* tr(E H E^T) / tr(W H W^T), of some rows */
+    double energy; /* tr(W H W^T), the mean of these rows */
 };
 /* Row `row` of a pressed matrix, in the folder's order, as the teacher has it. */
 void quantize_row(const struct quantize *q, const struct pressed *p, int row, float *dst);
@@ -96,7 +113,7 @@ void quantize_row(const struct quantize *q, const struct pressed *p, int row, fl
  * s: NULL for layer -1. Errors of weight_press, moments_open and hf_write_*; ERR_CANCELLED after a signal. */
 int quantize_shard(struct quantize *q, int layer, const struct sums *s, struct err *e) WARN_UNUSED;
 
-/* Fills in error of p[n]. Their inputs are weighted by s; NULL: all alike. ERR_NOMEM. */
+/* Fills in error and energy of p[n]. Their inputs are weighted by s; NULL: all alike. ERR_NOMEM. */
 int quantize_loss(const struct quantize *q, struct pressed *p, int n, const struct sums *s,
                   struct err *e) WARN_UNUSED;
 
@@ -114,6 +131,8 @@ int quantize_tune(struct quantize *q, struct err *e) WARN_UNUSED;
 
 /* Reads OUT.part/quantize.json or begins it. ERR_INVALID: the run that began it had other options, and which. */
 int quantize_state_open(struct quantize *q, struct err *e) WARN_UNUSED;
+/* Whether a folder was made by a run of q's options. ERR_INVALID: no, and which one differs. */
+int quantize_state_same(const struct quantize *q, const char *folder, struct err *e) WARN_UNUSED;
 /* Notes a matrix; quantize_state_save() brings the notes to the disk. */
 int quantize_state_note(struct quantize *q, const struct pressed *p, struct err *e) WARN_UNUSED;
 int quantize_state_save(struct quantize *q, struct err *e) WARN_UNUSED;

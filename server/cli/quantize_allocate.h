@@ -1,39 +1,157 @@
 /* wring quantize --bits, --size: what form of a family each matrix of the layers gets, so that all of them together take no
  * more than that many bits a weight, or the tensors of the folder no more than that many bytes.
  *
- * A family is what the words of its forms begin with: "trellis" of trellis2, trellis3, trellis4. What a choice costs is
- * the linearity theorem of HIGGS (arXiv 2411.17525, theorem 1): errors of the matrices raise the divergence of the
- * outputs by sum over matrices of alpha * t^2, t^2 = |W - W^|^2 / |W|^2. t^2 of a form is measured on Gaussian numbers,
- * alpha of a matrix by a probe: noise of a known t^2 in the place of W's error. The sum is made least by quant/allocate.h.
+ * A family is what the words of its forms begin with: "trellis" of trellis2, trellis3, trellis4. --allocate says who chooses:
  *
- * All of it is noted in OUT/quantize.json, below "allocation": "forms" has t^2 by form, "alpha" that of every probed
- * matrix in nats a token, "choice" a word for every matrix. Numbers are rounded to float, which nine digits keep, so a
- * run that goes on computes with what the first one did.
+ *   dp       The linearity theorem of HIGGS (arXiv 2411.17525, theorem 1): errors of the matrices raise the divergence of the
+ *            outputs by sum over matrices of alpha * t^2, t^2 = |W - W^|^2 / |W|^2. t^2 of a form is measured on Gaussian
+ *            numbers, alpha of a matrix by a probe: noise of a known t^2 in the place of W's error.
+ *   hawq     HAWQ-V2 (arXiv 1911.03852, section 3): sum of Tr(H) / n * |Q(W) - W|^2, H the Hessian of the divergence, whose
+ *            trace is Hutchinson's: as random signs in the place of W's error raise the divergence; Q rounds W itself.
+ *   lgreco   L-GreCo (arXiv 2210.17357, section 4): the sum of what each matrix lost of its own outputs when it was really pressed
+ *            to the form, error feedback and all.
+ *   baq      BAQ (arXiv 2506.05664, section 3), whose columns are matrices here: error feedback loses 4^-b |w|^2 / U_jj^2 in column j,
+ *            U from the inputs' second moments; each matrix gets the bits that make what it loses of its outputs the same part.
+ *   evopress EvoPress (arXiv 2410.14649): generations of choices, judged by the divergence of models that are spliced of
+ *            pressed matrices. The first parent is dp's.
+ *   uniform  The widest form that fits for all.
  *
- * quantize_allocate.c chooses, quantize_probe.c measures alpha, quantize_gauss.c makes Gaussian numbers and presses some.
+ * For dp, hawq and lgreco the sum is made least by allocate_dp, baq is allocate_level, evopress evolve_generation.
+ *
+ * All of it is noted in OUT/quantize.json, below "allocation": "forms" has t^2 by form, "alpha", "curvature" and "spread" what dp,
+ * hawq and baq know of each matrix, "parent" and "score" how far
+ * evopress has come, "choice" a word for every matrix. Numbers are rounded to
+ * float, which nine digits keep, so a run that goes on computes with what the first one did.
+ *
+ * quantize_allocate.c chooses, quantize_family.c knows the forms and their sizes, quantize_error.c what they cost by dp and hawq,
+ * quantize_spread.c the same for baq, quantize_probe.c measures alpha and curvature, quantize_gauss.c makes Gaussian
+ * numbers and presses some, quantize_bank.c keeps every matrix in every form, quantize_judge.c splices models of them and
+ * judges those, quantize_evolve.c runs generations.
  */
 #ifndef WRING_SERVER_CLI_QUANTIZE_ALLOCATE_H
 #define WRING_SERVER_CLI_QUANTIZE_ALLOCATE_H
 
+#include "quant/allocate.h"
 #include "server/cli/quantize.h"
 
 /* Whether --codec is a form, or with a budget a family. ERR_INVALID says what would be right. */
 int quantize_check_codec(struct be *be, const struct config *c, struct err *e) WARN_UNUSED;
 /* Whether the loaded model fits into the budget, where there is one. ERR_INVALID says the least that would do. */
 int quantize_check_budget(struct quantize *q, struct err *e) WARN_UNUSED;
-/* Notes a choice for every matrix, where there is a budget and no choice yet. ERR_CANCELLED after a signal: probes of
- * the layers that were done are kept. */
+/* Notes a choice for every matrix, where there is a budget and no choice yet. ERR_CANCELLED after a signal: what was measured
+ * of layers that were done is kept. */
 int quantize_allocate(struct quantize *q, struct err *e) WARN_UNUSED;
 /* The word that a layer's matrix is to be pressed to. */
 const char *quantize_form(const struct quantize *q, const struct slot *s);
 
-/* Sees to it that the n matrices, which stand in the order of their layers, have a number below "alpha". */
-int quantize_probe(struct quantize *q, const struct slot *const *s, int n,
-                   struct err *e) WARN_UNUSED;
+/* ---- families ---------------------------------------------------------------------------------------------------- */
+
+enum { FAMILY_FORMS = 8, FORM_NAME = 32 };
+
+struct family {
+    char word[FAMILY_FORMS][FORM_NAME]; /* narrow ones first */
+    int n;
+};
+
+/* A matrix of a layer, in every word of the family. */
+struct matrix {
+    const struct slot *slot;
+    const char *form[FAMILY_FORMS]; /* another one where that does not fit the shape */
+    bool rotated;                   /* the codec of form[0] rotates */
+    size_t bytes[FAMILY_FORMS];
+    double error[FAMILY_FORMS]; /* what it costs, in the units of whoever chooses */
+};
+
+/* What there is to choose from, and what was chosen. */
+struct allocation {
+    struct quantize *q;
+    struct family family;
+    struct matrix *matrix;      /* [n] in the order of the layers */
+    struct allocate_item *item; /* [n] bytes and error of matrix[] */
+    int *choice;                /* [n] */
+    int n;
+    double weights; /* numbers in all matrices */
+    size_t rest;    /* with --size: bytes of the folder's other tensors */
+    size_t budget;  /* bytes that the matrices may take */
+};
+
+/* The forms whose words are the family's and a digit; none is no error. ERR_NOMEM. */
+int family_find(struct family *f, struct be *be, const char *name, struct err *e) WARN_UNUSED;
+bool quantize_has_budget(const struct config *c);
+/* ERR_NOMEM; what weight_open() says. */
+int allocation_open(struct allocation *a, struct quantize *q, struct err *e) WARN_UNUSED;
+void allocation_close(struct allocation *a); /* a zeroed one is accepted */
+/* Of all matrices in form c of the family; -1: each in its smallest. */
+size_t allocation_bytes(const struct allocation *a, int c);
+/* Whether matrix i has forms of different sizes: there is nothing to measure for the others. */
+bool allocation_open_to(const struct allocation *a, int i);
+
+/* ---- what forms cost --------------------------------------------------------------------------------------------- */
+
+/* Each fills in matrix[].error as the allocator of its name has it. Probes are noted. */
+int quantize_error_dp(struct allocation *a, struct err *e) WARN_UNUSED;
+int quantize_error_hawq(struct allocation *a, struct err *e) WARN_UNUSED;
+
+/* want[n] of allocate_level(): half the logarithm, to base 2, of what a matrix loses of its outputs at no bits at all. */
+int quantize_spread(struct allocation *a, double *want, struct err *e) WARN_UNUSED;
+
+/* The errors that are put into a matrix, one after the other, to see what they cost. */
+enum noise {
+    NOISE_ROWS, /* Gaussian, as large in a row as the row, as codecs err: "alpha" = divergence / t^2 */
+    NOISE_EVEN /* signs, the same size everywhere: "curvature" = divergence / t^2, half of Tr(H) / n * |W|^2 */
+};
+/* Sees to it that every matrix that has a choice has a number below that name. */
+int quantize_probe(struct allocation *a, enum noise kind, struct err *e) WARN_UNUSED;
+const char *quantize_probe_name(enum noise kind);
 
 /* x[n] of a normal distribution with mean 0 and variance 1: a function of seed and stream. */
 void gauss_fill(float *x, int n, uint64_t seed, uint64_t stream);
-/* t^2 of a form: what encoding loses of Gaussian numbers, without feedback. */
+/* t^2 of encoding x[rows][cols] to w, without feedback; scratch as large. */
+int rounding_error(struct weight *w, const float *x, float *scratch, double *t2,
+                   struct err *e) WARN_UNUSED;
+/* The same of a form, for Gaussian numbers. */
 int gauss_error(struct be *be, const char *form, double *t2, struct err *e) WARN_UNUSED;
+
+/* ---- trials ------------------------------------------------------------------------------------------------------ */
+
+/* Every matrix in every form of a family: a folder for each form, as wring quantize --codec FORM makes it, in --forms or
+ * OUT.forms. */
+struct bank {
+    struct model *form[FAMILY_FORMS]; /* on the backend of the teacher */
+    struct weight *own;               /* [n_slots] what form[0] came with */
+    int *slot;                        /* [n] which slot of theirs a matrix of the allocation is */
+};
+/* Presses what is not there. Goes on where it was stopped, and takes what another run with the same options has left.
+ * ERR_INVALID: that had other options. */
+int bank_fill(struct allocation *a, struct err *e) WARN_UNUSED;
+/* matrix[].error becomes the relative error that pressing it to each form noted: L-GreCo's. Nothing is loaded. */
+int bank_errors(struct allocation *a, struct err *e) WARN_UNUSED;
+/* Loads all forms of a bank that is full. */
+int bank_open(struct bank *b, const struct allocation *a, struct err *e) WARN_UNUSED;
+void bank_close(struct bank *b); /* a zeroed one is accepted */
+/* Gives the matrices of form[0] the forms choice[n]. */
+void bank_splice(struct bank *b, const struct allocation *a, const int *choice);
+/* Removes OUT.forms; --forms stays. */
+void bank_remove(const struct quantize *q);
+
+/* How far models are from the teacher on some sequences. */
+struct judge {
+    struct quantize *q; /* the teacher */
+    const struct sequences *text;
+    int n, len;        /* sequences of the text, tokens of each that count */
+    float *truth;      /* [n][len][dim] what the teacher's last layer leaves */
+    float *x;          /* [len][dim] */
+    struct runner run; /* of the student */
+};
+/* At most n sequences with at most len tokens, which is at most what the teacher's runner takes. ERR_NOMEM, ERR_CANCELLED. */
+int judge_open(struct judge *j, struct quantize *q, const struct sequences *text, int n, int len,
+               const struct model *student, struct err *e) WARN_UNUSED;
+void judge_close(struct judge *j); /* a zeroed one is accepted */
+/* kl[k]: the mean divergence of the student, as it is now, from the teacher on sequence (first + k) % n, k < count, in nats
+ * a token. ERR_CANCELLED. */
+int judge_run(struct judge *j, int first, int count, double *kl, struct err *e) WARN_UNUSED;
+
+/* --generations of choices, from a->choice to a->choice. What a generation found is noted. */
+int quantize_evolve(struct allocation *a, struct err *e) WARN_UNUSED;
 
 #endif

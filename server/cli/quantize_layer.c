@@ -71,18 +71,33 @@ static void see(void *arg, enum layer_input what, const float *x, int n, int col
 
 /* ---- the layer --------------------------------------------------------------------------------------------------- */
 
+int quantize_runner(struct runner *r, const struct model *m, int len, struct err *e)
+{
+    TRY(runner_open(r, m, KV_F32, 1, len, len, len < QUANTIZE_OUT ? len : QUANTIZE_OUT, e));
+    if (kv_seq_reserve(&r->seq[0], r->pool, len) < 0) {
+        runner_close(r);
+        return err_set(e, ERR_LIMIT, "no room for a sequence of %d tokens", len);
+    }
+    for (int i = 0; i < len; i++)
+        r->pos[i] = i;
+    return 0;
+}
+
 /* Every sequence takes the place of the one before in the cache: a layer writes all keys that its rows then see. */
+int quantize_pass(struct runner *r, int layer, const int32_t *token, int len,
+                  const struct observer *o, float *x, struct err *e)
+{
+    r->batch_seq[0] = (struct batch_seq){ .kv = &r->seq[0], .n_rows = len };
+    struct batch b = {
+        .n_rows = len, .n_seqs = 1, .token = token, .pos = r->pos, .seq = r->batch_seq
+    };
+    return model_layer(r->model, r->ws, r->pool, &b, layer, o, x, e);
+}
+
 int quantize_run_sequence(struct quantize *q, int layer, int i, int len, const struct observer *o,
                           float *x, struct err *e)
 {
-    struct runner *r = &q->run;
-    r->batch_seq[0] = (struct batch_seq){ .kv = &r->seq[0], .n_rows = len };
-    struct batch b = { .n_rows = len,
-                       .n_seqs = 1,
-                       .token = q->text.token + (size_t)i * (size_t)q->text.len,
-                       .pos = r->pos,
-                       .seq = r->batch_seq };
-    return model_layer(q->model, r->ws, r->pool, &b, layer, o, x, e);
+    return quantize_pass(&q->run, layer, sequences_at(&q->text, i), len, o, x, e);
 }
 
 int quantize_run_layer(struct quantize *q, int layer, struct sums *s, struct err *e)

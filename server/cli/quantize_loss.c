@@ -103,6 +103,7 @@ static void add_up(struct loss *l, int n)
             t.all += l->block[b].all;
         }
         l->p[i].error = t.all > 0 ? t.lost / t.all : 0;
+        l->p[i].energy = t.all / n_samples(&l->p[i]);
     }
 }
 

@@ -1,6 +1,8 @@
-/* How much the outputs suffer from errors in one matrix: alpha = divergence / t^2.
+/* How much the outputs suffer from errors in one matrix: divergence / t^2.
  *
- * The matrix is replaced by one with Gaussian noise of relative size t, row by row as codecs err, the layers from there on
+ * The matrix is replaced by one with noise of relative size t, either Gaussian and row by row as codecs err, or signs of one size,
+ * so small that the divergence is half of z^T H z with H its Hessian; one z is enough, for z^T H z - Tr(H) is a sum over so many
+ * pairs of signs. The layers from there on
  * run again for a few sequences, and the logits are compared with those of the model as it is. One layer's hidden states
  * wait in memory, beside the logits of the sequences. Seeds are the places of matrices and rows: every run sees the same
  * noise, whatever the number of threads.
@@ -19,7 +21,13 @@
 #include "server/model/arch.h"
 
 enum { SEQUENCES = 2, LENGTH = 256 };
-static const double noise_t2 = 0.05; /* about what a form of two bits loses */
+/* Rows: about what a form of two bits loses. */
+static const double noise_t2[] = { [NOISE_ROWS] = 0.05, [NOISE_EVEN] = 0.005 };
+
+const char *quantize_probe_name(enum noise kind)
+{
+    return kind == NOISE_ROWS ? "alpha" : "curvature";
+}
 
 struct probe {
     struct quantize *q;
@@ -29,8 +37,7 @@ struct probe {
     float *x;     /* the same, with noise */
     float *truth; /* [n_seqs][len][vocab] logits of the model as it is */
     double *row;  /* [QUANTIZE_OUT] divergences */
-    /* of the rows being judged */
-    const float *logits, *want;
+    enum noise kind;
 };
 
 static void close_probe(struct probe *p)
@@ -41,10 +48,11 @@ static void close_probe(struct probe *p)
     mem_free(p->clean);
 }
 
-static int open_probe(struct probe *p, struct quantize *q, struct err *e)
+static int open_probe(struct probe *p, struct quantize *q, enum noise kind, struct err *e)
 {
     const struct model_config *c = &q->model->config;
     *p = (struct probe){ .q = q,
+                         .kind = kind,
                          .n_seqs = q->text.n < SEQUENCES ? q->text.n : SEQUENCES,
                          .len = q->text.len < LENGTH ? q->text.len : LENGTH };
     p->size = (size_t)p->len * (size_t)c->dim;
@@ -69,37 +77,24 @@ static int run_layers(struct probe *p, int first, int end, float *x, struct err 
     return fetch_cancelled() ? err_set(e, ERR_CANCELLED, "stopped") : 0;
 }
 
-static void judge_rows(void *arg, int first, int last, int i_thread)
-{
-    struct probe *p = arg;
-    int vocab = p->q->model->config.vocab;
-    (void)i_thread;
-    for (int r = first; r < last; r++) {
-        const float *is = p->logits + (ptrdiff_t)r * vocab;
-        const float *was = p->want + (ptrdiff_t)r * vocab;
-        p->row[r] =
-            logits_kl(was, is, vocab, logits_peak(was, vocab).lse, logits_peak(is, vocab).lse);
-    }
-}
-
 /* The mean divergence of the logits of p->x from the truth; sum NULL: they are the truth. */
 static int judge(struct probe *p, double *mean, struct err *e)
 {
     const struct quantize *q = p->q;
     int rows = p->n_seqs * p->len;
     size_t dim = (size_t)q->model->config.dim, vocab = (size_t)q->model->config.vocab;
+    const float *logits;
     double sum = 0;
     for (int r = 0, n; r < rows; r += n) {
         n = rows - r < QUANTIZE_OUT ? rows - r : QUANTIZE_OUT;
         n = n < q->text.len ? n : q->text.len; /* as many as the runner takes */
         float *truth = p->truth + (size_t)r * vocab;
-        TRY(model_head(q->model, q->run.ws, p->x + (size_t)r * dim, n, &p->logits, e));
+        TRY(model_head(q->model, q->run.ws, p->x + (size_t)r * dim, n, &logits, e));
         if (mean == NULL) {
-            memcpy(truth, p->logits, (size_t)n * vocab * sizeof *truth);
+            memcpy(truth, logits, (size_t)n * vocab * sizeof *truth);
             continue;
         }
-        p->want = truth;
-        par_for(q->session.be->par, n, 1, judge_rows, p);
+        logits_kls(q->session.be->par, truth, logits, q->model->config.vocab, n, p->row);
         for (int i = 0; i < n; i++)
             sum += p->row[i];
     }
@@ -113,20 +108,29 @@ static int judge(struct probe *p, double *mean, struct err *e)
 struct noisy {
     const struct weight *from;
     struct weight w;
+    enum noise kind;
     uint64_t seed;
+    double squares; /* NOISE_EVEN: the mean square of all numbers */
     float *scratch; /* [threads][3][CODEC_PANEL][cols] */
 };
 
-/* x[n] and as much noise as its length wants. */
-static void add_noise(float *x, float *noise, int n, uint64_t seed, int row)
+static double mean_square(const float *x, int n)
 {
     double sum = 0;
     for (int i = 0; i < n; i++)
         sum += (double)x[i] * (double)x[i];
-    float size = (float)sqrt(noise_t2 * sum / n);
-    gauss_fill(noise, n, seed, (uint64_t)row);
+    return sum / n;
+}
+
+/* x[cols], row `row`, and the noise that it gets. */
+static void add_noise(const struct noisy *y, float *x, float *noise, int row)
+{
+    int n = y->w.cols;
+    double square = y->kind == NOISE_EVEN ? y->squares : mean_square(x, n);
+    float size = (float)sqrt(noise_t2[y->kind] * square);
+    gauss_fill(noise, n, y->seed, (uint64_t)row);
     for (int i = 0; i < n; i++)
-        x[i] += size * noise[i];
+        x[i] += size * (y->kind == NOISE_EVEN ? copysignf(1, noise[i]) : noise[i]);
 }
 
 static void fill_panels(void *arg, int first, int last, int i_thread)
@@ -141,17 +145,28 @@ static void fill_panels(void *arg, int first, int last, int i_thread)
         for (int r = 0; r < n; r++) {
             float *row = x + (ptrdiff_t)r * cols;
             weight_row(y->from, row0 + r, row);
-            add_noise(row, x + panel, cols, y->seed, row0 + r);
+            add_noise(y, row, x + panel, row0 + r);
         }
         weight_fill(&y->w, row0, n, DT_F32, x, x + 2 * panel);
     }
 }
 
-/* y->w becomes *from with noise. */
-static int open_noisy(struct noisy *y, struct be *be, const struct weight *from, uint64_t seed,
-                      struct err *e)
+/* row: [cols] scratch. */
+static double mean_square_of(const struct weight *w, float *row)
 {
-    *y = (struct noisy){ .from = from, .seed = seed };
+    double sum = 0;
+    for (int r = 0; r < w->rows; r++) {
+        weight_row(w, r, row);
+        sum += mean_square(row, w->cols);
+    }
+    return sum / w->rows;
+}
+
+/* y->w becomes *from with noise. */
+static int open_noisy(struct noisy *y, struct be *be, const struct weight *from, enum noise kind,
+                      uint64_t seed, struct err *e)
+{
+    *y = (struct noisy){ .from = from, .kind = kind, .seed = seed };
     TRY(weight_open_form(&y->w, be, "f32", false, from->rows, from->cols, e));
     size_t floats = 3 * (size_t)CODEC_PANEL * (size_t)from->cols;
     y->scratch = mem_zalloc((size_t)par_threads(be->par) * floats, sizeof *y->scratch);
@@ -159,6 +174,7 @@ static int open_noisy(struct noisy *y, struct be *be, const struct weight *from,
         weight_close(&y->w, be);
         return err_set(e, ERR_NOMEM, "no memory for noise in %d x %d", from->rows, from->cols);
     }
+    y->squares = mean_square_of(from, y->scratch);
     par_for(be->par, weight_panels(from), 1, fill_panels, y);
     mem_free(y->scratch);
     return 0;
@@ -167,12 +183,12 @@ static int open_noisy(struct noisy *y, struct be *be, const struct weight *from,
 /* ---- the probes -------------------------------------------------------------------------------------------------- */
 
 /* The slot's matrix is another one for as long as this takes. */
-static int probe(struct probe *p, int layer, const struct slot *s, double *alpha, struct err *e)
+static int probe(struct probe *p, int layer, const struct slot *s, double *cost, struct err *e)
 {
     struct quantize *q = p->q;
     struct noisy y;
     double mean = 0;
-    TRY(open_noisy(&y, q->session.be, s->w, (uint64_t)(s - q->model->slot), e));
+    TRY(open_noisy(&y, q->session.be, s->w, p->kind, (uint64_t)(s - q->model->slot), e));
     struct weight was = *s->w;
     *s->w = y.w;
     memcpy(p->x, p->clean, (size_t)p->n_seqs * p->size * sizeof *p->x);
@@ -181,54 +197,61 @@ static int probe(struct probe *p, int layer, const struct slot *s, double *alpha
     weight_close(&y.w, q->session.be);
     if (rc == 0)
         rc = judge(p, &mean, e);
-    *alpha = (double)(float)(mean / noise_t2);
-    if (rc == 0 && !isfinite(*alpha))
+    *cost = (double)(float)(mean / noise_t2[p->kind]);
+    if (rc == 0 && !isfinite(*cost))
         return err_set(e, ERR_INVALID, "with noise in %s the outputs are no numbers", s->name);
     return rc;
 }
 
-static int probe_layer(struct probe *p, int layer, const struct slot *const *s, int n,
-                       json_t *alphas, struct err *e)
+/* Whether matrix i is to be probed, and has not been. */
+static bool is_open(const struct allocation *a, int i, const json_t *notes)
 {
-    int before = (int)json_object_size(alphas);
-    for (int i = 0; i < n; i++) {
-        double alpha;
-        if (quantize_layer_of(s[i]->name) != layer || json_object_get(alphas, s[i]->name) != NULL)
+    return allocation_open_to(a, i) && json_object_get(notes, a->matrix[i].slot->name) == NULL;
+}
+
+static int probe_layer(struct probe *p, const struct allocation *a, int layer, json_t *notes,
+                       struct err *e)
+{
+    size_t before = json_object_size(notes);
+    for (int i = 0; i < a->n; i++) {
+        const struct slot *s = a->matrix[i].slot;
+        double cost;
+        if (quantize_layer_of(s->name) != layer || !is_open(a, i, notes))
             continue;
-        TRY(probe(p, layer, s[i], &alpha, e));
-        if (json_object_set_new(alphas, s[i]->name, json_real(alpha)) < 0)
+        TRY(probe(p, layer, s, &cost, e));
+        if (json_object_set_new(notes, s->name, json_real(cost)) < 0)
             return err_set(e, ERR_NOMEM, "no memory for the notes");
         progress_add(&p->q->bar, 1);
     }
-    return (int)json_object_size(alphas) > before ? quantize_state_save(p->q, e) : 0;
+    return json_object_size(notes) > before ? quantize_state_save(p->q, e) : 0;
 }
 
-static int probe_layers(struct probe *p, const struct slot *const *s, int n, json_t *alphas,
-                        struct err *e)
+static int probe_layers(struct probe *p, const struct allocation *a, json_t *notes, struct err *e)
 {
     int layers = p->q->model->config.n_layers;
     TRY(run_layers(p, 0, layers, p->x, e));
     TRY(judge(p, NULL, e));
     for (int l = 0; l < layers; l++) {
-        TRY(probe_layer(p, l, s, n, alphas, e));
+        TRY(probe_layer(p, a, l, notes, e));
         TRY(run_layers(p, l, l + 1, p->clean, e));
     }
     return 0;
 }
 
-int quantize_probe(struct quantize *q, const struct slot *const *s, int n, struct err *e)
+int quantize_probe(struct allocation *a, enum noise kind, struct err *e)
 {
+    struct quantize *q = a->q;
     struct probe p;
-    json_t *alphas;
+    json_t *notes;
     int missing = 0;
-    TRY(quantize_state_map(q, "alpha", &alphas, e));
-    for (int i = 0; i < n; i++)
-        missing += json_object_get(alphas, s[i]->name) == NULL;
+    TRY(quantize_state_map(q, quantize_probe_name(kind), &notes, e));
+    for (int i = 0; i < a->n; i++)
+        missing += is_open(a, i, notes);
     if (missing == 0)
         return 0;
-    TRY(open_probe(&p, q, e));
+    TRY(open_probe(&p, q, kind, e));
     progress_start(&q->bar, "probe", "matrices", (uint64_t)missing);
-    int rc = probe_layers(&p, s, n, alphas, e);
+    int rc = probe_layers(&p, a, notes, e);
     progress_end(&q->bar);
     close_probe(&p);
     return rc;

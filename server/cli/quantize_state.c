@@ -11,7 +11,6 @@
 #include "server/model/folder.h"
 
 enum { VERSION = 1 };
-static const char file_name[] = "quantize.json";
 
 static int no_memory(struct err *e)
 {
@@ -46,12 +45,14 @@ static json_t *hex(uint64_t v)
 static json_t *make_options(const struct quantize *q)
 {
     const struct config *c = q->config;
+    bool evolves = strcmp(c->allocate, "evopress") == 0;
+    int64_t generations = evolves ? c->generations : 0;
     size_t bytes = (size_t)q->text.n * (size_t)q->text.len * sizeof *q->text.token;
-    return json_pack("{s:s, s:f, s:I, s:s, s:s, s:i, s:i, s:f, s:i, s:o, s:o, s:i}", "codec",
+    return json_pack("{s:s, s:f, s:I, s:s, s:I, s:s, s:i, s:i, s:f, s:i, s:o, s:o, s:i}", "codec",
                      c->codec, "bits", c->bits, "size", (json_int_t)c->size, "allocate",
-                     c->allocate, "head", c->head, "tokens", q->text.n * q->text.len, "context",
-                     q->text.len, "damp", c->damp, "tune", (int)c->tune, "model",
-                     hex(hash_model(q->model)), "calibrate",
+                     c->allocate, "generations", (json_int_t)generations, "head", c->head, "tokens",
+                     q->text.n * q->text.len, "context", q->text.len, "damp", c->damp, "tune",
+                     (int)c->tune, "model", hex(hash_model(q->model)), "calibrate",
                      hex(XXH3_64bits(q->text.token, bytes)), "version", VERSION);
 }
 
@@ -68,8 +69,8 @@ static void to_text(const json_t *v, struct buf *out)
         buf_clear(out);
 }
 
-static int compare_option(const struct quantize *q, const char *key, const json_t *was,
-                          const json_t *is, struct err *e)
+static int compare_option(const char *folder, const char *key, const json_t *was, const json_t *is,
+                          struct err *e)
 {
     struct buf a;
     struct buf b;
@@ -79,23 +80,22 @@ static int compare_option(const struct quantize *q, const char *key, const json_
     if (b.len == 0)
         rc = no_memory(e);
     else if (strcmp(buf_str(&a), buf_str(&b)) != 0)
-        rc =
-            err_set(e, ERR_INVALID,
-                    "%s was begun with %s %s, now it is %s: ask for the same again, or start over "
-                    "with --force",
-                    hf_write_folder(q->out), key, a.len > 0 ? buf_str(&a) : "unknown", buf_str(&b));
+        rc = err_set(e, ERR_INVALID,
+                     "%s was begun with %s %s, now it is %s: ask for the same again, or start over "
+                     "with --force",
+                     folder, key, a.len > 0 ? buf_str(&a) : "unknown", buf_str(&b));
     buf_free(&a);
     buf_free(&b);
     return rc;
 }
 
-static int compare(const struct quantize *q, json_t *options, struct err *e)
+static int compare(const char *folder, const json_t *state, json_t *options, struct err *e)
 {
-    const json_t *was = json_object_get(q->state, "options");
+    const json_t *was = json_object_get(state, "options");
     const char *key;
     json_t *is;
     json_object_foreach(options, key, is)
-        TRY(compare_option(q, key, json_object_get(was, key), is, e));
+        TRY(compare_option(folder, key, json_object_get(was, key), is, e));
     return 0;
 }
 
@@ -104,10 +104,11 @@ static int compare(const struct quantize *q, json_t *options, struct err *e)
 static int read_state(struct quantize *q, struct err *e)
 {
     const char *folder = hf_write_folder(q->out);
-    TRY(folder_read_json(&q->state, folder, file_name, e));
+    TRY(folder_read_json(&q->state, folder, QUANTIZE_NOTES, e));
     if (json_is_object(json_object_get(q->state, "matrices")))
         return 0;
-    return err_set(e, ERR_FORMAT, "%s/%s is damaged; start over with --force", folder, file_name);
+    return err_set(e, ERR_FORMAT, "%s/%s is damaged; start over with --force", folder,
+                   QUANTIZE_NOTES);
 }
 
 static int begin_state(struct quantize *q, json_t *options, struct err *e)
@@ -124,7 +125,7 @@ static int begin_state(struct quantize *q, json_t *options, struct err *e)
 /* What file_write_atomic() leaves when it is killed: a dot and six characters behind the name. */
 static bool is_rest(const char *entry)
 {
-    static const char *const ours[] = { file_name, QUANTIZE_FACTORS };
+    static const char *const ours[] = { QUANTIZE_NOTES, QUANTIZE_FACTORS };
     for (int i = 0; i < 2; i++) {
         size_t n = strlen(ours[i]);
         if (strncmp(entry, ours[i], n) == 0 && entry[n] == '.' && strlen(entry) == n + 7)
@@ -152,17 +153,28 @@ int quantize_state_open(struct quantize *q, struct err *e)
     if (options == NULL)
         return no_memory(e);
     int rc = 0;
-    if (!folder_has(folder, file_name))
+    if (!folder_has(folder, QUANTIZE_NOTES))
         rc = begin_state(q, options, e);
     else if ((rc = read_state(q, e)) == 0)
-        rc = compare(q, options, e);
+        rc = compare(folder, q->state, options, e);
     json_decref(options);
+    return rc;
+}
+
+int quantize_state_same(const struct quantize *q, const char *folder, struct err *e)
+{
+    json_t *state;
+    TRY(folder_read_json(&state, folder, QUANTIZE_NOTES, e));
+    json_t *options = make_options(q);
+    int rc = options != NULL ? compare(folder, state, options, e) : no_memory(e);
+    json_decref(options);
+    json_decref(state);
     return rc;
 }
 
 int quantize_state_save(struct quantize *q, struct err *e)
 {
-    return folder_write_json(hf_write_folder(q->out), file_name, json_incref(q->state), e);
+    return folder_write_json(hf_write_folder(q->out), QUANTIZE_NOTES, json_incref(q->state), e);
 }
 
 int quantize_state_note(struct quantize *q, const struct pressed *p, struct err *e)

@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "server/base/mem.h"
+#include "server/base/mix.h"
 #include "server/base/progress.h"
 #include "server/model/load.h"
 #include "server/text/vocab.h"
@@ -75,22 +76,14 @@ static void config_of(const struct shape *s, const char *spec, struct model_conf
 
 /* ---- numbers ----------------------------------------------------------------------------------------------------- */
 
-/* The finalizer of splitmix64 (Steele, Lea and Flood, OOPSLA 2014); the counter is the caller's. */
-static uint64_t mix(uint64_t z)
-{
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
-
 /* n numbers of the given mean and deviation: the sum of four uniform 16-bit numbers, which is normal but for tails that end
  * at 3.46 deviations. */
 static void draw(float *out, int n, uint64_t tensor, int row, float mean, float deviation)
 {
-    const uint64_t key = mix(mix(tensor + 1) + (uint64_t)row);
+    const uint64_t key = mix64(mix64(tensor + 1) + (uint64_t)row);
     const float scale = deviation / 37837.23f; /* sqrt(4 * 65536^2 / 12) */
     for (int i = 0; i < n; i++) {
-        uint64_t z = mix(key + (uint64_t)(i + 1) * 0x9e3779b97f4a7c15u);
+        uint64_t z = mix64(key + (uint64_t)(i + 1) * 0x9e3779b97f4a7c15u);
         int sum =
             (int)(z & 65535) + (int)(z >> 16 & 65535) + (int)(z >> 32 & 65535) + (int)(z >> 48);
         out[i] = mean + scale * (float)(sum - 2 * 65535);

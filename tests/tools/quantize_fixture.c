@@ -9,12 +9,14 @@
 
 #include <cmocka.h>
 #include <dirent.h>
+#include <math.h>
 #include <unistd.h>
 
-#include "server/cli/quantize.h"
+#include "server/cli/quantize_allocate.h"
+#include "server/model/arch.h"
 #include "tests/tools/scratch.h"
 
-enum { MAX_ARGS = 16 };
+enum { MAX_ARGS = 16, CONTEXT = 64 };
 
 static void options(struct config *c, const char *model, const char *out, const char *const *more)
 {
@@ -36,12 +38,18 @@ static void options(struct config *c, const char *model, const char *out, const 
         fail_msg("%s", e.text);
 }
 
+int run_open(struct quantize *q, struct config *c, const char *model, const char *out,
+             const char *const *more, struct err *e)
+{
+    options(c, model, out, more);
+    return quantize_run(q, c, e);
+}
+
 int run_on(const char *model, const char *out, const char *const *more, struct err *e)
 {
     struct config c;
     struct quantize q;
-    options(&c, model, out, more);
-    int rc = quantize_run(&q, &c, e);
+    int rc = run_open(&q, &c, model, out, more, e);
     if (rc == 0)
         quantize_close(&q);
     config_free(&c);
@@ -117,4 +125,105 @@ const char *shard_name(const char *folder, int i, int layers)
 bool there(const char *path)
 {
     return access(path, F_OK) == 0;
+}
+
+/* ---- what came out ----------------------------------------------------------------------------------------------- */
+
+void press_toy(const char *out, const char *const *more)
+{
+    struct err e;
+    if (run_on("toy.gguf", out, more, &e) < 0)
+        fail_msg("%s", e.text);
+}
+
+void open_session(struct session *s, const char *name)
+{
+    struct err e;
+    struct model_options o = { .weights = "auto" };
+    assert_int_equal(be_open(&s->be, &(struct be_config){ .n_threads = 1 }, &e), 0);
+    if (model_open(&s->model, in_root(name), &o, s->be, &e) < 0)
+        fail_msg("%s", e.text);
+}
+
+/* Bits a weight in the matrices of the layers of a folder. */
+double bits_of(const char *name)
+{
+    struct session s;
+    double bytes = 0, weights = 0;
+    open_session(&s, name);
+    for (int i = 0; i < s.model->n_slots; i++) {
+        const struct slot *t = &s.model->slot[i];
+        if (t->w == NULL || quantize_layer_of(t->name) < 0)
+            continue;
+        bytes += (double)weight_bytes(t->w);
+        weights += (double)t->rows * t->cols;
+    }
+    session_close(&s);
+    return 8 * bytes / weights;
+}
+
+json_t *notes_of(const char *folder)
+{
+    json_t *notes = json_load_file(joined(folder, "quantize.json"), 0, NULL);
+    assert_non_null(notes);
+    return notes;
+}
+
+json_t *map_of(const json_t *notes, const char *key)
+{
+    json_t *map = json_object_get(json_object_get(notes, "allocation"), key);
+    assert_non_null(map);
+    return map;
+}
+
+double number(const json_t *map, const char *key)
+{
+    const json_t *v = json_object_get(map, key);
+    if (!json_is_number(v))
+        fail_msg("%s has no number", key);
+    return json_number_value(v);
+}
+
+static double log_sum(const float *x, int n)
+{
+    double sum = 0;
+    for (int i = 0; i < n; i++)
+        sum += exp((double)x[i]);
+    return log(sum);
+}
+
+/* The logits of a whole pass over sequence i. */
+static const float *logits_of(struct runner *r, const struct model *m, const struct sequences *text,
+                              int i)
+{
+    struct err e;
+    const float *x;
+    assert_int_equal(runner_open(r, m, KV_F32, 1, CONTEXT, CONTEXT, CONTEXT, &e), 0);
+    const int32_t *token = text->token + (ptrdiff_t)i * CONTEXT;
+    assert_int_equal(runner_append(r, 0, token, CONTEXT, CONTEXT, &x, &e), 0);
+    return x;
+}
+
+/* Of b's outputs from a's, in nats a token, written out. */
+double divergence_of(const struct model *a, const struct model *b, int n)
+{
+    struct sequences text;
+    struct err e;
+    double sum = 0;
+    int vocab = a->config.vocab;
+    assert_int_equal(sequences_open(&text, a->tok, in_root("text.txt"), 256, CONTEXT, &e), 0);
+    for (int i = 0; i < n; i++) {
+        struct runner r[2];
+        const float *p = logits_of(&r[0], a, &text, i);
+        const float *q = logits_of(&r[1], b, &text, i);
+        for (int row = 0; row < CONTEXT; row++, p += vocab, q += vocab) {
+            double zp = log_sum(p, vocab), zq = log_sum(q, vocab);
+            for (int v = 0; v < vocab; v++)
+                sum += exp((double)p[v] - zp) * ((double)p[v] - zp - (double)q[v] + zq);
+        }
+        runner_close(&r[0]);
+        runner_close(&r[1]);
+    }
+    sequences_close(&text);
+    return sum / (n * CONTEXT);
 }

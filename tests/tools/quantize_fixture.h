@@ -4,11 +4,16 @@
 
 #include <stdbool.h>
 
-#include "server/base/err.h"
+#include "server/cli/quantize.h"
 
 /* Presses root/model to root/out: to q4 with 256 tokens in sequences of 64 unless `more` says otherwise, a NULL-terminated
  * list of options, or NULL. */
 int run_on(const char *model, const char *out, const char *const *more, struct err *e) WARN_UNUSED;
+/* The same, with what it leaves open: for quantize_close() on success, and always config_free(). */
+int run_open(struct quantize *q, struct config *c, const char *model, const char *out,
+             const char *const *more, struct err *e) WARN_UNUSED;
+/* Presses "toy.gguf" and must not fail. */
+void press_toy(const char *out, const char *const *more);
 /* The same with the model "model". */
 int run(const char *out, const char *const *more, struct err *e) WARN_UNUSED;
 void must_run(const char *out, const char *const *more);
@@ -20,6 +25,16 @@ const char *joined(const char *a, const char *b);
 /* Shard i of a pressed model with so many layers. */
 const char *shard_name(const char *folder, int i, int layers);
 bool there(const char *path);
+/* The model root/name on a backend of its own. */
+void open_session(struct session *s, const char *name);
+/* Bits a weight in the matrices of the layers of a folder. */
+double bits_of(const char *name);
+/* folder/quantize.json, and the map of that name in its notes on allocation. */
+json_t *notes_of(const char *folder);
+json_t *map_of(const json_t *notes, const char *key);
+double number(const json_t *map, const char *key);
+/* Of b's outputs from a's on the first n calibration sequences, in nats a token, written out. */
+double divergence_of(const struct model *a, const struct model *b, int n);
 /* The folders hold the same files with the same bytes. */
 void same_folders(const char *a, const char *b);
 

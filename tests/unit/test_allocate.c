@@ -1,4 +1,4 @@
-/* The choice of forms against trying all of them. */
+/* The choice of forms against trying all of them, and by other ways. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -10,7 +10,7 @@
 
 #include <cmocka.h>
 
-#include "quant/allocate.h"
+#include "quant/evolve.h"
 #include "server/base/mem.h"
 #include "tests/tools/levels.h"
 
@@ -133,6 +133,189 @@ static void many_sizes_fit_and_are_close(void **state)
     assert_true(got_error < 1.001 * bound);
 }
 
+/* ---- steps and levels -------------------------------------------------------------------------------------------- */
+
+static void steps_by_size(void **state)
+{
+    static const size_t sizes[] = { 30, 10, 20, 30, 10 };
+    static const struct allocate_item one = { sizes, NULL, 5 };
+    (void)state;
+    assert_int_equal(allocate_next(&one, 1, true), 2);
+    assert_int_equal(allocate_next(&one, 4, true), 2);
+    assert_int_equal(allocate_next(&one, 2, true), 0);
+    assert_int_equal(allocate_next(&one, 2, false), 1);
+    assert_int_equal(allocate_next(&one, 3, false), 2);
+    assert_int_equal(allocate_next(&one, 3, true), -1);
+    assert_int_equal(allocate_next(&one, 1, false), -1);
+}
+
+/* What fits at a level, written out: every item has the form nearest to what it wants there. */
+static size_t bytes_at(const double *weights, const double *want, int n, double at, int *c)
+{
+    size_t sum = 0;
+    for (int i = 0; i < n; i++) {
+        double best = INFINITY;
+        for (int k = 0; k < item[i].n; k++) {
+            double off = fabs(8 * (double)bytes[i][k] / weights[i] - want[i] - at);
+            if (off < best) {
+                best = off;
+                c[i] = k;
+            }
+        }
+        sum += bytes[i][c[i]];
+    }
+    return sum;
+}
+
+/* The highest level that fits, by bisection. */
+static void rises_to_the_level(void **state)
+{
+    enum { N = 40 };
+    double weights[N], want[N];
+    int level_choice[N];
+    struct err e;
+    (void)state;
+    rnd_seed(23);
+    for (int round = 0; round < 50; round++) {
+        size_t budget = 0, got;
+        double errors, low = -40, high = 40;
+        for (int i = 0; i < N; i++) {
+            weights[i] = (double)(1000 + rnd_bits() % 1000);
+            want[i] = (double)(rnd_bits() % 4096) / 1024;
+            item[i] = (struct allocate_item){ bytes[i], error[i], CHOICES };
+            for (int c = 0; c < CHOICES; c++) {
+                bytes[i][c] = (size_t)(weights[i] * (c + 1) / 8) + rnd_bits() % 8;
+                error[i][c] = 0;
+            }
+            budget += bytes[i][0] + rnd_bits() % (bytes[i][2] - bytes[i][0]);
+        }
+        assert_int_equal(allocate_level(item, weights, want, N, budget, choice, &e), 0);
+        sums_of(choice, N, &got, &errors);
+        assert_true(got <= budget && got + 300 > budget);
+        for (int k = 0; k < 60; k++) {
+            double middle = (low + high) / 2;
+            *(bytes_at(weights, want, N, middle, level_choice) <= budget ? &low : &high) = middle;
+        }
+        (void)bytes_at(weights, want, N, low, level_choice);
+        assert_memory_equal(choice, level_choice, sizeof level_choice);
+    }
+    want[3] = NAN;
+    assert_int_equal(allocate_level(item, weights, want, N, 1 << 30, choice, &e), ERR_INVALID);
+    want[3] = 0;
+    assert_int_equal(allocate_level(item, weights, want, N, 1, choice, &e), ERR_LIMIT);
+}
+
+/* ---- generations ------------------------------------------------------------------------------------------------- */
+
+struct field {
+    size_t budget;
+    int calls[EVOLVE_ROUNDS];
+    int fail_at; /* call of the last round */
+};
+
+/* Errors and what no sum of them knows: neighbours that are both narrow lose more. All within the budget. */
+static int judge_field(void *arg, const int *c, int generation, int round, double *loss,
+                       struct err *e)
+{
+    struct field *f = arg;
+    size_t b;
+    (void)generation;
+    sums_of(c, 12, &b, loss);
+    assert_true(b <= f->budget);
+    for (int i = 1; i < 12; i++)
+        *loss += c[i] + c[i - 1] == 0 ? 100 : 0;
+    if (++f->calls[round] == f->fail_at && round == EVOLVE_ROUNDS - 1)
+        return err_set(e, ERR_CANCELLED, "stopped");
+    return 0;
+}
+
+static void set_field(struct field *f, struct evolve *v)
+{
+    *f = (struct field){ .budget = 0 };
+    rnd_seed(77);
+    for (int i = 0; i < 12; i++) {
+        item[i] = (struct allocate_item){ bytes[i], error[i], CHOICES };
+        size_t unit = 50 + rnd_bits() % 50;
+        double slope = (double)(1 + rnd_bits() % 1000);
+        for (int c = 0; c < CHOICES; c++) {
+            bytes[i][c] = unit * (size_t)(c + 1);
+            error[i][c] = slope * pow(.25, c);
+        }
+        f->budget += unit * 2;
+    }
+    *v = (struct evolve){
+        .item = item, .n = 12, .budget = f->budget, .seed = 5, .judge = judge_field, .arg = f
+    };
+}
+
+/* It gets better and never worse, close to the best of all, the same way every time, in any number of pieces. */
+static void evolves(void **state)
+{
+    struct field f;
+    struct evolve v;
+    struct err e;
+    double loss, first, last;
+    int again[12] = { 0 };
+    (void)state;
+    set_field(&f, &v);
+    memset(choice, 0, sizeof choice);
+    assert_int_equal(judge_field(&f, choice, 0, 0, &first, &e), 0);
+    loss = first;
+    for (int g = 0; g < 60; g++) {
+        last = loss;
+        assert_int_equal(evolve_generation(&v, g, choice, &loss, &e), 0);
+        assert_true(loss <= last);
+    }
+    assert_int_equal(f.calls[0], 60 * EVOLVE_OFFSPRING + 1);
+    assert_int_equal(f.calls[1], 60 * 4);
+    assert_int_equal(f.calls[2], 60);
+    assert_int_equal(judge_field(&f, choice, 0, 0, &last, &e), 0);
+    assert_true(last == loss);
+    /* no choice that avoids narrow neighbours can be better than the best sum of errors */
+    int best[12];
+    double bound;
+    size_t b;
+    assert_int_equal(allocate_dp(item, 12, f.budget, best, &e), 0);
+    sums_of(best, 12, &b, &bound);
+    assert_true(loss >= bound);
+    assert_true(loss < bound + .1 * (first - bound));
+    last = first;
+    for (int g = 0; g < 60; g++)
+        assert_int_equal(evolve_generation(&v, g, again, &last, &e), 0);
+    assert_memory_equal(choice, again, sizeof again);
+    v.seed++;
+    memset(again, 0, sizeof again);
+    last = first;
+    assert_int_equal(evolve_generation(&v, 0, again, &last, &e), 0);
+    assert_memory_not_equal(choice, again, sizeof again);
+}
+
+/* Where nothing can move the parent stays; what the judge says of failures goes on; memory may be out. */
+static void evolves_no_further(void **state)
+{
+    struct field f;
+    struct evolve v;
+    struct err e;
+    double loss = 1e9;
+    (void)state;
+    set_field(&f, &v);
+    v.budget = f.budget = 1 << 20;
+    for (int i = 0; i < 12; i++)
+        choice[i] = CHOICES - 1;
+    assert_int_equal(evolve_generation(&v, 0, choice, &loss, &e), 0);
+    for (int i = 0; i < 12; i++)
+        assert_int_equal(choice[i], CHOICES - 1);
+    f.fail_at = 2;
+    assert_int_equal(evolve_generation(&v, 0, choice, &loss, &e), ERR_CANCELLED);
+    for (uint64_t i = 1; i <= 2; i++) {
+        mem_fail_at(i);
+        assert_int_equal(evolve_generation(&v, 0, choice, &loss, &e), ERR_NOMEM);
+    }
+    mem_fail_at(0);
+    v.n = 0;
+    assert_int_equal(evolve_generation(&v, 0, choice, &loss, &e), 0);
+}
+
 static void refuses_nonsense(void **state)
 {
     struct err e;
@@ -178,10 +361,10 @@ static int nothing_is_left(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(finds_the_best),
-        cmocka_unit_test(many_sizes_fit_and_are_close),
-        cmocka_unit_test(refuses_nonsense),
-        cmocka_unit_test(says_when_memory_is_out),
+        cmocka_unit_test(finds_the_best),   cmocka_unit_test(many_sizes_fit_and_are_close),
+        cmocka_unit_test(steps_by_size),    cmocka_unit_test(rises_to_the_level),
+        cmocka_unit_test(evolves),          cmocka_unit_test(evolves_no_further),
+        cmocka_unit_test(refuses_nonsense), cmocka_unit_test(says_when_memory_is_out),
     };
     return cmocka_run_group_tests(tests, NULL, nothing_is_left);
 }

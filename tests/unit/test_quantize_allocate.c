@@ -23,7 +23,6 @@
 #include "tests/tools/scratch.h"
 #include "tests/tools/toy.h"
 
-enum { CONTEXT = 64, SEQUENCES = 2 };
 #define PLANES "--codec=planes"
 
 /* All shapes of this model fit every form of planes; those of "model" do not. */
@@ -33,62 +32,7 @@ static int open_group(void **state)
     return eval_open(state) < 0 ? -1 : toy_write(in_root("toy.gguf"), 3, &e);
 }
 
-static void press_toy(const char *out, const char *const *more)
-{
-    struct err e;
-    if (run_on("toy.gguf", out, more, &e) < 0)
-        fail_msg("%s", e.text);
-}
-
 /* ---- what came out ----------------------------------------------------------------------------------------------- */
-
-static void open_model(struct session *s, const char *name)
-{
-    struct err e;
-    struct model_options o = { .weights = "auto" };
-    assert_int_equal(be_open(&s->be, &(struct be_config){ .n_threads = 1 }, &e), 0);
-    if (model_open(&s->model, in_root(name), &o, s->be, &e) < 0)
-        fail_msg("%s", e.text);
-}
-
-/* Bits a weight in the matrices of the layers of a folder. */
-static double bits_of(const char *name)
-{
-    struct session s;
-    double bytes = 0, weights = 0;
-    open_model(&s, name);
-    for (int i = 0; i < s.model->n_slots; i++) {
-        const struct slot *t = &s.model->slot[i];
-        if (t->w == NULL || quantize_layer_of(t->name) < 0)
-            continue;
-        bytes += (double)weight_bytes(t->w);
-        weights += (double)t->rows * t->cols;
-    }
-    session_close(&s);
-    return 8 * bytes / weights;
-}
-
-static json_t *notes_of(const char *folder)
-{
-    json_t *notes = json_load_file(joined(folder, "quantize.json"), 0, NULL);
-    assert_non_null(notes);
-    return notes;
-}
-
-static json_t *map_of(const json_t *notes, const char *key)
-{
-    json_t *map = json_object_get(json_object_get(notes, "allocation"), key);
-    assert_non_null(map);
-    return map;
-}
-
-static double number(const json_t *map, const char *key)
-{
-    const json_t *v = json_object_get(map, key);
-    if (!json_is_number(v))
-        fail_msg("%s has no number", key);
-    return json_number_value(v);
-}
 
 /* The sum of alpha t^2 that the folder `priced` knows for the forms that the folder `made` has. */
 static double cost(const char *made, const char *priced)
@@ -268,50 +212,6 @@ static void add_noise(struct session *s, const struct slot *t)
     *t->w = w;
 }
 
-static double log_sum(const float *x, int n)
-{
-    double sum = 0;
-    for (int i = 0; i < n; i++)
-        sum += exp((double)x[i]);
-    return log(sum);
-}
-
-/* The logits of a whole pass over sequence i. */
-static const float *logits_of(struct runner *r, const struct model *m, const struct sequences *text,
-                              int i)
-{
-    struct err e;
-    const float *x;
-    assert_int_equal(runner_open(r, m, KV_F32, 1, CONTEXT, CONTEXT, CONTEXT, &e), 0);
-    const int32_t *token = text->token + (ptrdiff_t)i * CONTEXT;
-    assert_int_equal(runner_append(r, 0, token, CONTEXT, CONTEXT, &x, &e), 0);
-    return x;
-}
-
-/* Of b's outputs from a's, in nats a token, written out. */
-static double divergence_of(const struct model *a, const struct model *b)
-{
-    struct sequences text;
-    struct err e;
-    double sum = 0;
-    int vocab = a->config.vocab;
-    assert_int_equal(sequences_open(&text, a->tok, in_root("text.txt"), 256, CONTEXT, &e), 0);
-    for (int i = 0; i < SEQUENCES; i++) {
-        struct runner r[2];
-        const float *p = logits_of(&r[0], a, &text, i);
-        const float *q = logits_of(&r[1], b, &text, i);
-        for (int row = 0; row < CONTEXT; row++, p += vocab, q += vocab) {
-            double zp = log_sum(p, vocab), zq = log_sum(q, vocab);
-            for (int v = 0; v < vocab; v++)
-                sum += exp((double)p[v] - zp) * ((double)p[v] - zp - (double)q[v] + zq);
-        }
-        runner_close(&r[0]);
-        runner_close(&r[1]);
-    }
-    sequences_close(&text);
-    return sum / (SEQUENCES * CONTEXT);
-}
-
 /* alpha is the divergence of whole passes over t^2. */
 static void measures_alpha(void **state)
 {
@@ -323,11 +223,11 @@ static void measures_alpha(void **state)
     for (int k = 0; k < 2; k++) {
         struct session s[2];
         for (int i = 0; i < 2; i++)
-            open_model(&s[i], "toy.gguf");
+            open_session(&s[i], "toy.gguf");
         for (int i = 0; i < s[1].model->n_slots; i++)
             if (strcmp(s[1].model->slot[i].name, names[k]) == 0)
                 add_noise(&s[1], &s[1].model->slot[i]);
-        double want = divergence_of(s[0].model, s[1].model) / .05;
+        double want = divergence_of(s[0].model, s[1].model, 2) / .05;
         double got = number(map_of(notes, "alpha"), names[k]);
         if (!(want > 0 && fabs(got - want) < .01 * want))
             fail_msg("%s: alpha %g, by whole passes %g", names[k], got, want);

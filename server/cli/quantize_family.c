@@ -1,0 +1,175 @@
+#include <stdio.h>
+#include <string.h>
+
+#include "server/base/mem.h"
+#include "server/cli/quantize_allocate.h"
+#include "server/model/arch.h"
+
+/* ---- families ---------------------------------------------------------------------------------------------------- */
+
+int family_find(struct family *f, struct be *be, const char *name, struct err *e)
+{
+    f->n = 0;
+    for (int bits = 1; bits <= FAMILY_FORMS && strlen(name) < FORM_NAME - 2; bits++) {
+        struct weight w;
+        snprintf(f->word[f->n], FORM_NAME, "%s%d", name, bits);
+        int rc = weight_open(&w, be, f->word[f->n], false, DT_F32, CODEC_PANEL, PROBE_COLS, e);
+        weight_close(&w, be);
+        if (rc == ERR_NOMEM)
+            return rc;
+        f->n += rc == 0;
+    }
+    return 0;
+}
+
+bool quantize_has_budget(const struct config *c)
+{
+    return c->bits > 0 || c->size > 0;
+}
+
+int quantize_check_codec(struct be *be, const struct config *c, struct err *e)
+{
+    struct family f;
+    struct weight w;
+    TRY(family_find(&f, be, c->codec, e));
+    if (c->bits > 0 && c->size > 0)
+        return err_set(e, ERR_INVALID, "bits, size: one of them says what there is to spend");
+    if (f.n > 0 && quantize_has_budget(c))
+        return 0;
+    if (f.n > 0)
+        return err_set(e, ERR_INVALID,
+                       "codec: %s is a family of forms: give one of them, as %s, or --bits or "
+                       "--size",
+                       c->codec, f.word[0]);
+    if (weight_open(&w, be, c->codec, false, DT_F32, CODEC_PANEL, PROBE_COLS, e) < 0)
+        return err_prefix(e, "codec");
+    weight_close(&w, be);
+    if (quantize_has_budget(c))
+        return err_set(e, ERR_INVALID,
+                       "%s: %s is one form for all matrices; forms are chosen from a family, as "
+                       "trellis",
+                       c->bits > 0 ? "bits" : "size", c->codec);
+    return 0;
+}
+
+/* ---- matrices ---------------------------------------------------------------------------------------------------- */
+
+/* What counts: with --bits what the planes take in memory, with --size what the file keeps of them. */
+static size_t bytes_of(const struct allocation *a, const struct weight *w)
+{
+    return a->q->config->size > 0 ? hf_write_bytes(w) : weight_bytes(w);
+}
+
+static int add_matrix(struct allocation *a, const struct slot *s, struct err *e)
+{
+    struct matrix *m = &a->matrix[a->n++];
+    m->slot = s;
+    a->weights += (double)s->rows * s->cols;
+    for (int c = 0; c < a->family.n; c++) {
+        struct weight w;
+        TRY(weight_open(&w, a->q->session.be, a->family.word[c], false, DT_F32, s->rows, s->cols,
+                        e));
+        m->form[c] = weight_form(&w);
+        m->rotated = c == 0 ? w.codec->rotated : m->rotated;
+        m->bytes[c] = bytes_of(a, &w);
+        weight_close(&w, a->q->session.be);
+    }
+    return 0;
+}
+
+/* A tensor that no choice changes: a vector, which is written as f32, or a matrix of no layer. */
+static int add_rest(struct allocation *a, const struct slot *s, struct err *e)
+{
+    struct weight w;
+    if (s->v != NULL)
+        a->rest += *s->v != NULL ? (size_t)s->rows * sizeof **s->v : 0;
+    if (s->w == NULL || s->w->codec == NULL || quantize_layer_of(s->name) >= 0)
+        return 0;
+    TRY(weight_open(&w, a->q->session.be, a->q->config->head, false, DT_F32, s->rows, s->cols, e));
+    a->rest += hf_write_bytes(&w);
+    weight_close(&w, a->q->session.be);
+    return 0;
+}
+
+/* In the order of the layers. */
+static int add_matrices(struct allocation *a, struct err *e)
+{
+    const struct model *m = a->q->model;
+    for (int i = 0; i < m->n_slots && a->q->config->size > 0; i++)
+        TRY(add_rest(a, &m->slot[i], e));
+    for (int l = 0; l < m->config.n_layers; l++)
+        for (int i = 0; i < m->n_slots; i++) {
+            const struct slot *s = &m->slot[i];
+            if (s->w != NULL && s->w->codec != NULL && quantize_layer_of(s->name) == l)
+                TRY(add_matrix(a, s, e));
+        }
+    return 0;
+}
+
+static int make_room(struct allocation *a, struct err *e)
+{
+    size_t n = (size_t)a->q->model->n_slots;
+    a->matrix = mem_zalloc(n, sizeof *a->matrix);
+    a->item = mem_zalloc(n, sizeof *a->item);
+    a->choice = mem_zalloc(n, sizeof *a->choice);
+    if (a->matrix != NULL && a->item != NULL && a->choice != NULL)
+        return 0;
+    return err_set(e, ERR_NOMEM, "no memory for %zu matrices", n);
+}
+
+static void set_budget(struct allocation *a)
+{
+    const struct config *c = a->q->config;
+    size_t size = (size_t)c->size;
+    if (size > 0)
+        a->budget = size > a->rest ? size - a->rest : 0;
+    else
+        a->budget = (size_t)(c->bits * a->weights / 8);
+}
+
+int allocation_open(struct allocation *a, struct quantize *q, struct err *e)
+{
+    *a = (struct allocation){ .q = q };
+    TRY(family_find(&a->family, q->session.be, q->config->codec, e));
+    int rc = make_room(a, e);
+    if (rc == 0)
+        rc = add_matrices(a, e);
+    if (rc < 0) {
+        allocation_close(a);
+        return rc;
+    }
+    for (int i = 0; i < a->n; i++)
+        a->item[i] = (struct allocate_item){ a->matrix[i].bytes, a->matrix[i].error, a->family.n };
+    set_budget(a);
+    return 0;
+}
+
+void allocation_close(struct allocation *a)
+{
+    mem_free(a->choice);
+    mem_free(a->item);
+    mem_free(a->matrix);
+    *a = (struct allocation){ 0 };
+}
+
+size_t allocation_bytes(const struct allocation *a, int c)
+{
+    size_t sum = 0;
+    for (int i = 0; i < a->n; i++) {
+        const size_t *bytes = a->matrix[i].bytes;
+        size_t least = bytes[0];
+        for (int k = 1; k < a->family.n; k++)
+            least = bytes[k] < least ? bytes[k] : least;
+        sum += c < 0 ? least : bytes[c];
+    }
+    return sum;
+}
+
+bool allocation_open_to(const struct allocation *a, int i)
+{
+    const size_t *bytes = a->matrix[i].bytes;
+    for (int c = 1; c < a->family.n; c++)
+        if (bytes[c] != bytes[0])
+            return true;
+    return false;
+}
