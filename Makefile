@@ -29,7 +29,7 @@ CUDA_ARCHS ?= 80 86 89 90a
 O := $(BUILD)/obj/$(notdir $(CC))$(if $(SIMT),-simt)$(if $(SAN),-$(subst $(,),+,$(SAN)))$(if $(COV),-cov)
 BIN := $(if $(plain),$(BUILD),$(O)/bin)
 
-PKGS := libmicrohttpd jansson liburing libpcre2-8 libutf8proc yaml-0.1 libxxhash libcurl libcrypto libprotobuf-c
+PKGS := libmicrohttpd jansson liburing libpcre2-8 libutf8proc yaml-0.1 libxxhash libcurl libcrypto libprotobuf-c zlib
 PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
 PKG_LIBS   := $(shell pkg-config --libs $(PKGS) 2>/dev/null)
 
@@ -227,7 +227,7 @@ install: all ## copy the program and its configs to DESTDIR/PREFIX
 	cd configs && find . -type f -name '*.yaml' -exec install -D -m 644 '{}' '$(DESTDIR)$(PREFIX)/share/wring/{}' \;
 
 DEPS := gcc g++ make pkg-config libmicrohttpd-dev libjansson-dev liburing-dev libpcre2-dev libutf8proc-dev libyaml-dev \
-  libxxhash-dev libcurl4-openssl-dev libssl-dev libprotobuf-c-dev protobuf-c-compiler libgd-dev curl ca-certificates python3 python3-pip \
+  libxxhash-dev libcurl4-openssl-dev libssl-dev libprotobuf-c-dev protobuf-c-compiler libgd-dev zlib1g-dev curl ca-certificates python3 python3-pip \
   libopenblas0 # opened at run time, where weights are pressed with moments
 DEPS_TEST := libcmocka-dev python3-venv chromium wrk
 DEPS_CI := git clang clang-format clang-tidy libclang-rt-14-dev llvm shellcheck

@@ -52,7 +52,8 @@ static int open_text(struct quantize *q, struct err *e)
     const struct config *c = q->config;
     int len =
         c->context < q->model->config.ctx_train ? (int)c->context : q->model->config.ctx_train;
-    TRY(sequences_open(&q->text, q->model->tok, c->calibrate, c->tokens, len, e));
+    TRY(sequences_aligned(&q->text, q->model->tok, c->calibrate, c->align, c->tokens, len,
+                          q->session.be->par, e));
     TRY(quantize_runner(&q->run, q->model, len, e));
     size_t floats = (size_t)q->text.n * (size_t)len * (size_t)q->model->config.dim;
     q->x = mem_zalloc(floats, sizeof *q->x);

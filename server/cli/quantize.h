@@ -29,6 +29,7 @@
 
 struct sequences {
     int32_t *token; /* [n][len] */
+    int *chunk;     /* [n] rising: which of the text's chunks of len tokens */
     int n, len;
 };
 /* n_tokens / len sequences (at least one), evenly spread over the texts of the list (server/cli/texts.h; a recipe is pulled
@@ -36,6 +37,13 @@ struct sequences {
  * ERR_INVALID: the texts are too short; errors of texts_open and pull_recipe. */
 int sequences_open(struct sequences *s, const struct tokenizer *tok, const char *list,
                    int64_t n_tokens, int len, struct err *e) WARN_UNUSED;
+/* The same number of those that are most like the texts of the list `target` (server/cli/align.h); "": evenly spread. */
+int sequences_aligned(struct sequences *s, const struct tokenizer *tok, const char *list,
+                      const char *target, int64_t n_tokens, int len, struct par *par,
+                      struct err *e) WARN_UNUSED;
+/* At most n of the sequences that `of`, which is of the same list, left, evenly spread. ERR_INVALID: it left none. */
+int sequences_rest(struct sequences *s, const struct sequences *of, const struct tokenizer *tok,
+                   const char *list, int n, struct err *e) WARN_UNUSED;
 /* [len] */
 static inline const int32_t *sequences_at(const struct sequences *s, int i)
 {

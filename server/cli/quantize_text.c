@@ -1,9 +1,9 @@
 #include <string.h>
 
 #include "server/base/mem.h"
+#include "server/cli/align.h"
 #include "server/cli/fetch.h"
 #include "server/cli/quantize.h"
-#include "server/cli/texts.h"
 
 static const char separator[] = "<|endoftext|>";
 
@@ -42,41 +42,111 @@ static int encode_all(const struct tokenizer *tok, const char *list, struct tok_
     return rc < 0 ? err_set(e, rc, "no memory for the tokens of %s", list) : 0;
 }
 
-/* Sequence i of n begins where its share of the chunks does. */
-static void spread(struct sequences *s, const struct tok_ids *ids, int32_t bos)
+/* Room for n sequences of list's tokens. */
+static int make_room(struct sequences *s, const char *list, const struct tok_ids *ids,
+                     struct err *e)
 {
-    int64_t chunks = ids->n / s->len;
+    if (ids->n / s->len < s->n)
+        return err_set(
+            e, ERR_INVALID,
+            "%s has %d tokens; %d sequences of %d are asked for: give more text or fewer "
+            "--tokens",
+            list, ids->n, s->n, s->len);
+    s->token = mem_zalloc((size_t)s->n * (size_t)s->len, sizeof *s->token);
+    s->chunk = mem_zalloc((size_t)s->n, sizeof *s->chunk);
+    if (s->token != NULL && s->chunk != NULL)
+        return 0;
+    return err_set(e, ERR_NOMEM, "no memory for %d sequences of %d tokens", s->n, s->len);
+}
+
+/* The tokens of the chunks that s names. */
+static void take(struct sequences *s, const struct tok_ids *ids, const struct tokenizer *tok)
+{
     for (int i = 0; i < s->n; i++) {
         int32_t *token = s->token + (size_t)i * (size_t)s->len;
-        memcpy(token, ids->id + i * chunks / s->n * s->len, (size_t)s->len * sizeof *token);
-        if (bos >= 0)
-            token[0] = bos;
+        memcpy(token, ids->id + (size_t)s->chunk[i] * (size_t)s->len,
+               (size_t)s->len * sizeof *token);
+        if (tok_adds_bos(tok))
+            token[0] = tok_bos(tok);
     }
 }
 
 int sequences_open(struct sequences *s, const struct tokenizer *tok, const char *list,
                    int64_t n_tokens, int len, struct err *e)
 {
+    return sequences_aligned(s, tok, list, "", n_tokens, len, NULL, e);
+}
+
+/* Sequence i of n begins where its share of the chunks does. */
+static void spread(struct sequences *s, int64_t chunks)
+{
+    for (int i = 0; i < s->n; i++)
+        s->chunk[i] = (int)(i * chunks / s->n);
+}
+
+int sequences_aligned(struct sequences *s, const struct tokenizer *tok, const char *list,
+                      const char *target, int64_t n_tokens, int len, struct par *par, struct err *e)
+{
     struct tok_ids ids = { 0 };
+    struct texts t = { 0 };
     *s = (struct sequences){ .n = (int)(n_tokens / len > 0 ? n_tokens / len : 1), .len = len };
     int rc = encode_all(tok, list, &ids, e);
-    if (rc == 0 && ids.n / len < s->n)
-        rc = err_set(e, ERR_INVALID,
-                     "%s has %d tokens; %d sequences of %d are asked for: give more text or fewer "
-                     "--tokens",
-                     list, ids.n, s->n, len);
     if (rc == 0)
-        s->token = mem_zalloc((size_t)s->n * (size_t)len, sizeof *s->token);
-    if (rc == 0 && s->token == NULL)
-        rc = err_set(e, ERR_NOMEM, "no memory for %d sequences of %d tokens", s->n, len);
+        rc = make_room(s, list, &ids, e);
+    if (rc == 0 && target[0] != 0) {
+        rc = texts_open(&t, target, e);
+        if (rc == 0)
+            rc = align_choose(&ids, tok, &t, len, s->chunk, s->n, par, e);
+        texts_close(&t);
+    } else if (rc == 0)
+        spread(s, ids.n / len);
     if (rc == 0)
-        spread(s, &ids, tok_adds_bos(tok) ? tok_bos(tok) : -1);
+        take(s, &ids, tok);
+    else
+        sequences_close(s);
+    tok_ids_free(&ids);
+    return rc;
+}
+
+/* Whether chunk is one of s, whose chunks rise; *at: the first that is not below it. */
+static bool has_chunk(const struct sequences *s, int chunk, int *at)
+{
+    while (*at < s->n && s->chunk[*at] < chunk)
+        ++*at;
+    return *at < s->n && s->chunk[*at] == chunk;
+}
+
+int sequences_rest(struct sequences *s, const struct sequences *of, const struct tokenizer *tok,
+                   const char *list, int n, struct err *e)
+{
+    struct tok_ids ids = { 0 };
+    int at = 0, i = 0;
+    TRY(encode_all(tok, list, &ids, e));
+    int chunks = ids.n / of->len;
+    int64_t left = chunks - of->n, seen = 0;
+    *s = (struct sequences){ .n = left < n ? (int)left : n, .len = of->len };
+    int rc = left > 0 ? make_room(s, list, &ids, e)
+                      : err_set(e, ERR_INVALID,
+                                "%s has %d tokens, and all are taken: give more text or fewer "
+                                "--tokens",
+                                list, ids.n);
+    for (int c = 0; c < chunks && rc == 0; c++) {
+        if (has_chunk(of, c, &at))
+            continue;
+        if (i < s->n && seen++ == i * left / s->n)
+            s->chunk[i++] = c;
+    }
+    if (rc == 0)
+        take(s, &ids, tok);
+    else
+        sequences_close(s);
     tok_ids_free(&ids);
     return rc;
 }
 
 void sequences_close(struct sequences *s)
 {
+    mem_free(s->chunk);
     mem_free(s->token);
     *s = (struct sequences){ 0 };
 }
