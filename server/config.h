@@ -57,7 +57,7 @@ struct config {
     int64_t length, samples, seed;
     char *policies, *budgets, *tasks, *text, *base, *out, *separator;
     /* quantize */
-    char *codec, *head, *calibrate, *allocate, *forms, *align;
+    char *codec, *head, *calibrate, *allocate, *forms, *align, *pareto;
     int64_t tokens, context, tune, size, generations;
     double bits, damp;
     bool force;

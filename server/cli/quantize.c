@@ -184,6 +184,8 @@ static int run(struct quantize *q, struct err *e)
     TRY(open_model(q, e));
     TRY(quantize_check_budget(q, e));
     TRY(open_text(q, e));
+    if (q->config->pareto[0] != 0)
+        return quantize_pareto(q, e);
     TRY(open_out(q, e));
     int rc = quantize_allocate(q, e);
     if (rc == 0)
@@ -223,7 +225,7 @@ int cmd_quantize(int argc, char **argv)
     if (quantize_run(&q, &c, &e) < 0)
         code = cli_fail(&e);
     else {
-        code = quantize_report(&q, clock_s() - t0);
+        code = c.pareto[0] == 0 ? quantize_report(&q, clock_s() - t0) : quantize_pareto_report(&q);
         quantize_close(&q);
     }
     config_free(&c);

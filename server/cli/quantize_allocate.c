@@ -67,13 +67,21 @@ static int choose_uniform(struct allocation *a, struct err *e)
 
 static int choose_evopress(struct allocation *a, struct err *e)
 {
-    TRY(bank_fill(a, e));
+    struct bank bank = { 0 };
     TRY(choose_dp(a, e));
-    return quantize_evolve(a, e);
+    if (a->bank != NULL)
+        return quantize_evolve(a, e);
+    TRY(bank_fill(a, e));
+    TRY(bank_open(&bank, a, e));
+    a->bank = &bank;
+    int rc = quantize_evolve(a, e);
+    a->bank = NULL;
+    bank_close(&bank);
+    return rc;
 }
 
 /* The words of --allocate. */
-static int choose(struct allocation *a, struct err *e)
+int allocation_choose(struct allocation *a, struct err *e)
 {
     static const struct {
         const char *word;
@@ -89,20 +97,6 @@ static int choose(struct allocation *a, struct err *e)
 
 /* ---- the budget -------------------------------------------------------------------------------------------------- */
 
-static int too_little(const struct allocation *a, size_t least, struct err *e)
-{
-    const struct config *c = a->q->config;
-    if (c->size > 0)
-        return err_set(e, ERR_INVALID,
-                       "size: %lld bytes are too few, the smallest that %s can do here is %zu, of "
-                       "which %zu are no layer's matrices",
-                       (long long)c->size, c->codec, least + a->rest, a->rest);
-    /* rounded up: what is said does */
-    return err_set(e, ERR_INVALID,
-                   "bits: %g bits a weight are too few, the smallest that %s can do here is %.4f",
-                   c->bits, c->codec, ceil(8 * (double)least / a->weights * 1e4) / 1e4);
-}
-
 /* What the way needs at least. */
 static size_t least_bytes(const struct allocation *a)
 {
@@ -114,14 +108,30 @@ static size_t least_bytes(const struct allocation *a)
     return least;
 }
 
+int allocation_check(const struct allocation *a, struct err *e)
+{
+    const struct config *c = a->q->config;
+    size_t least = least_bytes(a);
+    if (least <= a->budget)
+        return 0;
+    if (c->size > 0)
+        return err_set(e, ERR_INVALID,
+                       "size: %lld bytes are too few, the smallest that %s can do here is %zu, of "
+                       "which %zu are no layer's matrices",
+                       (long long)c->size, c->codec, least + a->rest, a->rest);
+    /* rounded up: what is said does */
+    return err_set(e, ERR_INVALID,
+                   "bits: %g bits a weight are too few, the smallest that %s can do here is %.4f",
+                   a->bits, c->codec, ceil(8 * (double)least / a->weights * 1e4) / 1e4);
+}
+
 int quantize_check_budget(struct quantize *q, struct err *e)
 {
     struct allocation a;
     if (!quantize_has_budget(q->config))
         return 0;
     TRY(allocation_open(&a, q, e));
-    size_t least = least_bytes(&a);
-    int rc = least <= a.budget ? 0 : too_little(&a, least, e);
+    int rc = allocation_check(&a, e);
     allocation_close(&a);
     return rc;
 }
@@ -148,7 +158,7 @@ int quantize_allocate(struct quantize *q, struct err *e)
     TRY(quantize_state_map(q, "choice", &choices, e));
     TRY(allocation_open(&a, q, e));
     if ((int)json_object_size(choices) != a.n) {
-        rc = choose(&a, e);
+        rc = allocation_choose(&a, e);
         if (rc == 0)
             rc = note_choices(&a, choices, e);
     }

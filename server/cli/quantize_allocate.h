@@ -20,13 +20,13 @@
  *
  * All of it is noted in OUT/quantize.json, below "allocation": "forms" has t^2 by form, "alpha", "curvature" and "spread" what dp,
  * hawq and baq know of each matrix, "parent" and "score" how far
- * evopress has come, "choice" a word for every matrix. Numbers are rounded to
+ * evopress has come (with --pareto with the budget's bytes behind the name), "points" what --pareto found, "choice" a word for every matrix. Numbers are rounded to
  * float, which nine digits keep, so a run that goes on computes with what the first one did.
  *
  * quantize_allocate.c chooses, quantize_family.c knows the forms and their sizes, quantize_error.c what they cost by dp and hawq,
  * quantize_spread.c the same for baq, quantize_probe.c measures alpha and curvature, quantize_gauss.c makes Gaussian
  * numbers and presses some, quantize_bank.c keeps every matrix in every form, quantize_judge.c splices models of them and
- * judges those, quantize_evolve.c runs generations.
+ * judges those, quantize_evolve.c runs generations, quantize_pareto.c budgets.
  */
 #ifndef WRING_SERVER_CLI_QUANTIZE_ALLOCATE_H
 #define WRING_SERVER_CLI_QUANTIZE_ALLOCATE_H
@@ -41,6 +41,11 @@ int quantize_check_budget(struct quantize *q, struct err *e) WARN_UNUSED;
 /* Notes a choice for every matrix, where there is a budget and no choice yet. ERR_CANCELLED after a signal: what was measured
  * of layers that were done is kept. */
 int quantize_allocate(struct quantize *q, struct err *e) WARN_UNUSED;
+/* --pareto, all of it: OUT holds pareto.csv, pareto.md, pareto.png and the notes, by which a run that was stopped goes on.
+ * ERR_INVALID: a budget is too small, or the text has nothing left to judge with. */
+int quantize_pareto(struct quantize *q, struct err *e) WARN_UNUSED;
+/* Prints its table; returns the exit code. */
+int quantize_pareto_report(struct quantize *q);
 /* The word that a layer's matrix is to be pressed to. */
 const char *quantize_form(const struct quantize *q, const struct slot *s);
 
@@ -70,9 +75,11 @@ struct allocation {
     struct allocate_item *item; /* [n] bytes and error of matrix[] */
     int *choice;                /* [n] */
     int n;
-    double weights; /* numbers in all matrices */
-    size_t rest;    /* with --size: bytes of the folder's other tensors */
-    size_t budget;  /* bytes that the matrices may take */
+    double weights;    /* numbers in all matrices */
+    size_t rest;       /* bytes of the folder's other tensors */
+    double bits;       /* a weight, as asked for; with --size 0 */
+    size_t budget;     /* bytes that the matrices may take */
+    struct bank *bank; /* open while others need it too; NULL: who needs one opens it */
 };
 
 /* The forms whose words are the family's and a digit; none is no error. ERR_NOMEM. */
@@ -80,7 +87,12 @@ int family_find(struct family *f, struct be *be, const char *name, struct err *e
 bool quantize_has_budget(const struct config *c);
 /* ERR_NOMEM; what weight_open() says. */
 int allocation_open(struct allocation *a, struct quantize *q, struct err *e) WARN_UNUSED;
-void allocation_close(struct allocation *a); /* a zeroed one is accepted */
+void allocation_close(struct allocation *a);                 /* a zeroed one is accepted */
+void allocation_set_bits(struct allocation *a, double bits); /* another budget, for all matrices */
+/* Whether the budget is enough for the way that --allocate names. ERR_INVALID says the least that would do. */
+int allocation_check(const struct allocation *a, struct err *e) WARN_UNUSED;
+/* Makes choice[n], as --allocate says. */
+int allocation_choose(struct allocation *a, struct err *e) WARN_UNUSED;
 /* Of all matrices in form c of the family; -1: each in its smallest. */
 size_t allocation_bytes(const struct allocation *a, int c);
 /* Whether matrix i has forms of different sizes: there is nothing to measure for the others. */
@@ -151,7 +163,7 @@ void judge_close(struct judge *j); /* a zeroed one is accepted */
  * a token. ERR_CANCELLED. */
 int judge_run(struct judge *j, int first, int count, double *kl, struct err *e) WARN_UNUSED;
 
-/* --generations of choices, from a->choice to a->choice. What a generation found is noted. */
+/* --generations of choices, from a->choice to a->choice, with the bank open. What a generation found is noted. */
 int quantize_evolve(struct allocation *a, struct err *e) WARN_UNUSED;
 
 #endif

@@ -1,3 +1,4 @@
+#include <stdio.h>
 #include <string.h>
 
 #include "quant/evolve.h"
@@ -11,7 +12,6 @@ static const int sequences[EVOLVE_ROUNDS] = { 1, 4, MOST };
 
 struct trial {
     struct allocation *a;
-    struct bank bank;
     struct judge judge;
     json_t *parent; /* notes: a word for every matrix */
     json_t *score;  /* notes: generations that are done, and the divergence of the parent */
@@ -25,7 +25,7 @@ static int judge_choice(void *arg, const int *choice, int generation, int round,
     double kl[MOST];
     int n = sequences[round] < t->judge.n ? sequences[round] : t->judge.n;
     int first = round < EVOLVE_ROUNDS - 1 ? generation * n % t->judge.n : 0;
-    bank_splice(&t->bank, t->a, choice);
+    bank_splice(t->a->bank, t->a, choice);
     TRY(judge_run(&t->judge, first, n, kl, e));
     *loss = 0;
     for (int i = 0; i < n; i++)
@@ -90,21 +90,27 @@ static int run(struct trial *t, struct err *e)
     return 0;
 }
 
+/* The map of this name; with --pareto every budget has its own. */
+static int find_notes(const struct allocation *a, const char *name, json_t **out, struct err *e)
+{
+    char key[40];
+    if (a->q->config->pareto[0] == 0)
+        return quantize_state_map(a->q, name, out, e);
+    snprintf(key, sizeof key, "%s %zu", name, a->budget);
+    return quantize_state_map(a->q, key, out, e);
+}
+
 int quantize_evolve(struct allocation *a, struct err *e)
 {
     struct quantize *q = a->q;
     struct trial t = { .a = a };
-    TRY(quantize_state_map(q, "parent", &t.parent, e));
-    TRY(quantize_state_map(q, "score", &t.score, e));
-    TRY(bank_open(&t.bank, a, e));
-    int rc = judge_open(&t.judge, q, &q->text, MOST, LENGTH, t.bank.form[0], e);
+    TRY(find_notes(a, "parent", &t.parent, e));
+    TRY(find_notes(a, "score", &t.score, e));
+    TRY(judge_open(&t.judge, q, &q->text, MOST, LENGTH, a->bank->form[0], e));
     json_int_t done = json_integer_value(json_object_get(t.score, "generations"));
-    if (rc == 0) {
-        progress_start(&q->bar, "evolve", "generations", (uint64_t)(q->config->generations - done));
-        rc = run(&t, e);
-        progress_end(&q->bar);
-    }
+    progress_start(&q->bar, "evolve", "generations", (uint64_t)(q->config->generations - done));
+    int rc = run(&t, e);
+    progress_end(&q->bar);
     judge_close(&t.judge);
-    bank_close(&t.bank);
     return rc;
 }

@@ -32,23 +32,28 @@ int quantize_check_codec(struct be *be, const struct config *c, struct err *e)
     struct family f;
     struct weight w;
     TRY(family_find(&f, be, c->codec, e));
-    if (c->bits > 0 && c->size > 0)
-        return err_set(e, ERR_INVALID, "bits, size: one of them says what there is to spend");
-    if (f.n > 0 && quantize_has_budget(c))
+    bool pareto = c->pareto[0] != 0, budget = quantize_has_budget(c) || pareto;
+    if ((c->bits > 0) + (c->size > 0) + pareto > 1)
+        return err_set(e, ERR_INVALID,
+                       "bits, size, pareto: one of them says what there is to spend");
+    if (f.n > 0 && budget)
         return 0;
     if (f.n > 0)
         return err_set(e, ERR_INVALID,
-                       "codec: %s is a family of forms: give one of them, as %s, or --bits or "
-                       "--size",
+                       "codec: %s is a family of forms: give one of them, as %s, or --bits, --size "
+                       "or --pareto",
                        c->codec, f.word[0]);
     if (weight_open(&w, be, c->codec, false, DT_F32, CODEC_PANEL, PROBE_COLS, e) < 0)
         return err_prefix(e, "codec");
     weight_close(&w, be);
-    if (quantize_has_budget(c))
+    if (budget)
         return err_set(e, ERR_INVALID,
                        "%s: %s is one form for all matrices; forms are chosen from a family, as "
                        "trellis",
-                       c->bits > 0 ? "bits" : "size", c->codec);
+                       pareto        ? "pareto"
+                       : c->bits > 0 ? "bits"
+                                     : "size",
+                       c->codec);
     return 0;
 }
 
@@ -95,7 +100,7 @@ static int add_rest(struct allocation *a, const struct slot *s, struct err *e)
 static int add_matrices(struct allocation *a, struct err *e)
 {
     const struct model *m = a->q->model;
-    for (int i = 0; i < m->n_slots && a->q->config->size > 0; i++)
+    for (int i = 0; i < m->n_slots; i++)
         TRY(add_rest(a, &m->slot[i], e));
     for (int l = 0; l < m->config.n_layers; l++)
         for (int i = 0; i < m->n_slots; i++) {
@@ -117,14 +122,10 @@ static int make_room(struct allocation *a, struct err *e)
     return err_set(e, ERR_NOMEM, "no memory for %zu matrices", n);
 }
 
-static void set_budget(struct allocation *a)
+void allocation_set_bits(struct allocation *a, double bits)
 {
-    const struct config *c = a->q->config;
-    size_t size = (size_t)c->size;
-    if (size > 0)
-        a->budget = size > a->rest ? size - a->rest : 0;
-    else
-        a->budget = (size_t)(c->bits * a->weights / 8);
+    a->bits = bits;
+    a->budget = (size_t)(bits * a->weights / 8);
 }
 
 int allocation_open(struct allocation *a, struct quantize *q, struct err *e)
@@ -140,7 +141,11 @@ int allocation_open(struct allocation *a, struct quantize *q, struct err *e)
     }
     for (int i = 0; i < a->n; i++)
         a->item[i] = (struct allocate_item){ a->matrix[i].bytes, a->matrix[i].error, a->family.n };
-    set_budget(a);
+    size_t size = (size_t)q->config->size;
+    if (size > 0)
+        a->budget = size > a->rest ? size - a->rest : 0;
+    else
+        allocation_set_bits(a, q->config->bits);
     return 0;
 }
 

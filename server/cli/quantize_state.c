@@ -12,6 +12,12 @@
 
 enum { VERSION = 1 };
 
+/* OUT.part; a run that writes no model has its notes in OUT. */
+static const char *notes_folder(const struct quantize *q)
+{
+    return q->out != NULL ? hf_write_folder(q->out) : q->config->word[1];
+}
+
 static int no_memory(struct err *e)
 {
     return err_set(e, ERR_NOMEM, "no memory for the notes");
@@ -103,7 +109,7 @@ static int compare(const char *folder, const json_t *state, json_t *options, str
 
 static int read_state(struct quantize *q, struct err *e)
 {
-    const char *folder = hf_write_folder(q->out);
+    const char *folder = notes_folder(q);
     TRY(folder_read_json(&q->state, folder, QUANTIZE_NOTES, e));
     if (json_is_object(json_object_get(q->state, "matrices")))
         return 0;
@@ -113,11 +119,11 @@ static int read_state(struct quantize *q, struct err *e)
 
 static int begin_state(struct quantize *q, json_t *options, struct err *e)
 {
-    for (int i = 0; i <= q->model->config.n_layers; i++)
+    for (int i = 0; i <= q->model->config.n_layers && q->out != NULL; i++)
         if (hf_write_has_shard(q->out, i))
             return err_set(e, ERR_INVALID,
                            "%s holds a model that wring quantize did not begin; remove it",
-                           hf_write_folder(q->out));
+                           notes_folder(q));
     q->state = json_pack("{s:O, s:{}}", "options", options, "matrices");
     return q->state != NULL ? quantize_state_save(q, e) : no_memory(e);
 }
@@ -147,7 +153,7 @@ static void remove_rest(const char *folder)
 
 int quantize_state_open(struct quantize *q, struct err *e)
 {
-    const char *folder = hf_write_folder(q->out);
+    const char *folder = notes_folder(q);
     remove_rest(folder);
     json_t *options = make_options(q);
     if (options == NULL)
@@ -174,7 +180,7 @@ int quantize_state_same(const struct quantize *q, const char *folder, struct err
 
 int quantize_state_save(struct quantize *q, struct err *e)
 {
-    return folder_write_json(hf_write_folder(q->out), QUANTIZE_NOTES, json_incref(q->state), e);
+    return folder_write_json(notes_folder(q), QUANTIZE_NOTES, json_incref(q->state), e);
 }
 
 int quantize_state_note(struct quantize *q, const struct pressed *p, struct err *e)

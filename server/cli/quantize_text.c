@@ -116,29 +116,34 @@ static bool has_chunk(const struct sequences *s, int chunk, int *at)
     return *at < s->n && s->chunk[*at] == chunk;
 }
 
+/* Every so many of the chunks that `of` left: s->n of `left`. */
+static void spread_rest(struct sequences *s, const struct sequences *of, int chunks, int64_t left)
+{
+    int at = 0, n = 0;
+    int64_t seen = 0;
+    for (int c = 0; c < chunks && n < s->n; c++)
+        if (!has_chunk(of, c, &at) && seen++ == n * left / s->n)
+            s->chunk[n++] = c;
+}
+
 int sequences_rest(struct sequences *s, const struct sequences *of, const struct tokenizer *tok,
                    const char *list, int n, struct err *e)
 {
     struct tok_ids ids = { 0 };
-    int at = 0, i = 0;
-    TRY(encode_all(tok, list, &ids, e));
-    int chunks = ids.n / of->len;
-    int64_t left = chunks - of->n, seen = 0;
-    *s = (struct sequences){ .n = left < n ? (int)left : n, .len = of->len };
-    int rc = left > 0 ? make_room(s, list, &ids, e)
-                      : err_set(e, ERR_INVALID,
-                                "%s has %d tokens, and all are taken: give more text or fewer "
-                                "--tokens",
-                                list, ids.n);
-    for (int c = 0; c < chunks && rc == 0; c++) {
-        if (has_chunk(of, c, &at))
-            continue;
-        if (i < s->n && seen++ == i * left / s->n)
-            s->chunk[i++] = c;
-    }
+    *s = (struct sequences){ .len = of->len };
+    int rc = encode_all(tok, list, &ids, e);
+    int chunks = ids.n / of->len, left = chunks - of->n;
+    if (rc == 0 && left <= 0)
+        rc = err_set(e, ERR_INVALID,
+                     "%s has %d tokens, and all are taken: give more text or fewer --tokens", list,
+                     ids.n);
+    s->n = left < n ? left : n;
     if (rc == 0)
+        rc = make_room(s, list, &ids, e);
+    if (rc == 0) {
+        spread_rest(s, of, chunks, left);
         take(s, &ids, tok);
-    else
+    } else
         sequences_close(s);
     tok_ids_free(&ids);
     return rc;

@@ -371,7 +371,7 @@ static void says_what_is_wrong(void **state)
     (void)state;
     must_fail("x", no_bits, ERR_INVALID, "codec: planes is a family of forms");
     must_fail("x", one_sized, ERR_INVALID, "size: q4 is one form for all matrices");
-    must_fail("x", both, ERR_INVALID, "bits, size: one of them");
+    must_fail("x", both, ERR_INVALID, "bits, size, pareto: one of them");
     must_fail("x", one_form, ERR_INVALID, "bits: q4 is one form for all matrices");
     must_fail("x", nothing, ERR_INVALID, "codec: \"nothing\" is no form of weights");
     assert_true(config_parse(&c, CONFIG_QUANTIZE, 3, (char **)(uintptr_t)no_way, &e) < 0);
