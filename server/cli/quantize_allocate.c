@@ -80,7 +80,6 @@ static int choose_evopress(struct allocation *a, struct err *e)
     return rc;
 }
 
-/* The words of --allocate. */
 int allocation_choose(struct allocation *a, struct err *e)
 {
     static const struct {
@@ -89,10 +88,10 @@ int allocation_choose(struct allocation *a, struct err *e)
     } way[] = { { "dp", choose_dp },         { "uniform", choose_uniform },
                 { "hawq", choose_hawq },     { "baq", choose_baq },
                 { "lgreco", choose_lgreco }, { "evopress", choose_evopress } };
-    size_t i = 0;
-    while (strcmp(way[i].word, a->q->config->allocate) != 0)
-        ASSERT(++i < sizeof way / sizeof way[0]);
-    return way[i].choose(a, e);
+    for (size_t i = 0; i < sizeof way / sizeof way[0]; i++)
+        if (strcmp(way[i].word, a->q->config->allocate) == 0)
+            return way[i].choose(a, e);
+    return err_set(e, ERR_INVALID, "allocate: there is no %s", a->q->config->allocate);
 }
 
 /* ---- the budget -------------------------------------------------------------------------------------------------- */

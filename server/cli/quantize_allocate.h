@@ -118,6 +118,9 @@ const char *quantize_probe_name(enum noise kind);
 
 /* x[n] of a normal distribution with mean 0 and variance 1: a function of seed and stream. */
 void gauss_fill(float *x, int n, uint64_t seed, uint64_t stream);
+double mean_square(const float *x, int n);
+/* The same of all numbers of w; row: [cols] scratch. */
+double weight_square(const struct weight *w, float *row);
 /* t^2 of encoding x[rows][cols] to w, without feedback; scratch as large. */
 int rounding_error(struct weight *w, const float *x, float *scratch, double *t2,
                    struct err *e) WARN_UNUSED;

@@ -28,6 +28,24 @@ void gauss_fill(float *x, int n, uint64_t seed, uint64_t stream)
     }
 }
 
+double mean_square(const float *x, int n)
+{
+    double sum = 0;
+    for (int i = 0; i < n; i++)
+        sum += (double)x[i] * (double)x[i];
+    return sum / n;
+}
+
+double weight_square(const struct weight *w, float *row)
+{
+    double sum = 0;
+    for (int r = 0; r < w->rows; r++) {
+        weight_row(w, r, row);
+        sum += mean_square(row, w->cols);
+    }
+    return sum / w->rows;
+}
+
 int rounding_error(struct weight *w, const float *x, float *scratch, double *t2, struct err *e)
 {
     double lost = 0, all = 0;

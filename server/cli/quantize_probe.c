@@ -110,23 +110,15 @@ struct noisy {
     struct weight w;
     enum noise kind;
     uint64_t seed;
-    double squares; /* NOISE_EVEN: the mean square of all numbers */
+    double square;  /* NOISE_EVEN: the mean square of all numbers */
     float *scratch; /* [threads][3][CODEC_PANEL][cols] */
 };
-
-static double mean_square(const float *x, int n)
-{
-    double sum = 0;
-    for (int i = 0; i < n; i++)
-        sum += (double)x[i] * (double)x[i];
-    return sum / n;
-}
 
 /* x[cols], row `row`, and the noise that it gets. */
 static void add_noise(const struct noisy *y, float *x, float *noise, int row)
 {
     int n = y->w.cols;
-    double square = y->kind == NOISE_EVEN ? y->squares : mean_square(x, n);
+    double square = y->kind == NOISE_EVEN ? y->square : mean_square(x, n);
     float size = (float)sqrt(noise_t2[y->kind] * square);
     gauss_fill(noise, n, y->seed, (uint64_t)row);
     for (int i = 0; i < n; i++)
@@ -151,17 +143,6 @@ static void fill_panels(void *arg, int first, int last, int i_thread)
     }
 }
 
-/* row: [cols] scratch. */
-static double mean_square_of(const struct weight *w, float *row)
-{
-    double sum = 0;
-    for (int r = 0; r < w->rows; r++) {
-        weight_row(w, r, row);
-        sum += mean_square(row, w->cols);
-    }
-    return sum / w->rows;
-}
-
 /* y->w becomes *from with noise. */
 static int open_noisy(struct noisy *y, struct be *be, const struct weight *from, enum noise kind,
                       uint64_t seed, struct err *e)
@@ -174,7 +155,7 @@ static int open_noisy(struct noisy *y, struct be *be, const struct weight *from,
         weight_close(&y->w, be);
         return err_set(e, ERR_NOMEM, "no memory for noise in %d x %d", from->rows, from->cols);
     }
-    y->squares = mean_square_of(from, y->scratch);
+    y->square = weight_square(from, y->scratch);
     par_for(be->par, weight_panels(from), 1, fill_panels, y);
     mem_free(y->scratch);
     return 0;

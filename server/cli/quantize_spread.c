@@ -29,17 +29,6 @@ static double sum_of_losses(const struct moments *m)
     return sum;
 }
 
-static double mean_square(const struct weight *w, float *row)
-{
-    double sum = 0;
-    for (int r = 0; r < w->rows; r++) {
-        weight_row(w, r, row);
-        for (int i = 0; i < w->cols; i++)
-            sum += (double)row[i] * (double)row[i];
-    }
-    return sum / w->rows / w->cols;
-}
-
 static int note_spread(struct layer_spread *s, const struct pressed *p, double losses,
                        struct err *e)
 {
@@ -47,7 +36,7 @@ static int note_spread(struct layer_spread *s, const struct pressed *p, double l
     if (row == NULL)
         return err_set(e, ERR_NOMEM, "no memory for %s", p->slot->name);
     double all = p->energy / (double)s->sums.n_rows;
-    double spread = mean_square(&p->w, row) * losses / all;
+    double spread = weight_square(&p->w, row) * losses / all;
     mem_free(row);
     if (!isfinite(spread) || !(spread > 0))
         return err_set(e, ERR_INVALID, "%s gives no outputs on the calibration text",

@@ -122,7 +122,7 @@ static void says_what_folders_are(void **state)
     press_toy("out0", one);
     press_toy("out1", form);
     for (int i = 0; i < 2; i++) {
-        char folder[8];
+        char folder[16];
         snprintf(folder, sizeof folder, "out%d", i);
         json_t *v = find(&text, name[i]);
         double kl = held_out(folder);
