@@ -2,7 +2,7 @@
  * water level.
  *
  * Source of the former: HAWQ-V3 (arXiv 2011.10680), which gives it to a solver of integer programs; forms of weights have so
- * few different sizes that dynamic programming is exact and quick. Source of the latter: BAQ (arXiv 2506.05664, section 3).
+ * few different sizes that dynamic programming is exact and quick. Source of the latter: BAQ (arXiv 2506.05664).
  */
 #ifndef WRING_QUANT_ALLOCATE_H
 #define WRING_QUANT_ALLOCATE_H

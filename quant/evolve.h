@@ -1,7 +1,7 @@
 /* Which form each matrix gets, by trial: a parent's offspring differ from it in few forms and take no more bytes; who does best
  * on real data is the next parent.
  *
- * Source: EvoPress (arXiv 2410.14649, algorithm 1): level-switch mutations, 1 to 3 of them and more often few; survivors of each
+ * Source: EvoPress (arXiv 2410.14649): level-switch mutations, 1 to 3 of them and more often few; survivors of each
  * round of selection are judged on more data. There the pairs that are switched have one size; here what was raised is paid
  * for by lowering as many others as that takes, and what is left over is spent.
  */

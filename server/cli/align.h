@@ -1,6 +1,6 @@
 /* Which parts of a text are most like another one: those that compress best together with it.
  *
- * Source: ZIP-FIT (arXiv 2410.18194, section 3): the alignment of x with a text is 1 less the mean of NCD(x, t) over parts t of
+ * Source: ZIP-FIT (arXiv 2410.18194): the alignment of x with a text is 1 less the mean of NCD(x, t) over parts t of
  * it, NCD(x, t) = (C(xt) - min(C(x), C(t))) / max(C(x), C(t)) the normalised compression distance (Li et al., 2004), C the
  * length that gzip makes of it. The parts of highest alignment are taken.
  */

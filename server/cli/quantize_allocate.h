@@ -6,22 +6,22 @@
  *   dp       The linearity theorem of HIGGS (arXiv 2411.17525, theorem 1): errors of the matrices raise the divergence of the
  *            outputs by sum over matrices of alpha * t^2, t^2 = |W - W^|^2 / |W|^2. t^2 of a form is measured on Gaussian
  *            numbers, alpha of a matrix by a probe: noise of a known t^2 in the place of W's error.
- *   hawq     HAWQ-V2 (arXiv 1911.03852, section 3): sum of Tr(H) / n * |Q(W) - W|^2, H the Hessian of the divergence, whose
- *            trace is Hutchinson's: as random signs in the place of W's error raise the divergence; Q rounds W itself.
- *   lgreco   L-GreCo (arXiv 2210.17357, section 4): the sum of what each matrix lost of its own outputs when it was really pressed
- *            to the form, error feedback and all.
- *   baq      BAQ (arXiv 2506.05664, section 3), whose columns are matrices here: error feedback loses 4^-b |w|^2 / U_jj^2 in column j,
- *            U from the inputs' second moments; each matrix gets the bits that make what it loses of its outputs the same part.
+ *   hawq     HAWQ-V2 (arXiv 1911.03852): sum of Tr(H) / n * |Q(W) - W|^2, H the Hessian of the divergence. Its trace is
+ *            Hutchinson's: as random signs in the place of W's error raise the divergence; Q rounds W itself.
+ *   lgreco   L-GreCo (arXiv 2210.17357): the sum of what each matrix lost of its own outputs when it was really pressed to the
+ *            form, error feedback and all.
+ *   baq      BAQ (arXiv 2506.05664), with matrices for its columns: at b bits error feedback loses 4^-b |w|^2 / U_jj^2 in column j,
+ *            U from the inputs' second moments; each matrix gets the bits at which it loses the same part of its outputs.
  *   evopress EvoPress (arXiv 2410.14649): generations of choices, judged by the divergence of models that are spliced of
  *            pressed matrices. The first parent is dp's.
  *   uniform  The widest form that fits for all.
  *
- * For dp, hawq and lgreco the sum is made least by allocate_dp, baq is allocate_level, evopress evolve_generation.
+ * For dp, hawq and lgreco the sum is made least by allocate_dp; baq is allocate_level, evopress evolve_generation.
  *
- * All of it is noted in OUT/quantize.json, below "allocation": "forms" has t^2 by form, "alpha", "curvature" and "spread" what dp,
- * hawq and baq know of each matrix, "parent" and "score" how far
- * evopress has come (with --pareto with the budget's bytes behind the name), "points" what --pareto found, "choice" a word for every matrix. Numbers are rounded to
- * float, which nine digits keep, so a run that goes on computes with what the first one did.
+ * All of it is noted in quantize.json, below "allocation": "forms" has t^2 by form; "alpha", "curvature" and "spread" what dp,
+ * hawq and baq know of each matrix; "parent" and "score" how far evopress has come (with --pareto the budget's bytes stand
+ * behind these names); "points" what --pareto found; "choice" a word for every matrix. Numbers are rounded to float, which
+ * nine digits keep, so a run that goes on computes with what the first one did.
  *
  * quantize_allocate.c chooses, quantize_family.c knows the forms and their sizes, quantize_error.c what they cost by dp and hawq,
  * quantize_spread.c the same for baq, quantize_probe.c measures alpha and curvature, quantize_gauss.c makes Gaussian

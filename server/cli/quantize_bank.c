@@ -69,7 +69,8 @@ static int fill_form(struct quantize *q, char *form, struct err *e)
     c.size = 0;
     c.generations = 0;
     c.force = false;
-    return quantize_whole(q, &c, e);
+    int rc = quantize_whole(q, &c, e);
+    return rc == ERR_INVALID ? err_prefix(e, "forms") : rc;
 }
 
 int bank_fill(struct allocation *a, struct err *e)

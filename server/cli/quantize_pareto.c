@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 
 #include "server/base/mem.h"
+#include "server/cli/fetch.h"
 #include "server/cli/plot.h"
 #include "server/cli/quantize_allocate.h"
 #include "server/model/arch.h"
@@ -258,6 +259,16 @@ int quantize_pareto_report(struct quantize *q)
 
 /* ---- the run ----------------------------------------------------------------------------------------------------- */
 
+/* What was measured goes, and with it matrices that were pressed for this run alone. */
+static int start_over(const struct quantize *q, struct err *e)
+{
+    char path[FOLDER_PATH];
+    TRY(folder_path(path, q->config->word[1], QUANTIZE_NOTES, e));
+    fetch_remove(path);
+    bank_remove(q);
+    return 0;
+}
+
 static int run(struct pareto *p, struct err *e)
 {
     struct quantize *q = p->a.q;
@@ -266,6 +277,8 @@ static int run(struct pareto *p, struct err *e)
     TRY(sequences_rest(&p->held, &q->text, q->model->tok, c->calibrate, HELD, e));
     if (mkdir(c->word[1], 0777) != 0 && errno != EEXIST)
         return err_errno(e, ERR_IO, "%s: cannot make the folder", c->word[1]);
+    if (c->force)
+        TRY(start_over(q, e));
     TRY(quantize_state_open(q, e));
     TRY(quantize_state_map(q, "points", &p->points, e));
     TRY(bank_fill(&p->a, e));

@@ -227,6 +227,25 @@ static void says_what_is_wrong(void **state)
     }
 }
 
+/* Other options want another folder, or --force; a bank that is kept is not the run's to remove. */
+static void starts_over(void **state)
+{
+    const char *more[] = { PLANES, "--pareto=3", "--head=f16", NULL };
+    const char *force[] = { PLANES, "--pareto=3", "--head=f16", "--force", NULL };
+    const char *bank[] = { PLANES, "--pareto=3", "--head=f16", "--force", forms, NULL };
+    struct err e;
+    (void)state;
+    assert_int_equal(run_on("toy.gguf", "points", more, &e), ERR_INVALID);
+    assert_non_null(strstr(e.text, "was begun with head \"q8\", now it is \"f16\""));
+    assert_int_equal(run_on("toy.gguf", "points", force, &e), 0);
+    assert_false(there(in_root("points.forms")));
+    json_t *notes = notes_of("points");
+    assert_null(json_object_get(map_of(notes, "points"), "2.7"));
+    json_decref(notes);
+    assert_int_equal(run_on("toy.gguf", "points", bank, &e), ERR_INVALID);
+    assert_true(strncmp(e.text, "forms: ", 7) == 0 && there(in_root("bank/planes1")));
+}
+
 static void survives_lack_of_memory(void **state)
 {
     const char *more[] = { PLANES, "--pareto=3", forms, NULL };
@@ -254,9 +273,10 @@ static void survives_lack_of_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(says_what_folders_are),  cmocka_unit_test(writes_its_files),
-        cmocka_unit_test(measures_nothing_twice), cmocka_unit_test(sweeps_searches),
-        cmocka_unit_test(says_what_is_wrong),     cmocka_unit_test(survives_lack_of_memory),
+        cmocka_unit_test(says_what_folders_are),   cmocka_unit_test(writes_its_files),
+        cmocka_unit_test(measures_nothing_twice),  cmocka_unit_test(sweeps_searches),
+        cmocka_unit_test(says_what_is_wrong),      cmocka_unit_test(starts_over),
+        cmocka_unit_test(survives_lack_of_memory),
     };
     log_setup(&(struct log_config){ .level = LOG_E });
     return cmocka_run_group_tests(tests, open_group, scratch_close);
