@@ -19,12 +19,24 @@ const char *codec_names(void)
            "pvq4";
 }
 
-static bool known(const char *word)
+/* NULL: no codec knows the word. */
+static const struct codec *codec_of(const char *word)
 {
     for (int i = 0; codec_list[i] != NULL; i++)
         if (codec_list[i]->knows != NULL && codec_list[i]->knows(word))
-            return true;
-    return strcmp(word, "auto") == 0;
+            return codec_list[i];
+    return NULL;
+}
+
+static bool known(const char *word)
+{
+    return codec_of(word) != NULL || strcmp(word, "auto") == 0;
+}
+
+const char *weight_head(const char *word)
+{
+    const struct codec *c = codec_of(word);
+    return c != NULL && c->head != NULL ? c->head : "q8";
 }
 
 /* The best member for the word (NULL: without loss only); false when none takes it. */
@@ -73,24 +85,45 @@ static int open_planes(struct weight *w, struct be *be, bool int8_ok, struct err
     return 0;
 }
 
-int weight_open(struct weight *w, struct be *be, const char *word, bool int8_ok, enum dtype from,
-                int rows, int cols, struct err *e)
+/* Codec and variant of a weight whose shape is set. */
+static int choose_word(struct weight *w, const char *word, enum dtype from, struct err *e)
 {
-    *w = (struct weight){ .rows = rows, .cols = cols };
     if (!known(word))
         return err_set(e, ERR_INVALID, "\"%s\" is no form of weights; known are %s", word,
                        codec_names());
     bool is_auto = strcmp(word, "auto") == 0;
     if (!choose(w, is_auto ? NULL : word, from) && !choose(w, is_auto ? "q8" : word, from) &&
         !choose(w, "f32", from))
-        return err_set(e, ERR_UNSUPPORTED, "no codec takes %d x %d of %s", rows, cols,
+        return err_set(e, ERR_UNSUPPORTED, "no codec takes %d x %d of %s", w->rows, w->cols,
                        dtype_name(from));
+    return 0;
+}
+
+int weight_open(struct weight *w, struct be *be, const char *word, bool int8_ok, enum dtype from,
+                int rows, int cols, struct err *e)
+{
+    *w = (struct weight){ .rows = rows, .cols = cols };
+    TRY(choose_word(w, word, from, e));
     if (w->codec->encode == NULL) {
         w->codec = NULL;
-        return err_set(e, ERR_UNSUPPORTED, "models come in the form %s; nothing is encoded to it",
+        return err_set(e, ERR_UNSUPPORTED,
+                       "models come in the form %s; while one is loaded nothing is encoded to it",
                        word);
     }
     return open_planes(w, be, int8_ok, e);
+}
+
+int weight_open_press(struct weight *w, struct be *be, const char *word, int rows, int cols,
+                      struct err *e)
+{
+    *w = (struct weight){ .rows = rows, .cols = cols };
+    TRY(choose_word(w, word, DT_F32, e));
+    if (w->codec->encode == NULL && !w->codec->pressable(w)) {
+        w->codec = NULL;
+        return err_set(e, ERR_UNSUPPORTED,
+                       "models come in the form %s; to learn it would take too long here", word);
+    }
+    return open_planes(w, be, false, e);
 }
 
 int weight_set_form(struct weight *w, const char *form, int rows, int cols, struct err *e)

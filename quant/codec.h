@@ -80,6 +80,12 @@ struct codec_cuda {
 
 struct moments;
 
+/* Whom long work asks whether to go on; done: the part that is behind, 0 to 1. Called by the thread that presses. */
+struct press_watch {
+    bool (*go_on)(void *arg, double done);
+    void *arg;
+};
+
 /* A tensor that a file keeps a pressed matrix in, as "<module>.<name>". */
 struct codec_part {
     const char *name;
@@ -100,14 +106,22 @@ struct codec {
     int (*fits)(const char *name, enum dtype from, int rows, int cols, int *variant);
     void (*size)(const struct weight *w,
                  size_t bytes[CODEC_PLANES]); /* exact sizes of the planes */
+    /* The form of embedding and head that goes with it unless the user says otherwise; NULL: q8. */
+    const char *head;
     /* Rows [row0, row0 + n) from f32 [n][cols]; row0 is a multiple of step panels, n too except at the end.
-     * NULL: files bring this form, nothing is encoded to it. */
+     * NULL: files bring this form, or press_all makes it. */
     void (*encode)(struct weight *w, int row0, int n, const float *src);
     /* The same knowing the inputs' second moments m, so that tr((W - W^) H (W - W^)^T) becomes small: error feedback from
      * column to column, quant/feedback.h. src and m are in the space of the codes: rotated where the codec rotates. A pure
      * function of its arguments, for any thread; it may allocate. NULL: the codec gains nothing from them. */
     int (*press)(struct weight *w, int row0, int n, const float *src, const struct moments *m,
                  struct err *e);
+    /* For forms whose rows share what has to be learned from all of them: the whole of w from src [rows][cols], in the place
+     * of encode and press. m NULL: all inputs count the same. Spreads over par; the bits do not depend on its threads.
+     * ERR_NOMEM; ERR_CANCELLED: watch (NULL: nobody) said so. */
+    int (*press_all)(struct weight *w, const float *src, const struct moments *m, struct par *par,
+                     const struct press_watch *watch, struct err *e);
+    bool (*pressable)(const struct weight *w); /* whether press_all makes this variant */
     /* How files keep a matrix: fills out, returns how many parts there are. NULL: the planes as they are, U8, under the
      * names of plane_name. */
     int (*parts)(const struct weight *w, struct codec_part out[CODEC_PARTS]);
@@ -163,6 +177,12 @@ const char *codec_names(void);
  * ERR_NOMEM. */
 int weight_open(struct weight *w, struct be *be, const char *word, bool int8_ok, enum dtype from,
                 int rows, int cols, struct err *e) WARN_UNUSED;
+/* The same for f32 data that is to be pressed, by codec->press_all where there is that, else by weight_press: so words of
+ * codecs that do not encode are taken too. ERR_UNSUPPORTED besides: a form that is read, but not made. */
+int weight_open_press(struct weight *w, struct be *be, const char *word, int rows, int cols,
+                      struct err *e) WARN_UNUSED;
+/* The form of embedding and head that goes with matrices of a form. */
+const char *weight_head(const char *word);
 /* A weight of exactly this form (a word some codec knows, as weight_form() gives it) without planes: enough for
  * weight_parts(). ERR_UNSUPPORTED: no codec knows the form or it does not fit the shape. */
 int weight_set_form(struct weight *w, const char *form, int rows, int cols,
@@ -177,7 +197,7 @@ size_t codec_part_bytes(const struct codec_part *p);
 /* Bytes [offset, offset + n) of a part of w, whose planes are the host's: from a file, to a file. */
 void weight_put(struct weight *w, int part, size_t offset, size_t n, const void *src);
 void weight_get(const struct weight *w, int part, size_t offset, size_t n, void *dst);
-/* Presses rows [row0, row0 + n) of a host matrix: with moments (of the inputs as they are or rotated, as the codec wants
+/* Presses rows [row0, row0 + n) of a host matrix whose codec has no press_all: with moments (of the inputs as they are or rotated, as the codec wants
  * them) by press, else by encode. src [n][cols] is W itself, scratch as large: it is rotated there. */
 int weight_press(struct weight *w, int row0, int n, const float *src, float *scratch,
                  const struct moments *m, struct err *e) WARN_UNUSED;

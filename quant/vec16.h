@@ -13,7 +13,7 @@
 
 /*  v16           16 floats                        v16i          16 int32
  *  v16_f16(p)    from 16 halves                   v16_bf16(p)   from 16 bfloat16
- *  v16_fma(a, b, c) = a * b + c
+ *  v16_fma(a, b, c) = a * b + c                   v16_min(a, b) = a < b ? a : b
  *  v16q                    64 bytes of codes; v16q_lo / v16q_hi: its low or high nibbles
  *  v16q_byte(q, b)         byte b of each lane as floats
  *  v16q_field(q, from, to, width)  bits [from, from + width) of each byte, moved to [to, to + width): constants
@@ -68,6 +68,10 @@ static inline v16 v16_mul(v16 a, v16 b)
 static inline v16 v16_add(v16 a, v16 b)
 {
     return _mm512_add_ps(a, b);
+}
+static inline v16 v16_min(v16 a, v16 b)
+{
+    return _mm512_min_ps(a, b);
 }
 static inline v16 v16_f16(const uint16_t *p)
 {
@@ -182,6 +186,10 @@ static inline v16 v16_mul(v16 x, v16 y)
 static inline v16 v16_add(v16 x, v16 y)
 {
     return (v16){ _mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b) };
+}
+static inline v16 v16_min(v16 x, v16 y)
+{
+    return (v16){ _mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b) };
 }
 static inline __m128i v16_half(const void *p)
 {

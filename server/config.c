@@ -85,7 +85,7 @@ static const struct option table[] = {
     { NULL, "allocate", STR, AT(allocate), Q, "dp", 0, 0, "dp uniform hawq baq lgreco evopress", "who gets how many of them; dp: as noise in each matrix changes the outputs, exactly solved; hawq: the same by the trace of the Hessian and rounded weights; baq: all lose the same part of their outputs by a formula; lgreco: as pressed matrices lose of theirs, exactly solved; evopress: generations of choices judged by the outputs; uniform: the widest form that fits for all" },
     { NULL, "generations", INT, AT(generations), Q, "50", 1, 1 << 20, NULL, "of --allocate evopress" },
     { NULL, "forms", STR, AT(forms), Q, "", 0, 0, NULL, "folder that keeps the matrices pressed to every form of the family, which lgreco, evopress and --pareto need, for other runs; empty: OUT.forms, removed at the end" },
-    { NULL, "head", STR, AT(head), Q, "q8", 0, 0, NULL, "form of the embedding and the head" },
+    { NULL, "head", STR, AT(head), Q, "auto", 0, 0, NULL, "form of the embedding and the head; auto: q8, or f16 with aqlm, whose folders other programs read too" },
     { NULL, "calibrate", STR, AT(calibrate), Q, "gutenberg", 0, 0, NULL, "texts that show what the matrices read, comma separated: files, folders of .txt files, or recipes" },
     { NULL, "align", STR, AT(align), Q, "", 0, 0, NULL, "texts, as for --calibrate: of its sequences those that are most like these, by how well both are compressed together; empty: evenly spread" },
     { NULL, "tokens", INT, AT(tokens), Q, "32768", 1, 1 << 28, NULL, "tokens that are taken of --calibrate" },

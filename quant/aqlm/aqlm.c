@@ -1,6 +1,6 @@
 /* aqlm: rows in groups of 8, 16 or 32 inputs, a group being the sum of one entry out of each of a few codebooks of vectors.
  * Models are published in this form (Egiazarian et al. 2024, "Extreme Compression of Large Language Models via Additive
- * Quantization"); it is read here as it lies in their files. The form's name has the numbers: aqlm2x8g8 is the sum of 2 entries
+ * Quantization"); it is read here as it lies in their files, and made by press.c. The form's name has the numbers: aqlm2x8g8 is the sum of 2 entries
  * of 8 bits for every 8 inputs.
  *
  *   w[o][g j + t] = scale[o] * (book[0][code[o][j][0]][t] + book[1][code[o][j][1]][t] + ...)
@@ -231,6 +231,12 @@ static void get_codes(const struct weight *w, size_t offset, size_t n, uint8_t *
     }
 }
 
+void aqlm_set_books(struct weight *w, const uint16_t *book)
+{
+    memcpy(aqlm_books(w), book, aqlm_numbers(aqlm_shape(w->variant)) * sizeof *book);
+    make_fast(w);
+}
+
 /* The integer codebooks follow every change: codebooks come in one piece, or a few where they have megabytes. */
 static void put_aqlm(struct weight *w, int part, size_t offset, size_t n, const void *src)
 {
@@ -285,12 +291,22 @@ static void rescale_aqlm(struct weight *w, int row, float factor)
     *scale = f16_scale(*scale, factor);
 }
 
+/* More entries, or pairs of them, than can be tried for every group. */
+static bool pressable_aqlm(const struct weight *w)
+{
+    struct aqlm_shape s = aqlm_shape(w->variant);
+    return s.bits <= (s.books == 1 ? 12 : 8);
+}
+
 const struct codec codec_aqlm = {
     .name = "aqlm",
     .step = TILE_PANELS,
+    .head = "f16",
     .knows = knows_aqlm,
     .fits = fits_aqlm,
     .size = size_aqlm,
+    .pressable = pressable_aqlm,
+    .press_all = aqlm_press_all,
     .parts = parts_aqlm,
     .put = put_aqlm,
     .get = get_aqlm,

@@ -80,6 +80,13 @@ static inline const uint16_t *aqlm_scales(const struct weight *w)
 /* Group j of a row, as the numbers that the reference has; the definition. */
 void aqlm_decode_group(const struct weight *w, struct aqlm_shape s, int row, int j, float *out);
 
+/* The f16 codebooks, and the integer ones made of them. */
+void aqlm_set_books(struct weight *w, const uint16_t *book);
+
+/* The encoder: press.c. */
+int aqlm_press_all(struct weight *w, const float *src, const struct moments *m, struct par *par,
+                   const struct press_watch *watch, struct err *e);
+
 extern const struct codec codec_aqlm;
 extern const struct codec_cpu aqlm_ref, aqlm_avx2, aqlm_avx512;
 extern const struct codec_cuda aqlm_cuda;

@@ -19,11 +19,16 @@ enum { PATH_SIZE = 4096 };
 
 /* ---- opening ----------------------------------------------------------------------------------------------------- */
 
+const char *quantize_head(const struct config *c)
+{
+    return strcmp(c->head, "auto") == 0 ? weight_head(c->codec) : c->head;
+}
+
 /* Whether a codec knows the word. */
 static int check_head(struct be *be, const char *word, struct err *e)
 {
     struct weight w;
-    if (weight_open(&w, be, word, false, DT_F32, CODEC_PANEL, PROBE_COLS, e) < 0)
+    if (weight_open_press(&w, be, word, CODEC_PANEL, PROBE_COLS, e) < 0)
         return err_prefix(e, "head");
     weight_close(&w, be);
     return 0;
@@ -37,7 +42,7 @@ static int open_model(struct quantize *q, struct err *e)
     char path[PATH_SIZE];
     TRY(session_device(&q->session.be, c, "cpu", e));
     TRY(quantize_check_codec(q->session.be, c, e)); /* before anything that takes long */
-    TRY(check_head(q->session.be, c->head, e));
+    TRY(check_head(q->session.be, quantize_head(c), e));
     TRY(recipe_resolve(c->word[0], path, sizeof path, e));
     TRY(session_options(&o, c, q->session.be, true, e));
     o.int8 = false;

@@ -82,6 +82,8 @@ void quantize_close(struct quantize *q);
 /* The same with the model and text that q has opened, for other options: c->word[1] is there afterwards, whole. It may be there
  * before, or a part of it. ERR_INVALID: with other options than c's. */
 int quantize_whole(const struct quantize *q, const struct config *c, struct err *e) WARN_UNUSED;
+/* The form of the embedding and the head. */
+const char *quantize_head(const struct config *c);
 
 /* The layer that a tensor belongs to; -1: none. */
 int quantize_layer_of(const char *tensor);

@@ -43,7 +43,7 @@ int quantize_check_codec(struct be *be, const struct config *c, struct err *e)
                        "codec: %s is a family of forms: give one of them, as %s, or --bits, --size "
                        "or --pareto",
                        c->codec, f.word[0]);
-    if (weight_open(&w, be, c->codec, false, DT_F32, CODEC_PANEL, PROBE_COLS, e) < 0)
+    if (weight_open_press(&w, be, c->codec, CODEC_PANEL, PROBE_COLS, e) < 0)
         return err_prefix(e, "codec");
     weight_close(&w, be);
     if (budget)
@@ -90,7 +90,7 @@ static int add_rest(struct allocation *a, const struct slot *s, struct err *e)
         a->rest += *s->v != NULL ? (size_t)s->rows * sizeof **s->v : 0;
     if (s->w == NULL || s->w->codec == NULL || quantize_layer_of(s->name) >= 0)
         return 0;
-    TRY(weight_open(&w, a->q->session.be, a->q->config->head, false, DT_F32, s->rows, s->cols, e));
+    TRY(weight_open_press(&w, a->q->session.be, quantize_head(a->q->config), s->rows, s->cols, e));
     a->rest += hf_write_bytes(&w);
     weight_close(&w, a->q->session.be);
     return 0;

@@ -1,3 +1,4 @@
+#include <math.h>
 #include <stdatomic.h>
 
 #include "quant/moments.h"
@@ -38,8 +39,8 @@ static int open_shard(struct shard *s, struct quantize *q, int layer, struct err
             continue;
         struct pressed *p = &s->p[s->n++];
         p->slot = t;
-        const char *word = layer < 0 ? q->config->head : quantize_form(q, t);
-        int rc = weight_open(&p->w, q->session.be, word, false, DT_F32, t->rows, t->cols, e);
+        const char *word = layer < 0 ? quantize_head(q->config) : quantize_form(q, t);
+        int rc = weight_open_press(&p->w, q->session.be, word, t->rows, t->cols, e);
         if (rc < 0) {
             close_shard(s);
             return err_prefix(e, "%s", t->name);
@@ -95,18 +96,49 @@ static void press_units(void *arg, int first, int last, int i_thread)
     }
 }
 
+/* A matrix that is pressed as a whole: what has been told of it. */
+struct whole {
+    struct shard *s;
+    double weights, told;
+};
+
+static bool go_on(void *arg, double done)
+{
+    struct whole *l = arg;
+    double now = floor(done * l->weights);
+    if (l->s->layer >= 0)
+        progress_add(&l->s->q->bar, (uint64_t)(now - l->told));
+    l->told = now;
+    return !fetch_cancelled();
+}
+
+static int press_whole(struct shard *s, struct pressed *p, const struct moments *m, struct err *e)
+{
+    size_t cols = (size_t)p->w.cols, n = (size_t)p->w.rows * cols;
+    struct whole l = { .s = s, .weights = (double)n };
+    struct press_watch watch = { go_on, &l };
+    float *src = mem_alloc(n * sizeof *src);
+    if (src == NULL)
+        return err_set(e, ERR_NOMEM, "no memory for %d x %d weights", p->w.rows, p->w.cols);
+    for (int r = 0; r < p->w.rows; r++)
+        quantize_row(s->q, p, r, src + (size_t)r * cols);
+    int rc = p->w.codec->press_all(&p->w, src, m, s->q->session.be->par, &watch, e);
+    mem_free(src);
+    return rc;
+}
+
 static bool chosen(const struct pressed *p, enum layer_input what, bool rotated)
 {
     return p->slot->reads == what && p->w.codec->rotated == rotated;
 }
 
-/* Counts the units of the matrices chosen; those of the others are none. */
+/* Counts the units of the matrices chosen; of the others, and of those pressed as a whole, there are none. */
 static int count_units(struct press *l, enum layer_input what, bool rotated)
 {
     int total = 0;
     for (int i = 0; i < l->s->n; i++) {
         struct pressed *p = &l->s->p[i];
-        if (chosen(p, what, rotated)) {
+        if (chosen(p, what, rotated) && p->w.codec->press_all == NULL) {
             int step = codec_step(p->w.codec);
             size_t floats = (size_t)step * (size_t)p->w.cols;
             l->step = floats > l->step ? floats : l->step;
@@ -122,7 +154,12 @@ static int press_chosen(struct shard *s, enum layer_input what, bool rotated,
 {
     struct par *par = s->q->session.be->par;
     struct press l = { .s = s, .m = m };
+    for (int i = 0; i < s->n; i++)
+        if (chosen(&s->p[i], what, rotated) && s->p[i].w.codec->press_all != NULL)
+            TRY(press_whole(s, &s->p[i], m, e));
     int units = count_units(&l, what, rotated);
+    if (units == 0)
+        return 0;
     l.scratch = mem_zalloc((size_t)par_threads(par) * 2 * l.step, sizeof(float));
     if (l.scratch == NULL)
         return err_set(e, ERR_NOMEM, "no memory to press %zu numbers at a time", l.step);
@@ -143,7 +180,7 @@ static int press_space(struct shard *s, enum layer_input what, bool rotated,
     for (int i = 0; i < s->n; i++)
         if (chosen(&s->p[i], what, rotated)) {
             any = true;
-            want |= s->p[i].w.codec->press != NULL;
+            want |= s->p[i].w.codec->press != NULL || s->p[i].w.codec->press_all != NULL;
         }
     if (!any)
         return 0;

@@ -56,9 +56,9 @@ static json_t *make_options(const struct quantize *q)
     size_t bytes = (size_t)q->text.n * (size_t)q->text.len * sizeof *q->text.token;
     return json_pack("{s:s, s:f, s:I, s:s, s:I, s:s, s:i, s:i, s:f, s:i, s:o, s:o, s:i}", "codec",
                      c->codec, "bits", c->bits, "size", (json_int_t)c->size, "allocate",
-                     c->allocate, "generations", (json_int_t)generations, "head", c->head, "tokens",
-                     q->text.n * q->text.len, "context", q->text.len, "damp", c->damp, "tune",
-                     (int)c->tune, "model", hex(hash_model(q->model)), "calibrate",
+                     c->allocate, "generations", (json_int_t)generations, "head", quantize_head(c),
+                     "tokens", q->text.n * q->text.len, "context", q->text.len, "damp", c->damp,
+                     "tune", (int)c->tune, "model", hex(hash_model(q->model)), "calibrate",
                      hex(XXH3_64bits(q->text.token, bytes)), "version", VERSION);
 }
 
