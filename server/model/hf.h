@@ -30,13 +30,20 @@ struct hf_method {
     /* Calls source_add_form() for every pressed matrix; q is "quantization_config", the tensors of s are known (not yet
      * sorted). What must outlive the call goes into a. */
     int (*forms)(struct source *s, struct arena *a, const json_t *q, struct err *e);
+    /* The way back: whether it has words for these forms, {module: word}, and "quantization_config" with them; tensors has
+     * the names of all of the folder's as its keys. NULL: no memory. */
+    bool (*takes)(json_t *forms);
+    json_t *(*config)(json_t *forms, json_t *tensors);
 };
 /* Models pressed by AQLM: hf_aqlm.c. */
 int hf_aqlm_forms(struct source *s, struct arena *a, const json_t *q, struct err *e) WARN_UNUSED;
+bool hf_aqlm_takes(json_t *forms);
+json_t *hf_aqlm_config(json_t *forms, json_t *tensors);
 /* The method of config.json v; NULL: nothing is pressed. ERR_UNSUPPORTED: a method that is not known. */
 int hf_method(const struct hf_method **out, const json_t *v, struct err *e) WARN_UNUSED;
 
-/* Our own "quantization_config" of these forms (a reference is taken): {module: word}. NULL: no memory. */
-json_t *hf_forms_config(json_t *forms);
+/* "quantization_config" by the first method that takes the forms. Folders of a method other than ours are for programs that
+ * want one type for all numbers: *dtype is its name, else NULL. NULL: no memory. */
+json_t *hf_forms_config(json_t *forms, json_t *tensors, const char **dtype);
 
 #endif

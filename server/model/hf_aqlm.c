@@ -12,6 +12,9 @@
 
 #include "server/model/hf.h"
 
+enum { PARTS = 3 };
+static const char *const part[PARTS] = { "codes", "codebooks", "scales" };
+
 #define WHERE "\"quantization_config\": "
 
 /* The number of this key, which is there and within [least, most]. */
@@ -55,11 +58,10 @@ static int get_form(const json_t *q, struct arena *a, const char **out, struct e
 /* The matrix that a tensor is a part of, in a; out NULL: of none. */
 static int matrix_of(const char *tensor, struct arena *a, const char **out, struct err *e)
 {
-    static const char *const part[] = { "codes", "codebooks", "scales" };
     char name[HF_NAME];
     const char *dot = strrchr(tensor, '.');
     *out = NULL;
-    for (int i = 0; dot != NULL && i < 3; i++) {
+    for (int i = 0; dot != NULL && i < PARTS; i++) {
         if (strcmp(dot + 1, part[i]) != 0)
             continue;
         int n = snprintf(name, sizeof name, "%.*s.weight", (int)(dot - tensor), tensor);
@@ -146,4 +148,77 @@ int hf_aqlm_forms(struct source *s, struct arena *a, const json_t *q, struct err
     int rc = add_forms(s, a, q, pressed, e);
     mem_free(pressed);
     return rc;
+}
+
+/* ---- the way back ------------------------------------------------------------------------------------------------ */
+
+struct shape {
+    int books, bits, group;
+};
+
+static bool shape_of(const char *word, struct shape *s)
+{
+    int end = 0;
+    return sscanf(word, "aqlm%dx%dg%d%n", &s->books, &s->bits, &s->group, &end) == 3 &&
+           word[end] == 0;
+}
+
+/* There is one shape for all of a folder's matrices. */
+bool hf_aqlm_takes(json_t *forms)
+{
+    const char *first = json_string_value(json_object_iter_value(json_object_iter(forms)));
+    const char *module;
+    json_t *word;
+    struct shape s;
+    if (first == NULL || !shape_of(first, &s))
+        return false;
+    json_object_foreach(forms, module,
+                        word) if (strcmp(json_string_value(word), first) != 0) return false;
+    return true;
+}
+
+/* Adds the tensor, and the module whose weight it is: transformers compares the list with tensors up to version 4, with modules
+ * from 5 on. 0, or -1: no memory. */
+static int add_plain(json_t *list, const char *tensor)
+{
+    const char *dot = strrchr(tensor, '.');
+    int rc = json_array_append_new(list, json_string(tensor));
+    if (dot != NULL && strcmp(dot, ".weight") == 0)
+        rc |= json_array_append_new(list, json_stringn(tensor, (size_t)(dot - tensor)));
+    return rc;
+}
+
+static bool is_part(const char *tensor)
+{
+    const char *dot = strrchr(tensor, '.');
+    for (int i = 0; dot != NULL && i < PARTS; i++)
+        if (strcmp(dot + 1, part[i]) == 0)
+            return true;
+    return false;
+}
+
+/* The head is listed even where it is the embedding and has no tensor. */
+static json_t *plain_tensors(json_t *tensors)
+{
+    static const char head[] = "lm_head.weight";
+    json_t *list = json_array();
+    int rc = list == NULL;
+    const char *name;
+    json_t *file;
+    json_object_foreach(tensors, name, file) if (!is_part(name)) rc |= add_plain(list, name);
+    if (json_object_get(tensors, head) == NULL)
+        rc |= add_plain(list, head);
+    if (rc == 0)
+        return list;
+    json_decref(list);
+    return NULL;
+}
+
+json_t *hf_aqlm_config(json_t *forms, json_t *tensors)
+{
+    struct shape s;
+    shape_of(json_string_value(json_object_iter_value(json_object_iter(forms))), &s);
+    return json_pack("{s:s, s:i, s:i, s:i, s:i, s:o}", "quant_method", "aqlm", "in_group_size",
+                     s.group, "out_group_size", 1, "num_codebooks", s.books, "nbits_per_codebook",
+                     s.bits, "linear_weights_not_to_quantize", plain_tensors(tensors));
 }

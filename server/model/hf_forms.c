@@ -50,16 +50,33 @@ static int wring_forms(struct source *s, struct arena *a, const json_t *q, struc
     return 0;
 }
 
-json_t *hf_forms_config(json_t *forms)
+static bool wring_takes(json_t *forms)
 {
+    (void)forms;
+    return true;
+}
+
+static json_t *wring_config(json_t *forms, json_t *tensors)
+{
+    (void)tensors;
     return json_pack("{s:s, s:i, s:O}", "quant_method", "wring", "version", VERSION, "forms",
                      forms);
 }
 
+/* What others read too comes first. */
 static const struct hf_method method[] = {
-    { "wring", wring_forms },
-    { "aqlm", hf_aqlm_forms },
+    { "aqlm", hf_aqlm_forms, hf_aqlm_takes, hf_aqlm_config },
+    { "wring", wring_forms, wring_takes, wring_config },
 };
+
+json_t *hf_forms_config(json_t *forms, json_t *tensors, const char **dtype)
+{
+    const struct hf_method *m = method;
+    while (!m->takes(forms))
+        m++;
+    *dtype = m->config == wring_config ? NULL : "float16";
+    return m->config(forms, tensors);
+}
 
 int hf_method(const struct hf_method **out, const json_t *v, struct err *e)
 {

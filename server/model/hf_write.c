@@ -415,7 +415,7 @@ static int write_texts(const struct hf_writer *w, const struct contents *all, st
     TRY(source_tokenizer(w->src, &t, e));
     int rc = hf_write_text(w->folder, w->src, t, e);
     if (rc == 0)
-        rc = hf_write_config(w->folder, w->config, w->src, t, all->forms, e);
+        rc = hf_write_config(w->folder, w->config, w->src, t, all->forms, all->map, e);
     tok_close(t);
     return rc;
 }

@@ -93,7 +93,19 @@ static int add_ids(json_t *v, const struct source *src, const struct tokenizer *
 }
 
 /* 0, or -1: no memory. */
-static int add_extras(json_t *v, const struct model_config *c, json_t *forms)
+static int add_forms(json_t *v, json_t *forms, json_t *tensors)
+{
+    const char *dtype;
+    if (json_object_size(forms) == 0)
+        return 0;
+    int rc = json_object_set_new(v, "quantization_config", hf_forms_config(forms, tensors, &dtype));
+    if (dtype != NULL)
+        rc |= json_object_set_new(v, "torch_dtype", json_string(dtype));
+    return rc;
+}
+
+/* 0, or -1: no memory. */
+static int add_extras(json_t *v, const struct model_config *c)
 {
     int rc = 0;
     if (c->window > 0)
@@ -102,13 +114,11 @@ static int add_extras(json_t *v, const struct model_config *c, json_t *forms)
         rc |= json_object_set_new(v, "partial_rotary_factor", json_real(rotary_factor(c)));
     if (c->rope_scaling != ROPE_PLAIN)
         rc |= json_object_set_new(v, "rope_scaling", rope_scaling(c));
-    if (json_object_size(forms) > 0)
-        rc |= json_object_set_new(v, "quantization_config", hf_forms_config(forms));
     return rc;
 }
 
 int hf_write_config(const char *folder, const struct model_config *c, const struct source *src,
-                    const struct tokenizer *t, json_t *forms, struct err *e)
+                    const struct tokenizer *t, json_t *forms, json_t *tensors, struct err *e)
 {
     int i = find(c);
     ASSERT(i >= 0);
@@ -120,7 +130,7 @@ int hf_write_config(const char *folder, const struct model_config *c, const stru
         c->vocab, "max_position_embeddings", c->ctx_train, "rms_norm_eps", shortest(c->norm_eps),
         "rope_theta", shortest(c->rope_theta), "hidden_act", "silu", "tie_word_embeddings",
         c->tied);
-    int rc = v == NULL || add_extras(v, c, forms) != 0
+    int rc = v == NULL || add_extras(v, c) != 0 || add_forms(v, forms, tensors) != 0
                  ? err_set(e, ERR_NOMEM, "no memory for config.json")
                  : add_ids(v, src, t, e);
     if (rc == 0)

@@ -7,9 +7,11 @@
 
 /* ERR_UNSUPPORTED: config.json has no words for c. */
 int hf_write_check(const struct model_config *c, struct err *e) WARN_UNUSED;
-/* config.json from c, the first and last ids of src or its tokenizer t, and the forms, {module: word}. */
+/* config.json from c, the first and last ids of src or its tokenizer t, and the forms, {module: word}; tensors: the names of all
+ * as keys. */
 int hf_write_config(const char *folder, const struct model_config *c, const struct source *src,
-                    const struct tokenizer *t, json_t *forms, struct err *e) WARN_UNUSED;
+                    const struct tokenizer *t, json_t *forms, json_t *tensors,
+                    struct err *e) WARN_UNUSED;
 
 /* The tokenizer's files, copied where src is a folder, and the chat template. */
 int hf_write_text(const char *folder, const struct source *src, const struct tokenizer *t,

@@ -186,6 +186,58 @@ static void presses_to_every_form(void **state)
             press_to(option);
         }
     }
+    press_to("--codec=aqlm2x4g8"); /* learned from whole matrices */
+}
+
+static json_t *method_of(const char *out)
+{
+    json_t *config = json_load_file(joined(out, "config.json"), 0, NULL);
+    json_t *q = json_incref(json_object_get(config, "quantization_config"));
+    assert_non_null(q);
+    json_decref(config);
+    return q;
+}
+
+static bool lists(const json_t *list, const char *word)
+{
+    size_t i;
+    const json_t *x;
+    json_array_foreach(list, i, x) if (strcmp(json_string_value(x), word) == 0) return true;
+    return false;
+}
+
+/* What transformers wants of an AQLM folder; with a head that only this program reads it is one of our own. */
+static void makes_folders_for_others(void **state)
+{
+    static const char *const more[] = { "--codec=aqlm2x4g8", NULL };
+    static const char *const ours[] = { "--codec=aqlm2x4g8", "--head=q8", NULL };
+    static const char *const plain[] = { "lm_head.weight",
+                                         "lm_head",
+                                         "model.embed_tokens.weight",
+                                         "model.norm.weight",
+                                         "model.layers.4.mlp.down_proj.weight",
+                                         "model.layers.4.mlp.down_proj" };
+    (void)state;
+    must_run("others", more);
+    json_t *q = method_of("others");
+    const json_t *list = json_object_get(q, "linear_weights_not_to_quantize");
+    assert_string_equal(json_string_value(json_object_get(q, "quant_method")), "aqlm");
+    assert_int_equal(json_integer_value(json_object_get(q, "num_codebooks")), 2);
+    assert_int_equal(json_integer_value(json_object_get(q, "nbits_per_codebook")), 4);
+    assert_int_equal(json_integer_value(json_object_get(q, "in_group_size")), 8);
+    assert_int_equal(json_integer_value(json_object_get(q, "out_group_size")), 1);
+    for (size_t i = 0; i < sizeof plain / sizeof *plain; i++)
+        if (!lists(list, plain[i])) /* down_proj: 172 inputs are no multiple of 32 */
+            fail_msg("%s is not listed", plain[i]);
+    assert_false(lists(list, "model.layers.4.mlp.up_proj"));
+    assert_false(lists(list, "model.layers.4.mlp.up_proj.codes"));
+    json_decref(q);
+    must_run("ours", ours);
+    q = method_of("ours");
+    assert_string_equal(json_string_value(json_object_get(q, "quant_method")), "wring");
+    json_decref(q);
+    fetch_remove(in_root("others"));
+    fetch_remove(in_root("ours"));
 }
 
 /* A child runs the command and gets a signal once it has done n shards; its exit code, or -1 when it was killed. */
@@ -255,11 +307,13 @@ static void says_what_is_wrong(void **state)
 {
     static const char *const bad_codec[] = { "--codec=q4x", NULL };
     static const char *const bad_head[] = { "--head=", NULL };
+    static const char *const slow[] = { "--codec=aqlm1x16g8", NULL };
     static const char *const much[] = { "--tokens=100000", NULL };
     static const char *const no_text[] = { "--calibrate=/nonexistent/text", NULL };
     (void)state;
     must_fail("x", bad_codec, ERR_INVALID, "codec: \"q4x\" is no form of weights");
     must_fail("x", bad_head, ERR_INVALID, "head: \"\" is no form of weights");
+    must_fail("x", slow, ERR_UNSUPPORTED, "to learn it would take too long");
     must_fail("x", much, ERR_INVALID, "1562 sequences of 64 are asked for");
     must_fail("x", no_text, ERR_NOTFOUND, "/nonexistent/text");
     must_fail("q8", NULL, ERR_INVALID, "q8"); /* it is there */
@@ -305,11 +359,11 @@ static void survives_lack_of_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(is_loaded_again),         cmocka_unit_test(reads_gguf),
-        cmocka_unit_test(notes_what_was_lost),     cmocka_unit_test(goes_on),
-        cmocka_unit_test(presses_to_every_form),   cmocka_unit_test(survives_signals),
-        cmocka_unit_test(keeps_to_its_options),    cmocka_unit_test(says_what_is_wrong),
-        cmocka_unit_test(survives_lack_of_memory),
+        cmocka_unit_test(is_loaded_again),       cmocka_unit_test(reads_gguf),
+        cmocka_unit_test(notes_what_was_lost),   cmocka_unit_test(goes_on),
+        cmocka_unit_test(presses_to_every_form), cmocka_unit_test(makes_folders_for_others),
+        cmocka_unit_test(survives_signals),      cmocka_unit_test(keeps_to_its_options),
+        cmocka_unit_test(says_what_is_wrong),    cmocka_unit_test(survives_lack_of_memory),
     };
     log_setup(&(struct log_config){ .level = LOG_E });
     return cmocka_run_group_tests(tests, eval_open, scratch_close);
