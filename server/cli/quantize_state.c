@@ -183,10 +183,20 @@ int quantize_state_save(struct quantize *q, struct err *e)
     return folder_write_json(notes_folder(q), QUANTIZE_NOTES, json_incref(q->state), e);
 }
 
+/* Bits a weight in the file; in memory a matrix may have more than its parts. */
+static double bits_of(const struct weight *w)
+{
+    struct codec_part part[CODEC_PARTS];
+    size_t bytes = 0;
+    for (int i = weight_parts(w, part) - 1; i >= 0; i--)
+        bytes += codec_part_bytes(&part[i]);
+    return 8 * (double)bytes / ((double)w->rows * w->cols);
+}
+
 int quantize_state_note(struct quantize *q, const struct pressed *p, struct err *e)
 {
-    json_t *note = json_pack("{s:s, s:f, s:f}", "form", weight_form(&p->w), "bits",
-                             weight_bits(&p->w), "error", p->error);
+    json_t *note = json_pack("{s:s, s:f, s:f}", "form", weight_form(&p->w), "bits", bits_of(&p->w),
+                             "error", p->error);
     json_t *all = json_object_get(q->state, "matrices");
     return json_object_set_new(all, p->slot->name, note) == 0 ? 0 : no_memory(e);
 }
