@@ -142,6 +142,7 @@ struct codec {
     const struct codec_cpu
         *cpu[CPU_ISA_N]; /* NULL or a NULL slot: the next lower level; [CPU_REF] is complete */
     const struct codec_cuda *cuda; /* NULL: not in this build */
+    bool ordered;                  /* press takes the inputs in the order of moments_reorder() */
 };
 
 /* Names a codec's CUDA kernels in its table where they are built. */

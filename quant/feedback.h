@@ -3,7 +3,8 @@
  * The rows of a matrix do not know of each other, so a caller may press any of them at a time; within them one column (or
  * block of columns) after the other is quantised, and what was lost is made good by the columns still to come.
  *
- * Layout: columns are contiguous, x[cols][n] for n rows, so that every update is a loop over rows.
+ * Layout: columns are contiguous, x[cols][n] for n rows, so that every update is a loop over rows. They stand in the order of
+ * the moments, struct moments.order: column j of x and q is input order[j].
  */
 #ifndef WRING_QUANT_FEEDBACK_H
 #define WRING_QUANT_FEEDBACK_H
@@ -23,7 +24,7 @@ typedef void feedback_fn(void *arg, int j0, int b, int n, const float *x, const 
 int feedback_run(const struct moments *m, float *x, float *q, int n, int block, feedback_fn *fn,
                  void *arg, struct err *e) WARN_UNUSED;
 /* The factor for each of n rows by which q should be multiplied to be nearest to w in H's metric: (q H w) / (q H q); 1
- * where the denominator is not positive. Both [cols][n]. ERR_NOMEM. */
+ * where the denominator is not positive. Both [cols][n]; moments that were not reordered. ERR_NOMEM. */
 int feedback_refit(const struct moments *m, const float *w, const float *q, int n, float *factor,
                    struct err *e) WARN_UNUSED;
 /* dst[cols][n] = src[n][cols]^T; with n and cols exchanged, back. */

@@ -1,5 +1,7 @@
 #include "quant/moments.h"
 
+#include <stdlib.h>
+
 #include "quant/gram.h"
 #include "quant/inverse.h"
 #include "quant/openblas.h"
@@ -104,8 +106,89 @@ int moments_open(struct moments *m, const float *h, int64_t n_tokens, int cols, 
     return rc;
 }
 
+/* ---- the order of feedback --------------------------------------------------------------------------------------- */
+
+enum { LEVELS = 4 };
+static const int width_of[LEVELS] = { 128, 64, 32, 1 };
+
+struct place {
+    int input;
+    float size[LEVELS]; /* mean squares of the inputs of its block, at every width */
+};
+
+/* By the widest blocks first; those of a block stay together. */
+static int by_size(const void *a, const void *b)
+{
+    const struct place *x = a;
+    const struct place *y = b;
+    for (int l = 0; l < LEVELS; l++) {
+        if (x->size[l] != y->size[l])
+            return x->size[l] > y->size[l] ? -1 : 1;
+        if (x->input / width_of[l] != y->input / width_of[l])
+            return x->input - y->input;
+    }
+    return 0;
+}
+
+static void sort(const struct moments *m, struct place *place)
+{
+    for (int i = 0; i < m->cols; i++)
+        place[i].input = i;
+    for (int l = 0; l < LEVELS; l++)
+        for (int first = 0; first < m->cols; first += width_of[l]) {
+            int end = first + width_of[l] < m->cols ? first + width_of[l] : m->cols;
+            double sum = 0;
+            for (int i = first; i < end; i++)
+                sum += (double)m->h[(size_t)i * (size_t)(m->cols + 1)];
+            for (int i = first; i < end; i++)
+                place[i].size[l] = (float)sum;
+        }
+    qsort(place, (size_t)m->cols, sizeof *place, by_size);
+}
+
+/* Rows and columns of h in the order of m. */
+static void gather(const struct moments *m, float *to)
+{
+    size_t cols = (size_t)m->cols;
+    for (size_t i = 0; i < cols; i++) {
+        const float *row = m->h + (size_t)m->order[i] * cols;
+        for (size_t j = 0; j < cols; j++)
+            to[i * cols + j] = row[m->order[j]];
+    }
+}
+
+static int factor_ordered(struct moments *m, float *h, struct par *par, struct err *e)
+{
+    struct openblas library;
+    const struct openblas *blas = openblas_open(&library) ? &library : NULL;
+    gather(m, h);
+    return inverse_factor(m->u, h, m->cols, blas, m->isa, par, e);
+}
+
+int moments_reorder(struct moments *m, struct par *par, struct err *e)
+{
+    size_t cols = (size_t)m->cols;
+    struct place *place = mem_alloc(cols * sizeof *place);
+    float *h = mem_map(bytes_of(m->cols));
+    int rc;
+    m->order = mem_alloc(cols * sizeof *m->order);
+    if (place == NULL || h == NULL || m->order == NULL) {
+        rc = err_set(e, ERR_NOMEM, "no memory to sort %d inputs", m->cols);
+    } else {
+        sort(m, place);
+        for (size_t i = 0; i < cols; i++)
+            m->order[i] = place[i].input;
+        rc = factor_ordered(m, h, par, e);
+    }
+    if (h != NULL)
+        mem_unmap(h, bytes_of(m->cols));
+    mem_free(place);
+    return rc;
+}
+
 void moments_close(struct moments *m)
 {
+    mem_free(m->order);
     if (m->h != NULL)
         mem_unmap(m->h, bytes_of(m->cols));
     if (m->u != NULL)

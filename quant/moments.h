@@ -11,8 +11,10 @@ struct moments {
     int cols;
     enum cpu_isa isa; /* for whoever computes with them */
     float *h;         /* [cols][cols] symmetric, damped */
-    /* [cols][cols] upper triangle, zeros below it: inverse(h) = u^T u; what error feedback reads. */
+    /* [cols][cols] upper triangle, zeros below it: inverse(h) = u^T u; what error feedback reads. Its rows and columns are
+     * inputs in the order in which feedback takes them. */
     float *u;
+    int *order; /* [cols] that order; NULL: as they stand */
 };
 
 /* Sums up: h += x^T x of n rows, the upper triangle only; what lies below it means nothing. A row whose square length is
@@ -26,6 +28,11 @@ void moments_add(float *h, const float *x, int n, int cols, float cap, enum cpu_
  * ten times the damping, which is tried first. */
 int moments_open(struct moments *m, const float *h, int64_t n_tokens, int cols, bool rotated,
                  float damp, enum cpu_isa isa, struct par *par, struct err *e) WARN_UNUSED;
+/* Makes u anew for another order: inputs with the largest diagonal of h first (GPTQ's act-order), so that their errors can still
+ * be made good by all others. Blocks of 128, 64 and 32 neighbours stay together, ordered by the sums of their diagonals: a
+ * codec can find the scales of a group when its first input's turn comes. Equal ones go as they stand. For codecs that
+ * are ordered. The errors of moments_open; m is then good for closing only. */
+int moments_reorder(struct moments *m, struct par *par, struct err *e) WARN_UNUSED;
 void moments_close(struct moments *m);
 
 #endif

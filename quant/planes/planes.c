@@ -28,6 +28,10 @@
  * (GPTQ, arXiv 2210.17323) spends the same bits better: a group's scale and minimum are found when its first column's
  * turn comes, from columns as they are then, weighted by what an error of each will cost. Those of the next stretch of
  * error feedback have not been told of this one's errors yet: waiting for that gains nothing.
+ *
+ * Columns go in the order of moments_reorder, so that groups stay together. On stories15M in groups of 32 that has KL 0.714
+ * with 2 bits, 0.127 with 3 and 0.0287 with 4, as they stand 0.743, 0.133 and 0.0298. Free act-order, for which all scales must
+ * be found beforehand ("static groups"), has 0.786 and 0.139.
  */
 #include <math.h>
 #include <string.h>
@@ -221,31 +225,40 @@ struct press {
     struct weight *w;
     int row0;
     const struct moments *m;
-    const float *x;         /* [cols][n]: columns as updated so far */
+    const float *x;         /* [cols][n]: columns as updated so far, in the order of m */
     struct planes_fit *fit; /* [n], of the group at hand */
-    uint8_t *code;          /* [32][n], of the 32 columns at hand */
+    uint8_t *code;          /* [32][n], of the 32 inputs at hand, as they stand */
 };
+
+/* The input that is column j. */
+static int input_at(const struct press *p, int j)
+{
+    return p->m->order != NULL ? p->m->order[j] : j;
+}
 
 /* Scales and minima of all rows for the group that begins with column j. An error in column k costs (error / u_kk)^2. */
 static void fit_rows(struct press *p, int j, int n)
 {
     int group = planes_group(p->w);
+    int first = input_at(p, j) / group * group;
     size_t cols = (size_t)p->w->cols;
     float weight[PLANES_GROUP];
+    int at[PLANES_GROUP]; /* where in the group column j + k belongs */
     for (int k = 0; k < group; k++) {
         float u = p->m->u[(size_t)(j + k) * cols + (size_t)(j + k)];
-        weight[k] = 1 / (u * u);
+        at[k] = input_at(p, j + k) - first;
+        weight[at[k]] = 1 / (u * u);
     }
     for (int r = 0; r < n; r++) {
         float x[PLANES_GROUP];
         for (int k = 0; k < group; k++)
-            x[k] = p->x[(size_t)(j + k) * (size_t)n + (size_t)r];
+            x[at[k]] = p->x[(size_t)(j + k) * (size_t)n + (size_t)r];
         p->fit[r] = planes_fit(x, weight, group, planes_bits(p->w));
-        put_fit(p->w, p->row0 + r, j, p->fit[r]);
+        put_fit(p->w, p->row0 + r, first, p->fit[r]);
     }
 }
 
-/* The codes of 32 columns, of which j is the last. */
+/* The codes of 32 inputs, of which j is one. */
 static void put_rows(const struct press *p, int j, int n)
 {
     for (int r = 0; r < n; r++) {
@@ -261,7 +274,8 @@ static void press_column(void *arg, int j, int b, int n, const float *x, const f
 {
     struct press *p = arg;
     int bits = planes_bits(p->w);
-    uint8_t *code = p->code + (size_t)(j % INPUT_GROUP) * (size_t)n;
+    int input = input_at(p, j);
+    uint8_t *code = p->code + (size_t)(input % INPUT_GROUP) * (size_t)n;
     (void)b;
     (void)metric;
     if (j % planes_group(p->w) == 0)
@@ -271,7 +285,16 @@ static void press_column(void *arg, int j, int b, int n, const float *x, const f
         q[r] = value_of(code[r], p->fit[r], bits);
     }
     if (j % INPUT_GROUP == INPUT_GROUP - 1)
-        put_rows(p, j, n);
+        put_rows(p, input, n);
+}
+
+/* x[cols][n] = the columns of src[n][cols], in the order of m; scratch is as large. */
+static void turn(const struct press *p, const float *src, float *x, float *scratch, int n)
+{
+    size_t rows = (size_t)n;
+    feedback_turn(src, scratch, n, p->w->cols);
+    for (int j = 0; j < p->w->cols; j++)
+        memcpy(x + (size_t)j * rows, scratch + (size_t)input_at(p, j) * rows, rows * sizeof *x);
 }
 
 static int press_planes(struct weight *w, int row0, int n, const float *src,
@@ -289,7 +312,7 @@ static int press_planes(struct weight *w, int row0, int n, const float *src,
         rc = err_set(e, ERR_NOMEM, "no memory to press %d x %d weights", n, w->cols);
     } else {
         p.x = x;
-        feedback_turn(src, x, n, w->cols);
+        turn(&p, src, x, q, n);
         rc = feedback_run(m, x, q, n, 1, press_column, &p, e);
     }
     mem_free(p.code);
@@ -309,6 +332,7 @@ const struct codec codec_planes = {
     .size = size_planes,
     .encode = encode_planes,
     .press = press_planes,
+    .ordered = true,
     .plane_name = { "codes", "numbers" },
     .decode = decode_planes,
     .rescale = rescale_planes,

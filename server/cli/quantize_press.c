@@ -127,18 +127,25 @@ static int press_whole(struct shard *s, struct pressed *p, const struct moments 
     return rc;
 }
 
-static bool chosen(const struct pressed *p, enum layer_input what, bool rotated)
+/* Matrices that are pressed with the same moments: of one input, in one space, in one order. */
+struct group {
+    enum layer_input what;
+    bool rotated, ordered;
+};
+
+static bool chosen(const struct pressed *p, struct group g)
 {
-    return p->slot->reads == what && p->w.codec->rotated == rotated;
+    const struct codec *c = p->w.codec;
+    return p->slot->reads == g.what && c->rotated == g.rotated && c->ordered == g.ordered;
 }
 
 /* Counts the units of the matrices chosen; of the others, and of those pressed as a whole, there are none. */
-static int count_units(struct press *l, enum layer_input what, bool rotated)
+static int count_units(struct press *l, struct group g)
 {
     int total = 0;
     for (int i = 0; i < l->s->n; i++) {
         struct pressed *p = &l->s->p[i];
-        if (chosen(p, what, rotated) && p->w.codec->press_all == NULL) {
+        if (chosen(p, g) && p->w.codec->press_all == NULL) {
             int step = codec_step(p->w.codec);
             size_t floats = (size_t)step * (size_t)p->w.cols;
             l->step = floats > l->step ? floats : l->step;
@@ -149,15 +156,14 @@ static int count_units(struct press *l, enum layer_input what, bool rotated)
     return total;
 }
 
-static int press_chosen(struct shard *s, enum layer_input what, bool rotated,
-                        const struct moments *m, struct err *e)
+static int press_chosen(struct shard *s, struct group g, const struct moments *m, struct err *e)
 {
     struct par *par = s->q->session.be->par;
     struct press l = { .s = s, .m = m };
     for (int i = 0; i < s->n; i++)
-        if (chosen(&s->p[i], what, rotated) && s->p[i].w.codec->press_all != NULL)
+        if (chosen(&s->p[i], g) && s->p[i].w.codec->press_all != NULL)
             TRY(press_whole(s, &s->p[i], m, e));
-    int units = count_units(&l, what, rotated);
+    int units = count_units(&l, g);
     if (units == 0)
         return 0;
     l.scratch = mem_zalloc((size_t)par_threads(par) * 2 * l.step, sizeof(float));
@@ -170,35 +176,34 @@ static int press_chosen(struct shard *s, enum layer_input what, bool rotated,
     return fetch_cancelled() ? err_set(e, ERR_CANCELLED, "stopped") : 0;
 }
 
-/* The matrices that read `what`, in the space where their codecs want its moments. */
-static int press_space(struct shard *s, enum layer_input what, bool rotated,
-                       const struct sums *sums, struct err *e)
+static int press_group(struct shard *s, struct group g, const struct sums *sums, struct err *e)
 {
     const struct be *be = s->q->session.be;
     struct moments m;
     bool any = false, want = false;
     for (int i = 0; i < s->n; i++)
-        if (chosen(&s->p[i], what, rotated)) {
+        if (chosen(&s->p[i], g)) {
             any = true;
             want |= s->p[i].w.codec->press != NULL || s->p[i].w.codec->press_all != NULL;
         }
     if (!any)
         return 0;
     if (!want || sums == NULL)
-        return press_chosen(s, what, rotated, NULL, e);
-    TRY(moments_open(&m, sums->h[what], sums->n_rows, sums->cols[what], rotated,
+        return press_chosen(s, g, NULL, e);
+    TRY(moments_open(&m, sums->h[g.what], sums->n_rows, sums->cols[g.what], g.rotated,
                      (float)s->q->config->damp, be->isa, be->par, e));
-    int rc = press_chosen(s, what, rotated, &m, e);
+    int rc = g.ordered ? moments_reorder(&m, be->par, e) : 0;
+    if (rc == 0)
+        rc = press_chosen(s, g, &m, e);
     moments_close(&m);
     return rc;
 }
 
 static int press_all(struct shard *s, const struct sums *sums, struct err *e)
 {
-    for (enum layer_input what = INPUT_OF_NONE; what < LAYER_INPUTS; what++) {
-        TRY(press_space(s, what, false, sums, e));
-        TRY(press_space(s, what, true, sums, e));
-    }
+    for (enum layer_input what = INPUT_OF_NONE; what < LAYER_INPUTS; what++)
+        for (int i = 0; i < 4; i++)
+            TRY(press_group(s, (struct group){ what, i & 1, i & 2 }, sums, e));
     return quantize_loss(s->q, s->p, s->n, sums, e);
 }
 

@@ -238,6 +238,67 @@ static void damps_and_fills(void **state)
         }
 }
 
+/* Of a block that is half there, 300 = 2 * 128 + 44, and of whole ones. */
+static double block(const struct moments *m, int input, int wide)
+{
+    double sum = 0;
+    int first = input / wide * wide;
+    for (int i = first; i < first + wide && i < m->cols; i++)
+        sum += (double)m->h[(size_t)i * (size_t)(m->cols + 1)];
+    return sum;
+}
+
+/* Every input once, blocks of every width in one piece, the larger ones first within the next wider one. */
+static void check_order(const struct moments *m)
+{
+    static const int wide[] = { 128, 64, 32, 1 };
+    bool seen[COLS] = { false };
+    for (int i = 0; i < m->cols; i++) {
+        int at = m->order[i];
+        assert_true(at >= 0 && at < m->cols && !seen[at]);
+        seen[at] = true;
+        for (int l = 0; i > 0 && l < 4; l++) {
+            int before = m->order[i - 1];
+            if (before / wide[l] == at / wide[l])
+                continue;
+            assert_true(block(m, before, wide[l]) > block(m, at, wide[l]) * (1 - 1e-6));
+            for (int k = at / wide[l] * wide[l]; k < at; k++)
+                assert_false(seen[k]); /* the block begins here */
+            break;
+        }
+    }
+}
+
+static void reorders(void **state)
+{
+    struct moments m;
+    struct err e;
+    (void)state;
+    for (int isa = 0; isa < CPU_ISA_N && level[isa] != NULL; isa++) {
+        make_h(COLS);
+        for (int i = 0; i < COLS; i++) /* sums of blocks that differ */
+            h[i * COLS + i] += (float)(i * 37 % 101);
+        assert_int_equal(
+            moments_open(&m, h, 1, COLS, false, 0.01f, (enum cpu_isa)isa, level[isa]->par, &e), 0);
+        assert_null(m.order);
+        assert_int_equal(moments_reorder(&m, level[isa]->par, &e), 0);
+        check_order(&m);
+        for (int i = 0; i < COLS; i++)
+            for (int j = 0; j < COLS; j++)
+                other[i * COLS + j] = m.h[m.order[i] * COLS + m.order[j]];
+        check_triangle(other, m.u, COLS);
+        moments_close(&m);
+    }
+    make_h(16);
+    for (uint64_t i = 1; i <= 3; i++) {
+        assert_int_equal(moments_open(&m, h, 1, 16, false, 0, CPU_REF, level[0]->par, &e), 0);
+        mem_fail_at(i);
+        assert_int_equal(moments_reorder(&m, level[0]->par, &e), ERR_NOMEM);
+        mem_fail_at(0);
+        moments_close(&m);
+    }
+}
+
 /* An expert that no token went to is pressed as if its inputs were white. */
 static void no_token_is_the_identity(void **state)
 {
@@ -297,6 +358,7 @@ int main(void)
         cmocka_unit_test(threads_change_nothing),
         cmocka_unit_test(a_blas_agrees),
         cmocka_unit_test(damps_and_fills),
+        cmocka_unit_test(reorders),
         cmocka_unit_test(no_token_is_the_identity),
         cmocka_unit_test(refuses_what_is_no_matrix_of_moments),
         cmocka_unit_test(says_when_memory_is_out),
