@@ -3,14 +3,16 @@
 #include <string.h>
 
 #include "quant/input.h"
+#include "quant/lowrank/lowrank.h"
 #include "quant/rotate.h"
 #include "server/base/mem.h"
 
 extern const struct codec codec_dense, codec_q8, codec_q4, codec_trellis, codec_planes, codec_pvq,
-    codec_aqlm;
+    codec_aqlm, codec_lowrank;
 
-const struct codec *const codec_list[] = { &codec_dense,  &codec_q8,  &codec_q4,   &codec_trellis,
-                                           &codec_planes, &codec_pvq, &codec_aqlm, NULL };
+const struct codec *const codec_list[] = { &codec_dense,   &codec_q8,      &codec_q4,
+                                           &codec_trellis, &codec_planes,  &codec_pvq,
+                                           &codec_aqlm,    &codec_lowrank, NULL };
 
 const char *codec_names(void)
 {
@@ -164,6 +166,11 @@ int codec_step(const struct codec *c)
     return (c->step > 0 ? c->step : 1) * CODEC_PANEL;
 }
 
+const struct codec *weight_coder(const struct weight *w)
+{
+    return w->codec->split != NULL ? w->codec->split(w).q.codec : w->codec;
+}
+
 /* One thread, wherever it is called from, so the level is the plain one that all agree with. */
 static void to_codes(const struct weight *w, const float *src, float *dst, int n)
 {
@@ -176,19 +183,31 @@ void weight_fill(struct weight *w, int row0, int n, enum dtype type, const void 
     if (w->codec->take != NULL && w->codec->take(w, row0, n, type, src))
         return;
     dtype_decode(type, src, scratch, (size_t)n * (size_t)w->cols);
-    if (w->codec->rotated)
+    if (weight_coder(w)->rotated)
         to_codes(w, scratch, scratch, n);
     w->codec->encode(w, row0, n, scratch);
+}
+
+int weight_plan(struct weight *w, const float *src, float *scratch, enum cpu_isa isa, struct err *e)
+{
+    if (w->codec->plan == NULL)
+        return 0;
+    if (weight_coder(w)->rotated) {
+        to_codes(w, src, scratch, w->rows);
+        src = scratch;
+    }
+    return w->codec->plan(w, src, isa, e);
 }
 
 int weight_press(struct weight *w, int row0, int n, const float *src, float *scratch,
                  const struct moments *m, struct err *e)
 {
-    if (w->codec->rotated) {
+    if (weight_coder(w)->rotated) {
         to_codes(w, src, scratch, n);
         src = scratch;
     }
-    if (m != NULL && w->codec->press != NULL)
+    bool planned = w->codec->plan != NULL;
+    if (w->codec->press != NULL && (m != NULL || planned))
         return w->codec->press(w, row0, n, src, m, e);
     w->codec->encode(w, row0, n, src);
     return 0;
@@ -248,6 +267,10 @@ void weight_get(const struct weight *w, int part, size_t offset, size_t n, void 
 int weight_stage_open(struct weight *stage, const struct weight *w, int n, struct err *e)
 {
     size_t bytes[CODEC_PLANES] = { 0 };
+    *stage = (struct weight){ 0 };
+    if (w->codec->split != NULL && n != w->rows)
+        return err_set(e, ERR_UNSUPPORTED, "weights of the form %s are not made by rows",
+                       weight_form(w));
     *stage = (struct weight){
         .codec = w->codec, .rows = n, .cols = w->cols, .variant = w->variant, .prep = w->prep
     };
@@ -343,21 +366,20 @@ void weight_rows(const struct weight *w, struct be *be, const int32_t *id, int n
 
 /* ---- products ---------------------------------------------------------------------------------------------------- */
 
-typedef void mul_fn(const struct weight *w, const struct input *in, const float *bias, float *y,
-                    size_t ldy, int p0, int p1);
-
 /* Starting and ending a loop on several threads costs about what one needs to pass over this much. */
 enum { ALONE_BYTES = 48 << 10 };
 
 struct product {
     const struct matmul *m;
+    struct weight w[MATMUL_MAX];        /* the matrix itself, or q of a sum */
     const struct input *in[MATMUL_MAX]; /* as it is, or rotated */
     int n_m;
     int end[MATMUL_MAX]; /* panels of all matrices up to this one, each filled up to whole units */
-    mul_fn *mul[MATMUL_MAX];
+    codec_mul *mul[MATMUL_MAX];
+    struct lowrank_mul low[MATMUL_MAX]; /* of a sum: the rest of it */
 };
 
-static mul_fn *kernel(const struct weight *w, enum cpu_isa isa)
+static codec_mul *kernel(const struct weight *w, enum cpu_isa isa)
 {
     for (int i = (int)isa; i > CPU_REF; i--)
         if (w->codec->cpu[i] != NULL && w->codec->cpu[i]->mul[w->prep] != NULL)
@@ -376,8 +398,11 @@ static void some_panels(void *arg, int first, int last, int i_thread)
         const struct matmul *m = &p->m[i];
         if (b > start + weight_panels(m->w))
             b = start + weight_panels(m->w);
-        if (a < b)
-            p->mul[i](m->w, p->in[i], m->bias, m->y, (size_t)m->w->rows, a - start, b - start);
+        if (a < b) {
+            p->mul[i](&p->w[i], p->in[i], m->bias, m->y, (size_t)m->w->rows, a - start, b - start);
+            if (m->w->codec->split != NULL)
+                lowrank_add(&p->low[i], m->y, a - start, b - start);
+        }
         start = p->end[i];
     }
 }
@@ -397,12 +422,25 @@ static struct input *input_for(const struct weight *w, struct be *be, struct inp
 static void prepare_all(struct be *be, struct product *p, struct input *in, struct input *rotated)
 {
     for (int i = 0; i < p->n_m; i++)
-        if (!p->m[i].w->codec->rotated)
-            input_prepare(in, be, p->m[i].w->prep);
+        if (!p->w[i].codec->rotated)
+            input_prepare(in, be, p->w[i].prep);
     for (int i = 0; i < p->n_m; i++) {
-        struct input *x = input_for(p->m[i].w, be, in, rotated);
-        input_prepare(x, be, p->m[i].w->prep);
+        struct input *x = input_for(&p->w[i], be, in, rotated);
+        input_prepare(x, be, p->w[i].prep);
         p->in[i] = x;
+    }
+}
+
+/* What sums make of the input before the loop; their numbers lie behind all preparations. */
+static void begin_sums(struct be *be, struct product *p, const struct input *last)
+{
+    char *room = last->ws + last->ws_used;
+    for (int i = 0; i < p->n_m; i++) {
+        const struct weight *w = p->m[i].w;
+        if (w->codec->split == NULL)
+            continue;
+        struct weight_sum s = w->codec->split(w);
+        room = lowrank_begin(&p->low[i], &s, p->in[i], kernel(&s.a, be->isa), be->par, room);
     }
 }
 
@@ -433,18 +471,23 @@ static int unit_of(const struct matmul *m, int n_m)
 
 void weight_matmul(struct be *be, struct input *in, const struct matmul *m, int n_m)
 {
-    struct product p = { .m = m, .n_m = n_m };
+    struct product p;
     struct input rotated = { 0 };
     int unit = unit_of(m, n_m);
     int total = 0;
     size_t work = 0;
+    p.m = m;
+    p.n_m = n_m;
+    for (int i = 0; i < n_m; i++)
+        p.w[i] = m[i].w->codec->split != NULL ? m[i].w->codec->split(m[i].w).q : *m[i].w;
     prepare_all(be, &p, in, &rotated);
     if (!be->host) {
         matmul_device(be, &p);
         return;
     }
+    begin_sums(be, &p, rotated.x != NULL ? &rotated : in);
     for (int i = 0; i < n_m; i++) {
-        p.mul[i] = kernel(m[i].w, be->isa);
+        p.mul[i] = kernel(&p.w[i], be->isa);
         p.end[i] = total += (weight_panels(m[i].w) + unit - 1) / unit * unit;
         work += weight_bytes(m[i].w) * (size_t)in->n;
     }

@@ -54,16 +54,26 @@ struct weight {
 /* The kernels of a codec for one ISA level. y[r * ldy + row] = sum_k W[row][k] x[r][k] (+ bias[row] when not NULL) for
  * all rows in panels [p0, p1) and all n inputs; called from inside par_for, so it must not call par_for. The result of
  * a row does not depend on n. */
+typedef void codec_mul(const struct weight *w, const struct input *in, const float *bias, float *y,
+                       size_t ldy, int p0, int p1);
 struct codec_cpu {
-    void (*mul[PREP_N])(const struct weight *w, const struct input *in, const float *bias, float *y,
-                        size_t ldy, int p0, int p1);
+    codec_mul *mul[PREP_N];
 };
+
+/* A matrix as the sum q + a b, a and b thin and dense: parts of its planes that are not to be closed. */
+struct weight_sum {
+    struct weight q, a, b;
+};
+enum { CODEC_RANK = 64 }; /* most rows of b */
 
 /* Panels of w, the last one perhaps not full. */
 static inline int weight_panels(const struct weight *w)
 {
     return (w->rows + CODEC_PANEL - 1) / CODEC_PANEL;
 }
+
+/* The codec that made its codes: that of q where it is a sum. It says whether codes are rotated, and inputs ordered. */
+const struct codec *weight_coder(const struct weight *w);
 
 struct matmul;
 
@@ -143,6 +153,11 @@ struct codec {
         *cpu[CPU_ISA_N]; /* NULL or a NULL slot: the next lower level; [CPU_REF] is complete */
     const struct codec_cuda *cuda; /* NULL: not in this build */
     bool ordered;                  /* press takes the inputs in the order of moments_reorder() */
+    /* NULL, or w is a sum, see weight_coder(): weight_matmul multiplies by the parts, cpu has nothing. */
+    struct weight_sum (*split)(const struct weight *w);
+    /* Sees all rows of W at once, in the space of the codes, before they are pressed; press may then be called without moments.
+     * NULL: rows do not know of each other. */
+    int (*plan)(struct weight *w, const float *src, enum cpu_isa isa, struct err *e);
 };
 
 /* Names a codec's CUDA kernels in its table where they are built. */
@@ -198,6 +213,9 @@ size_t codec_part_bytes(const struct codec_part *p);
 /* Bytes [offset, offset + n) of a part of w, whose planes are the host's: from a file, to a file. */
 void weight_put(struct weight *w, int part, size_t offset, size_t n, const void *src);
 void weight_get(const struct weight *w, int part, size_t offset, size_t n, void *dst);
+/* What must precede weight_press where the codec has a plan: src [rows][cols] is all of W, scratch as large, as there. */
+int weight_plan(struct weight *w, const float *src, float *scratch, enum cpu_isa isa,
+                struct err *e) WARN_UNUSED;
 /* Presses rows [row0, row0 + n) of a host matrix whose codec has no press_all: with moments (of the inputs as they are or rotated, as the codec wants
  * them) by press, else by encode. src [n][cols] is W itself, scratch as large: it is rotated there. */
 int weight_press(struct weight *w, int row0, int n, const float *src, float *scratch,
@@ -208,7 +226,8 @@ void weight_fill(struct weight *w, int row0, int n, enum dtype type, const void 
                  float *scratch);
 /* Where rows of w are pressed when the host cannot write w's planes: a host matrix of n rows (a multiple of CODEC_PANEL,
  * or the last rows) to be filled from row 0 on, then brought to row0 of w. Planes are cut by panels: those of some
- * panels lie side by side, with the sizes that size() gives for that many rows. weight_stage_close frees it. */
+ * panels lie side by side, with the sizes that size() gives for that many rows. weight_stage_close frees it. ERR_UNSUPPORTED: some rows of a sum,
+ * whose factor b belongs to all; ERR_NOMEM. */
 int weight_stage_open(struct weight *stage, const struct weight *w, int n,
                       struct err *e) WARN_UNUSED;
 void weight_stage_upload(const struct weight *stage, struct weight *w, struct be *be, int row0);

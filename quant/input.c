@@ -28,7 +28,8 @@ size_t input_ws_bytes(const struct be *be, int n, int cols)
 #endif
     /* As it is, and for codecs that rotate the rotated one and what is made of it. */
     size_t rotated = (size_t)n * (size_t)cols * sizeof(float);
-    return 2 * align64(bytes) + align64(rotated) + 3 * 64;
+    size_t thin = MATMUL_MAX * CODEC_RANK * (size_t)n * sizeof(float); /* of sums */
+    return 2 * align64(bytes) + align64(rotated) + thin + 4 * 64;
 }
 
 void input_set(struct input *in, const float *x, int n, int cols, void *ws)

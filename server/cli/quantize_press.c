@@ -135,7 +135,7 @@ struct group {
 
 static bool chosen(const struct pressed *p, struct group g)
 {
-    const struct codec *c = p->w.codec;
+    const struct codec *c = weight_coder(&p->w);
     return p->slot->reads == g.what && c->rotated == g.rotated && c->ordered == g.ordered;
 }
 
@@ -156,8 +156,28 @@ static int count_units(struct press *l, struct group g)
     return total;
 }
 
+/* What a codec wants to see of the whole matrix first. */
+static int plan(const struct quantize *q, struct pressed *p, struct err *e)
+{
+    size_t cols = (size_t)p->w.cols;
+    size_t floats = (size_t)p->w.rows * cols;
+    if (p->w.codec->plan == NULL)
+        return 0;
+    float *src = mem_zalloc(2 * floats, sizeof *src);
+    if (src == NULL)
+        return err_set(e, ERR_NOMEM, "no memory for the numbers of %s", p->slot->name);
+    for (int r = 0; r < p->w.rows; r++)
+        quantize_row(q, p, r, src + (size_t)r * cols);
+    int rc = weight_plan(&p->w, src, src + floats, q->session.be->isa, e);
+    mem_free(src);
+    return rc;
+}
+
 static int press_chosen(struct shard *s, struct group g, const struct moments *m, struct err *e)
 {
+    for (int i = 0; i < s->n; i++)
+        if (chosen(&s->p[i], g))
+            TRY(plan(s->q, &s->p[i], e));
     struct par *par = s->q->session.be->par;
     struct press l = { .s = s, .m = m };
     for (int i = 0; i < s->n; i++)

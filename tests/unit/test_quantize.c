@@ -240,6 +240,14 @@ static void makes_folders_for_others(void **state)
     fetch_remove(in_root("ours"));
 }
 
+/* Factors of a matrix are found before its rows are pressed, in every space. */
+static void presses_sums(void **state)
+{
+    (void)state;
+    press_to("--codec=lowrank16+planes2");
+    press_to("--codec=lowrank16+trellis2");
+}
+
 /* A child runs the command and gets a signal once it has done n shards; its exit code, or -1 when it was killed. */
 static int stopped_after(const char *out, int n, int sig)
 {
@@ -359,11 +367,17 @@ static void survives_lack_of_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(is_loaded_again),       cmocka_unit_test(reads_gguf),
-        cmocka_unit_test(notes_what_was_lost),   cmocka_unit_test(goes_on),
-        cmocka_unit_test(presses_to_every_form), cmocka_unit_test(makes_folders_for_others),
-        cmocka_unit_test(survives_signals),      cmocka_unit_test(keeps_to_its_options),
-        cmocka_unit_test(says_what_is_wrong),    cmocka_unit_test(survives_lack_of_memory),
+        cmocka_unit_test(is_loaded_again),
+        cmocka_unit_test(reads_gguf),
+        cmocka_unit_test(notes_what_was_lost),
+        cmocka_unit_test(goes_on),
+        cmocka_unit_test(presses_to_every_form),
+        cmocka_unit_test(makes_folders_for_others),
+        cmocka_unit_test(presses_sums),
+        cmocka_unit_test(survives_signals),
+        cmocka_unit_test(keeps_to_its_options),
+        cmocka_unit_test(says_what_is_wrong),
+        cmocka_unit_test(survives_lack_of_memory),
     };
     log_setup(&(struct log_config){ .level = LOG_E });
     return cmocka_run_group_tests(tests, eval_open, scratch_close);
