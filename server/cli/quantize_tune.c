@@ -82,8 +82,8 @@ static int cancelled(struct err *e)
     return fetch_cancelled() ? err_set(e, ERR_CANCELLED, "stopped") : 0;
 }
 
-/* The mean loss over the held-out sequences. */
-static int look(struct tuning *t, double *kl, struct err *e)
+/* The mean loss over the held-out sequences after so many steps. */
+static int look(struct tuning *t, int step, double *kl, struct err *e)
 {
     int n = t->q->text.n - t->n_learn;
     *kl = 0;
@@ -91,7 +91,9 @@ static int look(struct tuning *t, double *kl, struct err *e)
         struct tune_text text = text_of(t, t->n_learn + i);
         *kl += tune_loss(t->tune, &text, NULL) / ((double)n * text.len);
         TRY(cancelled(e));
+        progress_add(&t->bar, (uint64_t)text.len);
     }
+    LOG(D, "tuned", "step=%d kl=%.4f", step, *kl);
     return 0;
 }
 
@@ -124,19 +126,33 @@ static int learn(struct tuning *t, struct adam *a, int step, struct err *e)
     return 0;
 }
 
+static int steps_between(int steps)
+{
+    return steps / LOOKS > 0 ? steps / LOOKS : 1;
+}
+
+/* Tokens of all steps and of all looks: before the first step, at times, behind the last one, and at what was settled. */
+static uint64_t tokens_of(const struct tuning *t)
+{
+    int steps = (int)t->q->config->tune;
+    int every = steps_between(steps);
+    int looks = (steps + every - 1) / every + 2;
+    int64_t sequences = (int64_t)steps * t->n_batch + (int64_t)looks * (t->q->text.n - t->n_learn);
+    return (uint64_t)sequences * (uint64_t)t->q->text.len;
+}
+
 static int take_steps(struct tuning *t, struct adam *a, struct err *e)
 {
     int steps = (int)t->q->config->tune;
-    int every = steps / LOOKS > 0 ? steps / LOOKS : 1;
-    TRY(look(t, &t->before, e));
+    int every = steps_between(steps);
+    TRY(look(t, 0, &t->before, e));
     t->least = t->before;
     for (int step = 1, in_vain = 0; step <= steps && in_vain < PATIENCE; step++) {
         double kl;
         TRY(learn(t, a, step - 1, e));
         if (step % every != 0 && step != steps)
             continue;
-        TRY(look(t, &kl, e));
-        LOG(D, "tuned", "step=%d kl=%.4f", step, kl);
+        TRY(look(t, step, &kl, e));
         in_vain = kl < t->least ? 0 : in_vain + 1;
         if (in_vain > 0)
             continue;
@@ -146,7 +162,7 @@ static int take_steps(struct tuning *t, struct adam *a, struct err *e)
     }
     tune_set(t->tune, t->best);
     tune_settle(t->tune);
-    return look(t, &t->after, e);
+    return look(t, t->best_step, &t->after, e);
 }
 
 static int open_tuning(struct tuning *t, struct model *student, struct err *e)
@@ -182,9 +198,7 @@ static int run_tuning(struct tuning *t, struct err *e)
 {
     struct adam a;
     TRY(adam_open(&a, t->n, e));
-    uint64_t tokens =
-        (uint64_t)t->q->config->tune * (uint64_t)t->n_batch * (uint64_t)t->q->text.len;
-    progress_start(&t->bar, "tune", "tok", tokens);
+    progress_start(&t->bar, "tune", "tok", tokens_of(t));
     int rc = take_steps(t, &a, e);
     progress_end(&t->bar);
     adam_close(&a);
