@@ -232,6 +232,13 @@ static void decode_lowrank(const struct weight *w, int row, float *dst)
         rotate_back(CPU_REF, dst, dst, 1, w->cols);
 }
 
+static void rescale_lowrank(struct weight *w, int row, float factor)
+{
+    struct weight_sum l = lowrank_split(w);
+    l.q.codec->rescale(&l.q, row, factor);
+    codec_dense.rescale(&l.a, row, factor);
+}
+
 const struct codec codec_lowrank = {
     .name = "lowrank",
     .step = TILE_PANELS,
@@ -244,6 +251,7 @@ const struct codec codec_lowrank = {
     .press = press_lowrank,
     .plane_name = { "codes", "numbers", "factors" },
     .decode = decode_lowrank,
+    .rescale = rescale_lowrank,
     .form = form_lowrank,
     .prepare = prepare_lowrank,
 };

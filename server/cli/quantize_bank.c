@@ -68,6 +68,7 @@ static int fill_form(struct quantize *q, char *form, struct err *e)
     c.bits = 0;
     c.size = 0;
     c.generations = 0;
+    c.tune = 0;
     c.force = false;
     int rc = quantize_whole(q, &c, e);
     return rc == ERR_INVALID ? err_prefix(e, "forms") : rc;

@@ -36,6 +36,8 @@ int quantize_check_codec(struct be *be, const struct config *c, struct err *e)
     if ((c->bits > 0) + (c->size > 0) + pareto > 1)
         return err_set(e, ERR_INVALID,
                        "bits, size, pareto: one of them says what there is to spend");
+    if (pareto && c->tune > 0)
+        return err_set(e, ERR_INVALID, "tune: a sweep judges models as they are pressed");
     if (f.n > 0 && budget)
         return 0;
     if (f.n > 0)

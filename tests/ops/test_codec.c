@@ -370,8 +370,10 @@ static void test_open(void **state)
         assert_int_equal(weight_open(&w, level[0], "q8", true, DT_F32, 16, 256, &e), ERR_NOMEM);
     }
     mem_fail_at(0);
-    for (int i = 0; codec_list[i] != NULL; i++)
+    for (int i = 0; codec_list[i] != NULL; i++) {
         assert_true((codec_list[i]->cpu[CPU_REF] != NULL) != (codec_list[i]->split != NULL));
+        assert_non_null(codec_list[i]->rescale);
+    }
 }
 
 int main(void)

@@ -197,6 +197,29 @@ static void presses_the_rest(void **state)
     }
 }
 
+/* Both parts of a row are multiplied by a number, and no other row. */
+static void rescales(void **state)
+{
+    enum { ROW = 5 };
+    (void)state;
+    fill();
+    for (int i = 0; i < WORDS; i++) {
+        struct weight w = make(level[0], word[i], true);
+        press(&w, NULL);
+        for (int r = 0; r < ROWS; r++)
+            weight_row(&w, r, scratch + (size_t)r * COLS);
+        weight_rescale(&w, ROW, 2);
+        for (int r = 0; r < ROWS; r++) {
+            weight_row(&w, r, back);
+            for (int k = 0; k < COLS; k++) {
+                float want = (r == ROW ? 2 : 1) * scratch[(size_t)r * COLS + (size_t)k];
+                assert_true(fabsf(back[k] - want) <= 1e-5f * fabsf(want) + 1e-6f);
+            }
+        }
+        weight_close(&w, level[0]);
+    }
+}
+
 static void multiply(struct be *be, const struct weight *w, const float *in, int n, float *y)
 {
     struct input input;
@@ -249,9 +272,8 @@ static void multiplies(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(fits_what_is_strong),
-        cmocka_unit_test(counts_its_bits),
-        cmocka_unit_test(presses_the_rest),
+        cmocka_unit_test(fits_what_is_strong), cmocka_unit_test(counts_its_bits),
+        cmocka_unit_test(presses_the_rest),    cmocka_unit_test(rescales),
         cmocka_unit_test(multiplies),
     };
     return cmocka_run_group_tests(tests, levels_open, levels_close);

@@ -364,6 +364,7 @@ static void says_what_is_wrong(void **state)
     static const char *const one_form[] = { "--codec=q4", "--bits=5", NULL };
     static const char *const one_sized[] = { "--codec=q4", "--size=1M", NULL };
     static const char *const both[] = { PLANES, "--bits=3", "--size=1M", NULL };
+    static const char *const tuned[] = { "--codec=planes", "--pareto=3", "--tune=2", NULL };
     static const char *const nothing[] = { "--codec=nothing", "--bits=5", NULL };
     static const char *const no_way[] = { PLANES, "--bits=3", "--allocate=fair", NULL };
     struct config c;
@@ -372,6 +373,7 @@ static void says_what_is_wrong(void **state)
     must_fail("x", no_bits, ERR_INVALID, "codec: planes is a family of forms");
     must_fail("x", one_sized, ERR_INVALID, "size: q4 is one form for all matrices");
     must_fail("x", both, ERR_INVALID, "bits, size, pareto: one of them");
+    must_fail("x", tuned, ERR_INVALID, "tune: a sweep judges models as they are pressed");
     must_fail("x", one_form, ERR_INVALID, "bits: q4 is one form for all matrices");
     must_fail("x", nothing, ERR_INVALID, "codec: \"nothing\" is no form of weights");
     assert_true(config_parse(&c, CONFIG_QUANTIZE, 3, (char **)(uintptr_t)no_way, &e) < 0);
