@@ -15,7 +15,7 @@
 #include "server/base/mem.h"
 #include "tests/tools/levels.h"
 
-enum { ROWS = 320, COLS = 256, TOKENS = 600 };
+enum { ROWS = 192, COLS = 192, TOKENS = 400 };
 
 static float src[ROWS * COLS], back[COLS], sums[COLS * COLS], sample[TOKENS * COLS];
 
@@ -189,18 +189,14 @@ static double error_of(const struct weight *w, const float *h)
     return lost / all;
 }
 
-/* That of 2x8 holds for large matrices too (press.c has the figures); one so small leaves less, since more of it is codebook. */
+/* A large matrix keeps .0912 at 2x8 (quant/aqlm/press.c); of one so small more is codebook. */
 static void is_near_on_gaussian_weights(void **state)
 {
     (void)state;
     static const struct {
         const char *form;
         double most;
-    } c[] = { { "aqlm2x8g8", 0.0945 },
-              { "aqlm1x8g8", 0.33 },
-              { "aqlm3x5g16", 0.35 },
-              { "aqlm4x4g8", 0.115 },
-              { "aqlm1x9g8", 0.29 } };
+    } c[] = { { "aqlm2x8g8", 0.065 }, { "aqlm1x8g8", 0.28 }, { "aqlm4x4g8", 0.11 } };
     rnd_seed(3);
     rnd_fill_normal(src, ROWS * COLS, 0.02f);
     for (size_t i = 0; i < sizeof c / sizeof *c; i++) {
@@ -258,7 +254,7 @@ static void same_planes(const struct weight *a, const struct weight *b)
 static void knows_no_threads(void **state)
 {
     (void)state;
-    enum { R = 300, C = 64 };
+    enum { R = 150, C = 64 };
     struct err e;
     struct moments m;
     rnd_seed(5);
