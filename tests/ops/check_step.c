@@ -130,7 +130,20 @@ static const struct be_keep *make_keep(struct check *c, const struct copy *t, in
     return keep;
 }
 
-/* turn: of the queries that are kept; below 0: none. Returns whether it was replayed. result: host [n_out][WIDTH]. */
+static const char part[1]; /* an owner: none at all, as for a part of a pass */
+
+static bool begin_part(struct check *c, struct be *be, struct be_step *s)
+{
+    struct be_step was = *s;
+    bool replayed = be->ops->step_begin(be, s, NULL);
+    check_that(c, CHECK_STEP,
+               s->n_rows == was.n_rows && s->n_seqs == was.n_seqs && s->n_out == was.n_out,
+               "counts were raised for a part of a pass");
+    return replayed;
+}
+
+/* turn: of the queries that are kept; below 0: none. Returns whether it was replayed. result: host [n_out][WIDTH]. owner NULL: a
+ * new one. */
 static bool run(struct check *c, const struct copy *t, const struct be_step *step,
                 const void *owner, int turn, float *result)
 {
@@ -138,7 +151,9 @@ static bool run(struct check *c, const struct copy *t, const struct be_step *ste
     struct be_step s = *step;
     bool replayed = false;
     s.keep = turn >= 0 ? make_keep(c, t, s.n_rows, turn) : NULL;
-    if (owner != NULL)
+    if (owner == part)
+        replayed = begin_part(c, be, &s);
+    else if (owner != NULL)
         replayed = be->ops->step_begin(be, &s, owner);
     else
         check_begin(c, be, &s);
@@ -220,7 +235,7 @@ static void check_same_memory(struct check *c, const char *what, const void *got
     check_same(c, CHECK_STEP, what, a, b, bytes);
 }
 
-/* With queries to keep, or without, under a name that was seen and under a new one, and by the definition. */
+/* With queries to keep, or without, under a name that was seen, under a new one and under none, and by the definition. */
 static bool check_turn(struct check *c, const struct copy copy[3], const struct be_step *step,
                        int turn)
 {
@@ -229,6 +244,8 @@ static bool check_turn(struct check *c, const struct copy copy[3], const struct 
     bool replayed = run(c, &copy[0], step, copy, turn, got);
     run(c, &copy[1], step, NULL, turn, want);
     check_same(c, CHECK_STEP, "under a name that was seen", got, want, n * sizeof *got);
+    check_that(c, CHECK_STEP, !run(c, &copy[1], step, part, turn, want), "a part was replayed");
+    check_same(c, CHECK_STEP, "under no name", got, want, n * sizeof *got);
     run(c, &copy[2], step, NULL, turn, want);
     check_near(c, CHECK_STEP, got, want, n, 1);
     if (turn < 0)

@@ -114,6 +114,35 @@ static void test_same_slots(void **)
     close_both();
 }
 
+/* Layer by layer, each probed alone: the bits of all at once, and no page comes to the host either. */
+static void test_by_layer(void **)
+{
+    for (int type = 0; type < KV_TYPE_N; type++) {
+        open_both((enum kv_type)type);
+        struct kv_options o = kv_world_options(kv_policy_find("ems"), 64);
+        o.merge = KV_MERGE_FIT;
+        uint64_t bits[2];
+        for (int way = 0; way < 2; way++) {
+            struct kv_seq s;
+            struct kv_report r = {};
+            struct err e;
+            o.layer_major = way;
+            kv_world_start(&gpu, &s, &o, 300, 600);
+            while (!kv_seq_pressed(&s)) {
+                kv_world_grow(&gpu, &s, 300);
+                downloaded = 0;
+                assert_int_equal(kv_compact(gpu.c, &s, &r, &e), 0);
+                assert_int_equal(downloaded, 0);
+            }
+            assert_int_equal(r.n_compactions, 1);
+            bits[way] = kv_world_bits(&gpu, &s);
+            kv_seq_close(&s, gpu.p);
+        }
+        assert_true(bits[0] == bits[1]);
+        close_both();
+    }
+}
+
 /* 16-bit caches round queries and weights: other slots may be kept, but they hold as much attention. */
 static void test_same_mass(void **)
 {
@@ -249,6 +278,7 @@ int main(void)
         cmocka_unit_test(test_same_slots),
         cmocka_unit_test(test_same_mass),
         cmocka_unit_test(test_q8),
+        cmocka_unit_test(test_by_layer),
         cmocka_unit_test(test_over_the_host),
         cmocka_unit_test(test_out_of_memory),
         cmocka_unit_test(test_lost),
