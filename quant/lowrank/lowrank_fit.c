@@ -1,7 +1,7 @@
 /* The best a b of a rank, which the singular value decomposition of x has (Eckart and Young), by subspace iteration: the left
  * singular vectors of x are the eigenvectors of x x^T, and with a whose columns are orthonormal the best b is a^T x.
  *
- * What is best alone is not best before error feedback. The decomposition in the metric of the inputs' moments H, of x L with
+ * What is best by itself is not best before error feedback. The decomposition in the metric of the inputs' moments H, of x L with
  * H = L L^T (SVD-LLM, arXiv 2403.07378), leaves 1 to 9 % more tr(E H E^T) in every kind of matrix of stories15M
  * (lowrank16+planes2g32): feedback keeps errors out of the strong directions of H anyway, and what it cannot avoid grows
  * with the norm of what is left to press. FWSVD (arXiv 2207.00112) weighs rows by their Fisher information; that needs

@@ -269,12 +269,37 @@ static void multiplies(void **state)
         }
 }
 
+/* Sums of all kinds and a matrix that is none share an input. */
+static void multiplies_together(void **state)
+{
+    (void)state;
+    static float y[WORDS + 1][N * ROWS];
+    struct weight w[WORDS + 1];
+    struct matmul m[WORDS + 1];
+    struct be *be = level[0];
+    struct input input;
+    fill();
+    rnd_fill_normal(x, N * COLS, 1);
+    for (int i = 0; i <= WORDS; i++) {
+        w[i] = make(be, i < WORDS ? word[i] : "q8", true);
+        press(&w[i], NULL);
+        m[i] = (struct matmul){ &w[i], src, y[i] };
+    }
+    input_set(&input, x, N, COLS, ws);
+    weight_matmul(be, &input, m, WORDS + 1);
+    for (int i = 0; i <= WORDS; i++) {
+        multiply(be, &w[i], x, N, ya);
+        assert_memory_equal(ya, y[i], sizeof ya);
+        weight_close(&w[i], be);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(fits_what_is_strong), cmocka_unit_test(counts_its_bits),
         cmocka_unit_test(presses_the_rest),    cmocka_unit_test(rescales),
-        cmocka_unit_test(multiplies),
+        cmocka_unit_test(multiplies),          cmocka_unit_test(multiplies_together),
     };
     return cmocka_run_group_tests(tests, levels_open, levels_close);
 }
