@@ -163,14 +163,15 @@ static bool shape_of(const char *word, struct shape *s)
            word[end] == 0;
 }
 
-/* There is one shape for all of a folder's matrices. */
+/* There is one shape for all of a folder's matrices, and embedding and head are plain. */
 bool hf_aqlm_takes(json_t *forms)
 {
     const char *first = json_string_value(json_object_iter_value(json_object_iter(forms)));
     const char *module;
     json_t *word;
     struct shape s;
-    if (first == NULL || !shape_of(first, &s))
+    if (first == NULL || !shape_of(first, &s) || json_object_get(forms, "lm_head") != NULL ||
+        json_object_get(forms, "model.embed_tokens") != NULL)
         return false;
     json_object_foreach(forms, module,
                         word) if (strcmp(json_string_value(word), first) != 0) return false;

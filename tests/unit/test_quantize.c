@@ -210,7 +210,8 @@ static bool lists(const json_t *list, const char *word)
 static void makes_folders_for_others(void **state)
 {
     static const char *const more[] = { "--codec=aqlm2x4g8", NULL };
-    static const char *const ours[] = { "--codec=aqlm2x4g8", "--head=q8", NULL };
+    static const char *const ours[][3] = { { "--codec=aqlm2x4g8", "--head=q8", NULL },
+                                           { "--codec=aqlm2x4g8", "--head=aqlm2x4g8", NULL } };
     static const char *const plain[] = { "lm_head.weight",
                                          "lm_head",
                                          "model.embed_tokens.weight",
@@ -232,12 +233,16 @@ static void makes_folders_for_others(void **state)
     assert_false(lists(list, "model.layers.4.mlp.up_proj"));
     assert_false(lists(list, "model.layers.4.mlp.up_proj.codes"));
     json_decref(q);
-    must_run("ours", ours);
-    q = method_of("ours");
-    assert_string_equal(json_string_value(json_object_get(q, "quant_method")), "wring");
-    json_decref(q);
     fetch_remove(in_root("others"));
-    fetch_remove(in_root("ours"));
+    for (int i = 0; i < 2; i++) {
+        int n;
+        must_run("ours", ours[i]);
+        q = method_of("ours");
+        assert_string_equal(json_string_value(json_object_get(q, "quant_method")), "wring");
+        mem_free(logits_of("ours", "auto", &n));
+        json_decref(q);
+        fetch_remove(in_root("ours"));
+    }
 }
 
 /* Factors of a matrix are found before its rows are pressed, in every space. */
