@@ -216,8 +216,9 @@ void weight_get(const struct weight *w, int part, size_t offset, size_t n, void 
 /* What must precede weight_press where the codec has a plan: src [rows][cols] is all of W, scratch as large, as there. */
 int weight_plan(struct weight *w, const float *src, float *scratch, enum cpu_isa isa,
                 struct err *e) WARN_UNUSED;
-/* Presses rows [row0, row0 + n) of a host matrix whose codec has no press_all: with moments (of the inputs as they are or rotated, as the codec wants
- * them) by press, else by encode. src [n][cols] is W itself, scratch as large: it is rotated there. */
+/* Presses rows [row0, row0 + n) of a host matrix whose codec has no press_all: with moments (of the inputs as they are or
+ * rotated, as the codec wants them) by press, else by encode. src [n][cols] is W itself, scratch as large: it is rotated
+ * there. */
 int weight_press(struct weight *w, int row0, int n, const float *src, float *scratch,
                  const struct moments *m, struct err *e) WARN_UNUSED;
 /* Fills rows [row0, row0 + n) from disk data of the type given to weight_open: take when lossless, else decode and
