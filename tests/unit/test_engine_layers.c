@@ -342,7 +342,7 @@ static void test_fair(void **state)
     watched = open_engine(&c);
     most_waited = n_beside = 0;
     last_step = 0;
-    make_run(&beside, 0, 20, 300);
+    make_run(&beside, 0, 20, 600);
     beside.job.on_event = watch;
     make_long(&r, 0, 1100, 1);
     submit(watched, &beside);
@@ -350,6 +350,7 @@ static void test_fair(void **state)
         usleep(50);
     submit(watched, &r);
     wait_done(&r);
+    engine_cancel(watched, &beside.job);
     wait_done(&beside);
     assert_int_equal(most_waited, 1);
     assert_true(n_beside >= 1100 / 32 && n_beside < 2 * 1100 / 32);
@@ -385,9 +386,11 @@ static void test_cancel(void **state)
     (void)state;
     static struct run beside, r;
     static const int tokens[] = { 0, 500, 1050 };
-    watched = open_engine(&small);
+    struct engine_config c = plain;
+    c.layer_major = 400;
+    watched = open_engine(&c);
     for (int i = 0; i < 3 * TOY_LAYERS; i++) {
-        make_run(&beside, 0, 20, 60);
+        make_run(&beside, 0, 20, 600);
         beside.job.on_event = hang_up_there;
         make_long(&r, i, 1100, 20);
         memset(&hang_up, 0, sizeof hang_up);
@@ -397,6 +400,7 @@ static void test_cancel(void **state)
         submit(watched, &beside);
         submit(watched, &r);
         wait_done(&r);
+        engine_cancel(watched, &beside.job);
         wait_done(&beside);
         assert_true(hang_up.done);
         assert_int_equal(r.finish, FINISH_CANCELLED);
