@@ -500,74 +500,46 @@ static void check_too_long(struct check *c)
 
 /* ---- chosen slots ------------------------------------------------------------------------------------------------ */
 
-static void check_gather(struct check *c, enum kv_type type, int dim, int n)
+static void check_gather(struct check *c, enum kv_type type, enum kv_narrow narrow, int dim, int n)
 {
     enum { BLOCKS = 9 };
     struct probe_case t = { .s = { .dim = dim }, .type = type };
+    bool q8 = narrow == KV_NARROW_Q8;
+    int page = kv_narrow_slots(narrow);
     size_t bytes = BLOCKS * kv_block_bytes(type, dim), floats = (size_t)n * (size_t)dim;
-    check_case(c, "kv_gather, %s, %d slots of %d", kv_type_name(type), n, dim);
-    t.pool = check_host(c, bytes);
-    t.beta = check_host(c, BLOCKS * KV_PAGE * sizeof *t.beta);
-    for (int b = 0; b < BLOCKS; b++)
-        fill_block(c, &t, b, KV_PAGE);
-    int64_t *place = check_host(c, (size_t)n * sizeof *place);
-    float *k = check_host(c, floats * sizeof *k), *v = check_host(c, floats * sizeof *v);
-    float *want_k = check_host(c, floats * sizeof *k), *want_v = check_host(c, floats * sizeof *v);
-    int32_t all[BLOCKS];
-    for (int b = 0; b < BLOCKS; b++)
-        all[b] = b;
-    struct probe_head h = {
-        .pool = t.pool, .type = type, .dim = dim, .wide = all, .n_wide = BLOCKS * KV_PAGE
-    };
-    for (int i = 0; i < n; i++) {
-        int32_t slot = (int32_t)(rnd_bits() % (BLOCKS * KV_PAGE));
-        place[i] = slot;
-        probe_gather(&h, &slot, 1, want_k + (size_t)i * (size_t)dim,
-                     want_v + (size_t)i * (size_t)dim);
-    }
-    struct be_kv kv = {
-        .pool = check_put(c, c->be, t.pool, bytes), .type = type, .n_kv_heads = 1, .head_dim = dim
-    };
-    c->be->ops->kv_gather(c->be, &kv, place, n, k, v);
-    check_same(c, CHECK_KV_GATHER, "keys", k, want_k, floats * sizeof *k);
-    check_same(c, CHECK_KV_GATHER, "values", v, want_v, floats * sizeof *v);
-    check_close(c, CHECK_KV_GATHER);
-}
-
-static void check_gather_q8(struct check *c, enum kv_type type, int dim)
-{
-    enum { BLOCKS = 5, N = BLOCKS * KV_PAGE_Q8 };
-    struct probe_case t = { .s = { .dim = dim }, .type = type };
-    size_t bytes = BLOCKS * kv_block_bytes(type, dim), floats = N * (size_t)dim;
-    size_t sides = BLOCKS * kv_side_floats(KV_NARROW_Q8) * sizeof *t.beta;
-    check_case(c, "kv_gather, q8 pages in %s, slots of %d", kv_type_name(type), dim);
+    size_t sides = BLOCKS * kv_side_floats(narrow) * sizeof *t.beta;
+    check_case(c, "kv_gather, %s %s, %d slots of %d", kv_type_name(type), kv_narrow_name(narrow), n,
+               dim);
     t.pool = check_host(c, bytes);
     t.beta = check_host(c, sides);
-    for (int b = 0; b < BLOCKS; b++)
-        fill_q8(c, &t, b, KV_PAGE_Q8);
-    int64_t *place = check_host(c, N * sizeof *place);
-    int32_t *slot = check_host(c, N * sizeof *slot), all[BLOCKS] = { 0, 1, 2, 3, 4 };
+    int32_t all[BLOCKS];
+    for (int b = 0; b < BLOCKS; b++) {
+        all[b] = b;
+        (q8 ? fill_q8 : fill_block)(c, &t, b, page);
+    }
+    int64_t *place = check_host(c, (size_t)n * sizeof *place);
     float *k = check_host(c, floats * sizeof *k), *v = check_host(c, floats * sizeof *v);
     float *want_k = check_host(c, floats * sizeof *k), *want_v = check_host(c, floats * sizeof *v);
     struct probe_head h = { .pool = t.pool,
                             .beta = t.beta,
                             .type = type,
-                            .narrow_type = KV_NARROW_Q8,
+                            .narrow_type = narrow,
                             .dim = dim,
                             .narrow = all,
-                            .n_narrow = N };
-    for (int i = 0; i < N; i++) {
-        slot[i] = N - 1 - i;
-        place[i] = -1 - (int64_t)slot[i];
+                            .n_narrow = BLOCKS * page };
+    for (int i = 0; i < n; i++) {
+        int32_t slot = (int32_t)(rnd_bits() % (uint32_t)(BLOCKS * page));
+        place[i] = q8 ? -1 - slot : slot;
+        probe_gather(&h, &slot, 1, want_k + (size_t)i * (size_t)dim,
+                     want_v + (size_t)i * (size_t)dim);
     }
-    probe_gather(&h, slot, N, want_k, want_v);
     struct be_kv kv = { .pool = check_put(c, c->be, t.pool, bytes),
                         .beta = check_put(c, c->be, t.beta, sides),
                         .type = type,
-                        .narrow_type = KV_NARROW_Q8,
+                        .narrow_type = narrow,
                         .n_kv_heads = 1,
                         .head_dim = dim };
-    c->be->ops->kv_gather(c->be, &kv, place, N, k, v);
+    c->be->ops->kv_gather(c->be, &kv, place, n, k, v);
     check_same(c, CHECK_KV_GATHER, "keys", k, want_k, floats * sizeof *k);
     check_same(c, CHECK_KV_GATHER, "values", v, want_v, floats * sizeof *v);
     check_close(c, CHECK_KV_GATHER);
@@ -601,11 +573,11 @@ void check_probe(struct check *c)
         }
     check_too_long(c);
     for (int type = 0; type < KV_TYPE_N; type++) {
-        check_gather(c, (enum kv_type)type, 6, 1);
-        check_gather(c, (enum kv_type)type, 80, 37);
+        check_gather(c, (enum kv_type)type, KV_NARROW_SAME, 6, 1);
+        check_gather(c, (enum kv_type)type, KV_NARROW_SAME, 80, 37);
         if (!c->small)
-            check_gather(c, (enum kv_type)type, 512, 16700); /* more than fits at once */
+            check_gather(c, (enum kv_type)type, KV_NARROW_SAME, 512, 16700); /* more than fits */
+        if (type != KV_F32)
+            check_gather(c, (enum kv_type)type, KV_NARROW_Q8, 80, 50);
     }
-    check_gather_q8(c, KV_F16, 6);
-    check_gather_q8(c, KV_BF16, 80);
 }
