@@ -69,8 +69,8 @@ isa_avx512 := $(isa_avx2) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnn
 isa_bf16   := $(isa_avx512) -mavx512bf16
 isa_of = $(isa_$(lastword $(subst _, ,$(basename $(notdir $1)))))
 
-LIB_SRC := $(sort $(wildcard server/base/*.c server/text/*.c server/model/*.c server/engine/*.c server/cli/*.c \
-  kernels/*.c kernels/cpu/*.c quant/*.c quant/*/*.c kvcache/*.c kvcache/*/*.c api/*.c) \
+LIB_SRC := $(sort $(wildcard server/base/*.c server/text/*.c server/model/*.c server/engine/*.c server/tune/*.c \
+  server/quantize/*.c server/cli/*.c kernels/*.c kernels/cpu/*.c quant/*.c quant/*/*.c kvcache/*.c kvcache/*/*.c api/*.c) \
   $(filter-out server/main.c,$(wildcard server/*.c)))
 PROTO    := $(wildcard server/*/*.proto api/*.proto)
 GEN      := $(PROTO:%.proto=$(O)/gen/%.pb-c)

@@ -12,8 +12,8 @@
 #include <math.h>
 #include <unistd.h>
 
-#include "server/cli/quantize_allocate.h"
 #include "server/model/arch.h"
+#include "server/quantize/allocate.h"
 #include "tests/tools/scratch.h"
 
 enum { MAX_ARGS = 16, CONTEXT = 64 };

@@ -4,7 +4,7 @@
 
 #include <stdbool.h>
 
-#include "server/cli/quantize.h"
+#include "server/quantize/quantize.h"
 
 /* Presses root/model to root/out: to q4 with 256 tokens in sequences of 64 unless `more` says otherwise, a NULL-terminated
  * list of options, or NULL. */

@@ -13,8 +13,8 @@
 
 #include "server/base/log.h"
 #include "server/base/mem.h"
-#include "server/cli/align.h"
-#include "server/cli/quantize.h"
+#include "server/quantize/align.h"
+#include "server/quantize/quantize.h"
 #include "tests/tools/eval_fixture.h"
 #include "tests/tools/scratch.h"
 

@@ -10,9 +10,9 @@
 
 #include "server/base/log.h"
 #include "server/base/mem.h"
-#include "server/cli/quantize.h"
 #include "server/model/arch.h"
 #include "server/model/workspace.h"
+#include "server/quantize/quantize.h"
 #include "tests/tools/eval_fixture.h"
 #include "tests/tools/scratch.h"
 

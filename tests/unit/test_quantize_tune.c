@@ -16,7 +16,7 @@
 #include "server/base/mem.h"
 #include "server/cli/eval_kl.h"
 #include "server/cli/fetch.h"
-#include "server/cli/quantize.h"
+#include "server/quantize/quantize.h"
 #include "tests/tools/eval_fixture.h"
 #include "tests/tools/quantize_fixture.h"
 #include "tests/tools/scratch.h"

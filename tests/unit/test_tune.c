@@ -13,7 +13,7 @@
 #include "server/base/mem.h"
 #include "server/cli/logits.h"
 #include "server/cli/runner.h"
-#include "server/cli/tune.h"
+#include "server/tune/tune.h"
 
 enum { LEN = 100, RUN = 128 };
 

@@ -12,13 +12,13 @@
  * Numbers are f32, with f64 for sums over tokens. Every sum has one order: results do not depend on the number of threads.
  * Factors stand in the order of the model's slots: of those that have any, one a row.
  *
- * tune.c has the factors, tune_loss.c the whole pass, tune_layer.c a layer and its reverse, tune_attend.c attention in it,
- * tune_rows.c products, norms and activations, tune_adam.c the steps.
+ * tune.c has the factors, loss.c the whole pass, layer.c a layer and its reverse, attend.c attention in it,
+ * rows.c products, norms and activations, adam.c the steps.
  *
  * Thread: the owner's; loops inside spread over the backend's workers.
  */
-#ifndef WRING_SERVER_CLI_TUNE_H
-#define WRING_SERVER_CLI_TUNE_H
+#ifndef WRING_SERVER_TUNE_TUNE_H
+#define WRING_SERVER_TUNE_TUNE_H
 
 #include "server/model/arch.h"
 

@@ -4,8 +4,8 @@
  * SAMPLES rows stand for all: a matrix takes 2 * SAMPLES * cols^2 multiply-adds, and twice as many rows change the ratio by
  * a few percent of itself. Traces are sums over blocks of rows in a fixed order, whatever the number of threads. */
 #include "server/base/mem.h"
-#include "server/cli/quantize.h"
 #include "server/model/arch.h"
+#include "server/quantize/quantize.h"
 
 enum { SAMPLES = 128, BLOCK = 8 };
 

@@ -17,8 +17,8 @@
 #include "server/base/mem.h"
 #include "server/cli/fetch.h"
 #include "server/cli/logits.h"
-#include "server/cli/quantize_allocate.h"
 #include "server/model/arch.h"
+#include "server/quantize/allocate.h"
 
 enum { SEQUENCES = 2, LENGTH = 256 };
 /* Rows: about what a form of two bits loses. */

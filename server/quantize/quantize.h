@@ -9,14 +9,14 @@
  *
  * Before that, where the matrices share a number of bits, it is settled what form each of them gets: quantize_allocate.h.
  *
- * quantize.c is the command; quantize_text.c makes sequences of the text, quantize_layer.c runs a layer, quantize_press.c
- * presses and writes a shard, quantize_loss.c measures what that lost, quantize_tune.c tunes the whole (tune.h),
- * quantize_state.c remembers, quantize_report.c tells.
+ * quantize.c is the command; text.c makes sequences of the text, layer.c runs a layer, press.c
+ * presses and writes a shard, loss.c measures what that lost, tune.c tunes the whole (tune.h),
+ * state.c remembers, report.c tells.
  *
  * Thread: the command's; loops inside spread over the backend's workers.
  */
-#ifndef WRING_SERVER_CLI_QUANTIZE_H
-#define WRING_SERVER_CLI_QUANTIZE_H
+#ifndef WRING_SERVER_QUANTIZE_QUANTIZE_H
+#define WRING_SERVER_QUANTIZE_QUANTIZE_H
 
 #include <jansson.h>
 

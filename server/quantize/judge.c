@@ -3,8 +3,8 @@
 #include "server/base/mem.h"
 #include "server/cli/fetch.h"
 #include "server/cli/logits.h"
-#include "server/cli/quantize_allocate.h"
 #include "server/model/arch.h"
+#include "server/quantize/allocate.h"
 
 /* All layers of the runner's model for sequence i, to x [len][dim]. */
 static int run_layers(const struct judge *j, struct runner *r, int i, float *x, struct err *e)

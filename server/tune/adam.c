@@ -1,7 +1,7 @@
 #include <math.h>
 
 #include "server/base/mem.h"
-#include "server/cli/tune.h"
+#include "server/tune/tune.h"
 
 /* The usual decay of the mean, a faster one of the squares than .999: there are tens of steps, not thousands. */
 static const float BETA_MEAN = .9f, BETA_SQUARE = .95f, EPS = 1e-8f;

@@ -2,8 +2,8 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "server/cli/quantize.h"
 #include "server/model/arch.h"
+#include "server/quantize/quantize.h"
 
 enum { FORMS = 16, FORMS_TEXT = 256 };
 

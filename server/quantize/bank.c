@@ -6,9 +6,9 @@
 
 #include "server/base/mem.h"
 #include "server/cli/fetch.h"
-#include "server/cli/quantize_allocate.h"
 #include "server/model/arch.h"
 #include "server/model/folder.h"
+#include "server/quantize/allocate.h"
 
 /* ---- the folder -------------------------------------------------------------------------------------------------- */
 

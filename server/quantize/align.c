@@ -1,4 +1,4 @@
-#include "server/cli/align.h"
+#include "server/quantize/align.h"
 
 #include <stdatomic.h>
 #include <string.h>

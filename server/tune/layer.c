@@ -1,7 +1,7 @@
 /* A layer of the llama family, as server/model/arch_llama.c runs it, and the way back. */
 #include <string.h>
 
-#include "server/cli/tune_internal.h"
+#include "server/tune/tune_internal.h"
 
 static void copy(float *to, const float *from, int n, int dim)
 {

@@ -1,6 +1,6 @@
 #include <math.h>
 
-#include "server/cli/tune_internal.h"
+#include "server/tune/tune_internal.h"
 
 /* Columns of a product that one thread makes at a time: a multiple of what kernels/dense.h has in registers, small enough that
  * a matrix of 288 rows has work for several threads. */

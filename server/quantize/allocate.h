@@ -23,16 +23,16 @@
  * behind these names); "points" what --pareto found; "choice" a word for every matrix. Numbers are rounded to float, which
  * nine digits keep, so a run that goes on computes with what the first one did.
  *
- * quantize_allocate.c chooses, quantize_family.c knows the forms and their sizes, quantize_error.c what they cost by dp and hawq,
- * quantize_spread.c the same for baq, quantize_probe.c measures alpha and curvature, quantize_gauss.c makes Gaussian
- * numbers and presses some, quantize_bank.c keeps every matrix in every form, quantize_judge.c splices models of them and
- * judges those, quantize_evolve.c runs generations, quantize_pareto.c budgets.
+ * allocate.c chooses, family.c knows the forms and their sizes, error.c what they cost by dp and hawq,
+ * spread.c the same for baq, probe.c measures alpha and curvature, gauss.c makes Gaussian
+ * numbers and presses some, bank.c keeps every matrix in every form, judge.c splices models of them and
+ * judges those, evolve.c runs generations, pareto.c budgets.
  */
-#ifndef WRING_SERVER_CLI_QUANTIZE_ALLOCATE_H
-#define WRING_SERVER_CLI_QUANTIZE_ALLOCATE_H
+#ifndef WRING_SERVER_QUANTIZE_ALLOCATE_H
+#define WRING_SERVER_QUANTIZE_ALLOCATE_H
 
 #include "quant/allocate.h"
-#include "server/cli/quantize.h"
+#include "server/quantize/quantize.h"
 
 /* Whether --codec is a form, or with a budget a family. ERR_INVALID says what would be right. */
 int quantize_check_codec(struct be *be, const struct config *c, struct err *e) WARN_UNUSED;

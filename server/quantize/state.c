@@ -6,9 +6,9 @@
 #include <unistd.h>
 #include <xxhash.h>
 
-#include "server/cli/quantize.h"
 #include "server/model/arch.h"
 #include "server/model/folder.h"
+#include "server/quantize/quantize.h"
 
 enum { VERSION = 1 };
 

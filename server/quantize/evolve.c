@@ -2,8 +2,8 @@
 #include <string.h>
 
 #include "quant/evolve.h"
-#include "server/cli/quantize_allocate.h"
 #include "server/model/arch.h"
+#include "server/quantize/allocate.h"
 
 /* Sequences in each round of selection, of at most so many tokens: 256, 1024 and 4096 tokens, so that a generation takes as long
  * as a pass over some 12,000. EvoPress gives 128 offspring 2,048 to 131,072 tokens, on a GPU. */

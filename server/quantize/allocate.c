@@ -1,4 +1,4 @@
-#include "server/cli/quantize_allocate.h"
+#include "server/quantize/allocate.h"
 
 #include <math.h>
 #include <string.h>

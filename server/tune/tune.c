@@ -1,10 +1,10 @@
-#include "server/cli/tune.h"
+#include "server/tune/tune.h"
 
 #include <math.h>
 #include <string.h>
 
 #include "server/base/mem.h"
-#include "server/cli/tune_internal.h"
+#include "server/tune/tune_internal.h"
 
 /* ---- factors ----------------------------------------------------------------------------------------------------- */
 

@@ -3,8 +3,8 @@
 #include "quant/moments.h"
 #include "server/base/mem.h"
 #include "server/cli/fetch.h"
-#include "server/cli/quantize.h"
 #include "server/model/arch.h"
+#include "server/quantize/quantize.h"
 
 /* Rows of more than MASSIVE times the median square length count with that length: the first token of a sequence has one
  * ten thousand times the median in some models, and H would be that token's and nobody else's. */

@@ -3,7 +3,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "server/cli/tune_internal.h"
+#include "server/tune/tune_internal.h"
 
 struct attend {
     const struct tune *t;

@@ -11,9 +11,9 @@
 #include "server/base/mem.h"
 #include "server/cli/fetch.h"
 #include "server/cli/plot.h"
-#include "server/cli/quantize_allocate.h"
 #include "server/model/arch.h"
 #include "server/model/folder.h"
+#include "server/quantize/allocate.h"
 
 /* Held-out sequences and the most tokens of one. */
 enum { HELD = 32, LENGTH = 256, MAX_TEXT = 1 << 20, KEY = 32 };

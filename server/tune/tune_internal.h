@@ -1,9 +1,9 @@
 /* Inside the tuner: what its files share. Activations are [rows][width], a row a token. */
-#ifndef WRING_SERVER_CLI_TUNE_INTERNAL_H
-#define WRING_SERVER_CLI_TUNE_INTERNAL_H
+#ifndef WRING_SERVER_TUNE_TUNE_INTERNAL_H
+#define WRING_SERVER_TUNE_TUNE_INTERNAL_H
 
 #include "kernels/dense.h"
-#include "server/cli/tune.h"
+#include "server/tune/tune.h"
 
 /* Queries of a head, and rows of logits, that are worked on together. With 64 rows products with the head take 1.3 times as
  * long for a row (32,000 x 288), with 256 no less. */
@@ -64,7 +64,7 @@ struct tune {
     float *room; /* what all of the activations above lie in */
 };
 
-/* ---- tune_rows.c ------------------------------------------------------------------------------------------------- */
+/* ---- rows.c ------------------------------------------------------------------------------------------------------ */
 
 /* The product, its columns spread over the workers. */
 void tune_product(const struct be *be, const struct dense_product *p);
@@ -82,13 +82,13 @@ void tune_norm_back(const struct tune *t, const float *x, const float *y, const 
 void tune_swiglu_back(const struct tune *t, const float *gate, const float *up, const float *dact,
                       float *dgate, float *dup, int n);
 
-/* ---- tune_attend.c ----------------------------------------------------------------------------------------------- */
+/* ---- attend.c ---------------------------------------------------------------------------------------------------- */
 
 /* Causal attention of n rows from position 0 on, a.q, a.k, a.v to a.att; and d.att to d.q, d.k, d.v. */
 void tune_attend(const struct tune *t, int n);
 void tune_attend_back(const struct tune *t, int n);
 
-/* ---- tune_layer.c ------------------------------------------------------------------------------------------------ */
+/* ---- layer.c ----------------------------------------------------------------------------------------------------- */
 
 /* x [n][dim] through a layer to out; t->a has what happened on the way. */
 void tune_forward(struct tune *t, int layer, const float *x, float *out, int n);

@@ -1,6 +1,6 @@
 #include <math.h>
 
-#include "server/cli/tune_internal.h"
+#include "server/tune/tune_internal.h"
 
 /* Numbers of a row whose sums are taken in f32, LANES side by side, before they go on in f64: exponentials are made of so many
  * at a time, in the first-level cache. */

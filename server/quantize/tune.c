@@ -10,9 +10,9 @@
 #include "server/base/log.h"
 #include "server/base/mem.h"
 #include "server/cli/fetch.h"
-#include "server/cli/quantize.h"
-#include "server/cli/tune.h"
 #include "server/model/folder.h"
+#include "server/quantize/quantize.h"
+#include "server/tune/tune.h"
 
 enum {
     STEP_TOKENS = 1024, /* of a step, at least one sequence */

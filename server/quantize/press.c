@@ -4,8 +4,8 @@
 #include "quant/moments.h"
 #include "server/base/mem.h"
 #include "server/cli/fetch.h"
-#include "server/cli/quantize_allocate.h"
 #include "server/model/arch.h"
+#include "server/quantize/allocate.h"
 
 struct shard {
     struct quantize *q;

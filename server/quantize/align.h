@@ -4,8 +4,8 @@
  * it, NCD(x, t) = (C(xt) - min(C(x), C(t))) / max(C(x), C(t)) the normalised compression distance (Li et al., 2004), C the
  * length that gzip makes of it. The parts of highest alignment are taken.
  */
-#ifndef WRING_SERVER_CLI_ALIGN_H
-#define WRING_SERVER_CLI_ALIGN_H
+#ifndef WRING_SERVER_QUANTIZE_ALIGN_H
+#define WRING_SERVER_QUANTIZE_ALIGN_H
 
 #include "server/base/par.h"
 #include "server/cli/texts.h"

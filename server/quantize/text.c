@@ -1,9 +1,9 @@
 #include <string.h>
 
 #include "server/base/mem.h"
-#include "server/cli/align.h"
 #include "server/cli/fetch.h"
-#include "server/cli/quantize.h"
+#include "server/quantize/align.h"
+#include "server/quantize/quantize.h"
 
 static const char separator[] = "<|endoftext|>";
 

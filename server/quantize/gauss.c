@@ -2,7 +2,7 @@
 
 #include "server/base/mem.h"
 #include "server/base/mix.h"
-#include "server/cli/quantize_allocate.h"
+#include "server/quantize/allocate.h"
 
 /* So many numbers know t^2 to half a percent of itself: the standard error of the mean of n squares is sqrt(2 / n). A width
  * that every group of a codec divides. */

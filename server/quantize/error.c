@@ -3,10 +3,10 @@
 
 #include "server/base/mem.h"
 #include "server/cli/fetch.h"
-#include "server/cli/quantize_allocate.h"
 #include "server/model/arch.h"
+#include "server/quantize/allocate.h"
 
-enum { SAMPLES = 128 }; /* rows that stand for a matrix, as in quantize_loss.c */
+enum { SAMPLES = 128 }; /* rows that stand for a matrix, as in loss.c */
 
 /* ---- dp ---------------------------------------------------------------------------------------------------------- */
 

@@ -5,8 +5,8 @@
 
 #include "quant/moments.h"
 #include "server/base/mem.h"
-#include "server/cli/quantize_allocate.h"
 #include "server/model/arch.h"
+#include "server/quantize/allocate.h"
 
 /* The matrices of a layer that are to be measured. */
 struct layer_spread {

@@ -2,8 +2,8 @@
 #include <string.h>
 
 #include "server/base/mem.h"
-#include "server/cli/quantize_allocate.h"
 #include "server/model/arch.h"
+#include "server/quantize/allocate.h"
 
 /* ---- families ---------------------------------------------------------------------------------------------------- */
 
