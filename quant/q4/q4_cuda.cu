@@ -20,7 +20,7 @@ namespace
 {
 
 template <int VARIANT> struct decode : matmul_bare {
-    enum { PARTS = 1, RING = VARIANT == Q4_MIN ? 4 : 6, SUMS = VARIANT == Q4_MIN };
+    enum { PARTS = 1, RING = VARIANT == Q4_MIN ? 4 : 5, SUMS = VARIANT == Q4_MIN };
 
     struct raw {
         uint2 code; /* row 2g, row 2g + 1 */
