@@ -146,7 +146,8 @@ int device_probe(struct press *w, struct err *e) WARN_UNUSED;
 /* Brings keys and values of what is kept. */
 int device_gather(struct press *w, struct err *e) WARN_UNUSED;
 
-/* ---- compact_commit.c: ERR_NOMEM, ERR_DEVICE: the sequence is as it was. */
+/* ---- compact_commit.c: ERR_NOMEM, and ERR_DEVICE the first time: the sequence is as it was; ERR_DEVICE
+ * later: its narrow pages are undefined. */
 int press_commit(struct press *w, struct err *e) WARN_UNUSED;
 
 #endif

@@ -65,7 +65,8 @@ const struct kv_shape *kv_pool_shape(const struct kv_pool *p);
 size_t kv_pool_bytes(const struct kv_pool *p);
 void *kv_pool_base(const struct kv_pool *p); /* block 0, for struct be_kv */
 float *kv_pool_beta(
-    const struct kv_pool *p); /* [blocks][kv_side_floats]; NULL until the first narrow page */
+    const struct kv_pool
+        *p); /* [blocks][kv_side_floats]; without q8 NULL until the first narrow page */
 
 struct kv_stats {
     int64_t pages, free, cached, used, split; /* wide pages */
@@ -159,7 +160,7 @@ static inline bool kv_seq_by_layer(const struct kv_seq *s)
 int kv_seq_slots(const struct kv_seq *s, const struct kv_pool *p);
 
 /* Opens dst with the tokens of src, which must hold its whole prompt and not have been pressed, under other options: shares
- * its full and query pages, copies the last one. Both live on independently. Errors as kv_seq_open's and kv_seq_reserve's,
+ * its full and query pages, copies the last one. Neither goes layer by layer (opt->layer_major is 0). Both live on independently. Errors as kv_seq_open's and kv_seq_reserve's,
  * and ERR_UNSUPPORTED when dst wants the prompt's last queries and src holds none; dst is closed then. */
 int kv_seq_fork(struct kv_seq *dst, const struct kv_seq *src, struct kv_pool *p,
                 const struct kv_options *opt, int max_tokens, struct err *e) WARN_UNUSED;

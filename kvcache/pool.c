@@ -42,6 +42,8 @@ static int open_arrays(struct kv_pool *p)
             return ERR_NOMEM;
     }
     p->base = p->be->ops->alloc(p->be, (size_t)p->n_pages * p->page_bytes);
+    if (p->shape.narrow_type != KV_NARROW_SAME && pool_beta_open(p) < 0) /* it is in the plan */
+        return ERR_NOMEM;
     p->page = mem_map((size_t)p->n_pages * sizeof *p->page);
     p->narrow_next = mem_map(n_blocks(p) * sizeof *p->narrow_next);
     p->narrow_prev = mem_map(n_blocks(p) * sizeof *p->narrow_prev);
@@ -56,8 +58,7 @@ static int open_arrays(struct kv_pool *p)
 static int no_room(struct kv_pool *p, int64_t n_tokens, struct err *e)
 {
     struct be *be = p->be;
-    size_t page = p->page_bytes + p->sample_bytes, layers = (size_t)p->shape.n_layers;
-    size_t bytes = (size_t)p->n_pages * page, free_bytes, total;
+    size_t bytes = kv_pool_bytes(p), span = kv_span_bytes(&p->shape), free_bytes, total;
     kv_pool_close(p);
     be->ops->memory(be, &free_bytes, &total);
     free_bytes -= free_bytes / 10; /* activations want some too */
@@ -68,7 +69,7 @@ static int no_room(struct kv_pool *p, int64_t n_tokens, struct err *e)
                    "a KV pool of %lld tokens takes %zu MiB; %s has room for %zu MiB beside "
                    "the weights, which would hold %zu tokens (--kv-size %zuM)",
                    (long long)n_tokens, bytes >> 20, be->device, free_bytes >> 20,
-                   free_bytes / page / layers * KV_PAGE, free_bytes >> 20);
+                   free_bytes / span * KV_PAGE, free_bytes >> 20);
 }
 
 int kv_pool_open(struct kv_pool **out, struct be *be, const struct kv_shape *s, int64_t n_tokens,

@@ -80,7 +80,7 @@ static int64_t first_peak(const struct kv_seq *s, const struct kv_pool *p)
            (s->max_spare + heads - 1) / heads;
 }
 
-/* When it is pressed again: a prompt that went layer by layer may have held less than its answer's wide tail does. */
+/* When it is pressed again: its prompt may have held less than its answer's wide tail does. */
 static int64_t later_peak(const struct kv_seq *s, const struct kv_pool *p)
 {
     int64_t heads = p->shape.n_kv_heads;
@@ -138,9 +138,13 @@ static int plan_compaction(struct kv_seq *s, const struct kv_pool *p, int max_to
     int n = min_int(s->n_prompt, KV_WINDOW_QUERIES);
     s->want_query = (n + a_page - 1) / a_page;
     s->layer_major = goes_by_layer(s, p);
-    int64_t peak = first_peak(s, p);
-    if (s->layer_major && later_peak(s, p) > peak)
-        peak = later_peak(s, p);
+    int64_t peak = first_peak(s, p), later = later_peak(s, p);
+    if (later > peak && later > p->n_pages)
+        return err_set(
+            e, ERR_LIMIT,
+            "an answer of %d tokens with a tail of %d takes %lld pages before it is pressed "
+            "again; the KV pool has %d",
+            s->max_blocks * KV_PAGE - s->n_prompt, s->opt.tail, (long long)later, p->n_pages);
     if (peak > p->n_pages)
         return err_set(e, ERR_LIMIT,
                        "pressing a prompt of %d tokens to %d a head takes %lld pages at once%s; "

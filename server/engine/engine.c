@@ -39,8 +39,11 @@ static int64_t default_tokens(const struct engine_config *c, const struct model 
 {
     int seqs = m->be->host && c->max_seqs > 4 ? 4 : c->max_seqs;
     int64_t n = page_round(ctx) * seqs;
-    int64_t bytes = default_bytes(m->be) - (int64_t)layers_bytes(c, m, ctx);
-    int64_t most = bytes / (int64_t)span * KV_PAGE;
+    int64_t bytes = default_bytes(m->be);
+    int64_t most = (bytes - (int64_t)layers_bytes(c, m, ctx)) / (int64_t)span * KV_PAGE;
+    if (c->ctx == 0 &&
+        most < ctx) /* the context will be the pool's, and what is between the layers its */
+        most = bytes / (int64_t)(span + layers_bytes(c, m, KV_PAGE)) * KV_PAGE;
     if (n > most)
         n = most;
     if (n < page_round(c->ctx))
@@ -75,7 +78,7 @@ static int fill_pool(struct engine_config *c, const struct model *m, const struc
         c->kv_tokens = (int64_t)(c->kv_bytes / span) * KV_PAGE;
     else
         c->kv_tokens = default_tokens(c, m, ctx, span);
-    if (c->kv_tokens < KV_PAGE || (c->kv_tokens < c->ctx && !layers_may(c)))
+    if (c->kv_tokens < KV_PAGE || (c->kv_tokens < c->ctx && !layers_may(c, m)))
         return err_set(
             e, ERR_INVALID,
             "a KV pool of %zu bytes holds %lld tokens; a context of %lld takes %zu bytes",

@@ -34,8 +34,9 @@ struct job_usage {
         kv_full_bytes; /* physical bytes held at the end, and what a full cache takes */
     int preemptions;
     const char *kv_policy;
-    int kv_budget;       /* slots per KV head; 0: the policy keeps all */
-    struct kv_report kv; /* zeroed when nothing was pressed */
+    int kv_budget; /* slots per KV head; 0: the policy keeps all */
+    struct kv_report
+        kv; /* zeroed when nothing was pressed; of a prompt that ended between its layers, of those that were */
 };
 
 /* What pressing the prompt left, for those who asked for it (job.kv_detail). Valid during the event. */

@@ -75,7 +75,7 @@ bool out_is_next(const struct out_row *o);
 int choose(struct engine *en, int n_out, struct err *e) WARN_UNUSED;
 
 /* ---- layers.c ------------------------------------------------------------------------------------------------- */
-bool layers_may(const struct engine_config *c);
+bool layers_may(const struct engine_config *c, const struct model *m);
 /* Of the residual stream of ctx tokens, should it be wanted. */
 size_t layers_bytes(const struct engine_config *c, const struct model *m, int64_t ctx);
 int layers_open(struct engine *en, struct err *e) WARN_UNUSED; /* ERR_NOMEM */

@@ -6,21 +6,26 @@
  */
 #include "server/engine/engine_internal.h"
 
-bool layers_may(const struct engine_config *c)
+/* Caches of a sliding window are not pressed. */
+bool layers_may(const struct engine_config *c, const struct model *m)
 {
-    return c->layer_major > 0 && c->kv_samples > 0;
+    return c->layer_major > 0 && c->kv_samples > 0 && m->config.window == 0;
 }
 
 size_t layers_bytes(const struct engine_config *c, const struct model *m, int64_t ctx)
 {
-    return layers_may(c) ? (size_t)ctx * (size_t)m->config.dim * sizeof(float) : 0;
+    return layers_may(c, m) ? (size_t)ctx * (size_t)m->config.dim * sizeof(float) : 0;
 }
 
-/* A prompt and what it is pressed to fit side by side in a pool of twice the context: no prompt has to go by layer then. */
+enum { PAGES_BESIDE = 16 }; /* of kept queries, and of heads that round up */
+
+/* A prompt and what it is pressed to fit side by side in a pool of twice the context and a little: no prompt has to go by
+ * layer then. */
 int layers_open(struct engine *en, struct err *e)
 {
     struct engine_config *c = &en->config;
-    if (!layers_may(c) || (c->layer_major > c->ctx && c->kv_tokens >= 2 * (int64_t)c->ctx)) {
+    int64_t ample = 2 * (int64_t)c->ctx + PAGES_BESIDE * KV_PAGE;
+    if (!layers_may(c, en->model) || (c->layer_major > c->ctx && c->kv_tokens >= ample)) {
         c->layer_major = 0;
         return 0;
     }

@@ -50,8 +50,14 @@ int seq_open(struct seq **out, struct job *j, const struct model *m, struct kv_p
     if (rc == 0)
         rc = kv_seq_open(&s->kv, pool, &kv, j->n_prompt, s->limit, e);
     int whole = engine_room(c, NULL);
-    if (rc == 0 && s->kv.spare == NULL && s->limit > whole) /* it stays whole */
-        s->limit = j->n_prompt > whole ? j->n_prompt : whole;
+    if (rc == 0 && s->kv.spare == NULL && s->limit > whole) { /* it stays whole */
+        s->limit = whole;
+        if (j->n_prompt >= whole) /* with a token to make, if it is as long */
+            rc = err_set(e, ERR_LIMIT,
+                         "the prompt has %d tokens, all of which this request keeps; the KV pool "
+                         "has room for %d, those of the answer included",
+                         j->n_prompt, whole);
+    }
     if (rc == 0 && (rc = open_buffers(s, kv_pool_shape(pool))) < 0)
         (void)err_set(e, rc, "no memory for a sequence of %d tokens", s->limit);
     if (rc < 0) {

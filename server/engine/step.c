@@ -267,9 +267,9 @@ static int take_pages(struct engine *en, struct seq *s, struct err *e)
     if (s->shares && !swapped && !seq_scores(s))
         kv_prefix_match(&s->kv, en->pool, s->token, s->n_tokens, 0);
     bool fits = fits_pool(en, s);
-    if (!fits && en->n_running == 0 && kv_seq_by_layer(&s->kv) && s->kv.n_cached > 0) {
-        kv_seq_clear(&s->kv,
-                     en->pool); /* what it found is in all layers, what it computes in one */
+    if (!fits && kv_seq_by_layer(&s->kv) && s->kv.n_cached > 0) {
+        /* what it found is in all layers, what it computes in one */
+        kv_seq_clear(&s->kv, en->pool);
         fits = fits_pool(en, s);
     }
     if (fits) {

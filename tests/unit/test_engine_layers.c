@@ -196,6 +196,24 @@ static void test_small_pool(void **state)
     assert_int_equal(engine_open(&en, toy.model, &c, &e), ERR_INVALID);
 }
 
+/* A prompt that its budget keeps whole has room in the pool for itself and what it asks for, or is refused. */
+static void test_kept_whole(void **state)
+{
+    (void)state;
+    static struct run r;
+    struct engine *en = open_engine(&small);
+    for (int n = 831; n <= 833; n++) {
+        make_long(&r, 0, n, 3);
+        r.job.kv.budget = 900;
+        submit(en, &r);
+        wait_done(&r);
+        assert_int_equal(r.finish, n < 832 ? FINISH_LENGTH : FINISH_ERROR);
+        assert_int_equal(n < 832 ? r.n_tokens : r.code, n < 832 ? 1 : ERR_LIMIT);
+    }
+    check_clean(en);
+    engine_close(en);
+}
+
 /* The plan has the residual stream when it may be wanted, and only then. */
 static void test_stream(void **state)
 {
@@ -475,10 +493,11 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_same_bits),  cmocka_unit_test(test_not_layered),
-        cmocka_unit_test(test_small_pool), cmocka_unit_test(test_stream),
-        cmocka_unit_test(test_prefix),     cmocka_unit_test(test_company),
-        cmocka_unit_test(test_fair),       cmocka_unit_test(test_cancel),
-        cmocka_unit_test(test_cancel_any), cmocka_unit_test(test_no_memory),
+        cmocka_unit_test(test_small_pool), cmocka_unit_test(test_kept_whole),
+        cmocka_unit_test(test_stream),     cmocka_unit_test(test_prefix),
+        cmocka_unit_test(test_company),    cmocka_unit_test(test_fair),
+        cmocka_unit_test(test_cancel),     cmocka_unit_test(test_cancel_any),
+        cmocka_unit_test(test_no_memory),
     };
     return cmocka_run_group_tests(tests, open_toy, close_toy);
 }
