@@ -120,13 +120,14 @@ int feedback_refit(const struct moments *m, const float *w, const float *q, int 
 {
     size_t rows = (size_t)n;
     struct dense_product t = { .b = q, .n = n, .k = m->cols, .scale = 1, .b_col = 1 };
-    double *qw = mem_zalloc(rows, 2 * sizeof(double)), *qq = qw + rows;
+    double *qw = mem_zalloc(rows, 2 * sizeof(double));
     t.c = mem_alloc(PART * rows * sizeof(float));
     if (qw == NULL || t.c == NULL) {
         mem_free(t.c);
         mem_free(qw);
         return err_set(e, ERR_NOMEM, "no memory to refit %d rows", n);
     }
+    double *qq = qw + rows;
     t.a_row = 1;
     t.a_col = (size_t)m->cols;
     t.b_row = t.c_row = rows;

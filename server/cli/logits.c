@@ -21,7 +21,7 @@ double logits_kl(const float *p, const float *q, int n, double lse_p, double lse
     double shift = lse_q - lse_p;
     for (int i = 0; i < n; i++)
         sum += (double)expf(p[i] - (float)lse_p) * ((double)p[i] - (double)q[i] + shift);
-    return sum > 0 ? sum : 0;
+    return sum < 0 ? 0 : sum; /* rounding; what is no number stays so */
 }
 
 struct pairs {

@@ -131,9 +131,11 @@ static int cut_target(struct align *a, const struct texts *target, struct err *e
         chunk = a->buf[0].len > chunk ? a->buf[0].len : chunk;
     }
     size_t share = total / PARTS > chunk ? total / PARTS : chunk;
+    size_t skip = 0; /* of the next text: shares are counted over all of them */
     for (int i = 0; i < target->n; i++) {
         const struct buf *t = &target->text[i];
-        for (size_t at = 0; at < t->len && a->n_parts < PARTS; at += share + 1) {
+        size_t at = skip;
+        for (; at < t->len && a->n_parts < PARTS; at += share + 1) {
             size_t n = t->len - at < chunk ? t->len - at : chunk;
             if (n < chunk && at > 0)
                 break; /* what is left of a text is too short to be compared with */
@@ -141,6 +143,7 @@ static int cut_target(struct align *a, const struct texts *target, struct err *e
                 (struct part){ buf_str(t) + at, n,
                                zip_length(&a->zip[0], buf_str(t) + at, n, "", 0) };
         }
+        skip = at > t->len ? at - t->len : 0;
     }
     return a->n_parts > 0 ? 0 : err_set(e, ERR_INVALID, "align: the text is empty");
 }

@@ -23,10 +23,9 @@
  * behind these names); "points" what --pareto found; "choice" a word for every matrix. Numbers are rounded to float, which
  * nine digits keep, so a run that goes on computes with what the first one did.
  *
- * allocate.c chooses, family.c knows the forms and their sizes, error.c what they cost by dp and hawq,
- * spread.c the same for baq, probe.c measures alpha and curvature, gauss.c makes Gaussian
- * numbers and presses some, bank.c keeps every matrix in every form, judge.c splices models of them and
- * judges those, evolve.c runs generations, pareto.c budgets.
+ * allocate.c chooses, family.c knows the forms and their sizes, error.c what they cost by dp and hawq, spread.c the same for
+ * baq, probe.c measures alpha and curvature, gauss.c makes Gaussian numbers and presses some, bank.c keeps every matrix in
+ * every form, judge.c splices models of them and judges those, evolve.c runs generations, pareto.c budgets.
  */
 #ifndef WRING_SERVER_QUANTIZE_ALLOCATE_H
 #define WRING_SERVER_QUANTIZE_ALLOCATE_H

@@ -59,18 +59,20 @@ void bank_remove(const struct quantize *q)
 static int fill_form(struct quantize *q, char *form, struct err *e)
 {
     char path[FOLDER_PATH];
-    char uniform[] = "uniform";
+    char none[] = "";
     struct config c = *q->config;
     TRY(form_folder(path, q->config, form, e));
     c.word[1] = path;
     c.codec = form;
-    c.allocate = uniform;
+    c.pareto = none;
     c.bits = 0;
     c.size = 0;
     c.generations = 0;
     c.tune = 0;
     c.force = false;
     int rc = quantize_whole(q, &c, e);
+    if (rc == ERR_INVALID && q->config->forms[0] != 0)
+        return err_prefix(e, "forms: %s is kept, --force or not: name another folder", path);
     return rc == ERR_INVALID ? err_prefix(e, "forms") : rc;
 }
 
@@ -123,8 +125,11 @@ static int find_slots(struct bank *b, const struct allocation *a, struct err *e)
     const struct model *m = b->form[0];
     b->own = mem_zalloc((size_t)m->n_slots, sizeof *b->own);
     b->slot = mem_zalloc((size_t)a->n + 1, sizeof *b->slot);
-    if (b->own == NULL || b->slot == NULL)
+    if (b->own == NULL || b->slot == NULL) {
+        mem_free(b->own); /* its zeros are nobody's weights */
+        b->own = NULL;
         return err_set(e, ERR_NOMEM, "no memory for %d matrices", a->n);
+    }
     for (int i = 0; i < m->n_slots; i++)
         if (m->slot[i].w != NULL)
             b->own[i] = *m->slot[i].w;

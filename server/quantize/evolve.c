@@ -1,3 +1,5 @@
+#include <float.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -30,7 +32,8 @@ static int judge_choice(void *arg, const int *choice, int generation, int round,
     *loss = 0;
     for (int i = 0; i < n; i++)
         *loss += kl[i] / n;
-    *loss = (double)(float)*loss; /* as it is noted */
+    *loss = isfinite(*loss) ? (double)(float)*loss
+                            : (double)FLT_MAX; /* as it is noted; the worst there is */
     return 0;
 }
 

@@ -77,7 +77,7 @@ static int add_matrix(struct allocation *a, const struct slot *s, struct err *e)
         TRY(weight_open(&w, a->q->session.be, a->family.word[c], false, DT_F32, s->rows, s->cols,
                         e));
         m->form[c] = weight_form(&w);
-        m->rotated = c == 0 ? w.codec->rotated : m->rotated;
+        m->rotated = c == 0 ? weight_coder(&w)->rotated : m->rotated;
         m->bytes[c] = bytes_of(a, &w);
         weight_close(&w, a->q->session.be);
     }

@@ -2,11 +2,14 @@
  * from the teacher on sequences of the calibration text that nothing was measured on. No model is written: the bank has every
  * matrix in every form. Beside that the forms of the family by themselves, as --allocate uniform has them. */
 #include <errno.h>
+#include <fcntl.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "server/base/mem.h"
 #include "server/cli/fetch.h"
@@ -32,6 +35,7 @@ struct pareto {
     json_t *points; /* notes: a point by budget, as given, or form */
     double budget[PLOT_POINTS];
     int n;
+    int fd; /* of OUT, which it locks */
 };
 
 /* ---- budgets ----------------------------------------------------------------------------------------------------- */
@@ -269,14 +273,29 @@ static int start_over(const struct quantize *q, struct err *e)
     return 0;
 }
 
+/* The folder OUT, locked until fd is closed. */
+static int open_folder(const char *out, int *fd, struct err *e)
+{
+    if (folder_has(out, "config.json"))
+        return err_set(e, ERR_INVALID, "%s: holds a model; name another folder for the sweep", out);
+    if (mkdir(out, 0777) != 0 && errno != EEXIST)
+        return err_errno(e, ERR_IO, "%s: cannot make the folder", out);
+    *fd = open(out, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (*fd < 0)
+        return err_errno(e, ERR_IO, "%s: cannot open the folder", out);
+    if (flock(*fd, LOCK_EX | LOCK_NB) != 0)
+        return err_errno(e, errno == EWOULDBLOCK ? ERR_BUSY : ERR_IO, "%s: cannot lock the folder",
+                         out);
+    return 0;
+}
+
 static int run(struct pareto *p, struct err *e)
 {
     struct quantize *q = p->a.q;
     const struct config *c = q->config;
     TRY(check_budgets(p, e));
     TRY(sequences_rest(&p->held, &q->text, q->model->tok, c->calibrate, HELD, e));
-    if (mkdir(c->word[1], 0777) != 0 && errno != EEXIST)
-        return err_errno(e, ERR_IO, "%s: cannot make the folder", c->word[1]);
+    TRY(open_folder(c->word[1], &p->fd, e));
     if (c->force)
         TRY(start_over(q, e));
     TRY(quantize_state_open(q, e));
@@ -292,7 +311,7 @@ static int run(struct pareto *p, struct err *e)
 
 int quantize_pareto(struct quantize *q, struct err *e)
 {
-    struct pareto p = { .n = 0 };
+    struct pareto p = { .fd = -1 };
     TRY(allocation_open(&p.a, q, e));
     int rc = run(&p, e);
     judge_close(&p.judge);
@@ -300,9 +319,11 @@ int quantize_pareto(struct quantize *q, struct err *e)
     sequences_close(&p.held);
     allocation_close(&p.a);
     if (rc == ERR_CANCELLED)
-        return err_set(e, rc, "stopped; the same command goes on with what is in %s",
-                       q->config->word[1]);
+        err_set(e, rc, "stopped; the same command%s goes on with what is in %s",
+                q->config->force ? " without --force" : "", q->config->word[1]);
     if (rc == 0)
         bank_remove(q);
+    if (p.fd >= 0)
+        close(p.fd);
     return rc;
 }

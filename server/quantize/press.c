@@ -175,14 +175,17 @@ static int plan(const struct quantize *q, struct pressed *p, struct err *e)
 
 static int press_chosen(struct shard *s, struct group g, const struct moments *m, struct err *e)
 {
-    for (int i = 0; i < s->n; i++)
-        if (chosen(&s->p[i], g))
-            TRY(plan(s->q, &s->p[i], e));
     struct par *par = s->q->session.be->par;
     struct press l = { .s = s, .m = m };
-    for (int i = 0; i < s->n; i++)
-        if (chosen(&s->p[i], g) && s->p[i].w.codec->press_all != NULL)
+    for (int i = 0; i < s->n && !fetch_cancelled(); i++) {
+        if (!chosen(&s->p[i], g))
+            continue;
+        TRY(plan(s->q, &s->p[i], e));
+        if (s->p[i].w.codec->press_all != NULL)
             TRY(press_whole(s, &s->p[i], m, e));
+    }
+    if (fetch_cancelled())
+        return err_set(e, ERR_CANCELLED, "stopped");
     int units = count_units(&l, g);
     if (units == 0)
         return 0;

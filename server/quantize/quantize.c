@@ -189,6 +189,12 @@ static int run(struct quantize *q, struct err *e)
     TRY(open_model(q, e));
     TRY(quantize_check_budget(q, e));
     TRY(open_text(q, e));
+    if (q->config->tune > 0 && q->text.n < 2)
+        return err_set(
+            e, ERR_INVALID,
+            "tune: a sequence is held out to judge by, and there is but one of %d tokens; take "
+            "more --tokens or a shorter --context",
+            q->text.len);
     if (q->config->pareto[0] != 0)
         return quantize_pareto(q, e);
     TRY(open_out(q, e));
@@ -198,8 +204,8 @@ static int run(struct quantize *q, struct err *e)
     if (rc == 0)
         rc = quantize_tune(q, e);
     if (rc == ERR_CANCELLED)
-        return err_set(e, rc, "stopped; the same command goes on with what is in %s",
-                       hf_write_folder(q->out));
+        return err_set(e, rc, "stopped; the same command%s goes on with what is in %s",
+                       q->config->force ? " without --force" : "", hf_write_folder(q->out));
     if (rc == 0)
         rc = hf_write_finish(q->out, e);
     if (rc == 0)

@@ -7,11 +7,10 @@
  * ends with the bytes of one that was not. It runs through the layers that are done again, which costs little beside
  * pressing them.
  *
- * Before that, where the matrices share a number of bits, it is settled what form each of them gets: quantize_allocate.h.
+ * Before that, where the matrices share a number of bits, it is settled what form each of them gets: allocate.h.
  *
- * quantize.c is the command; text.c makes sequences of the text, layer.c runs a layer, press.c
- * presses and writes a shard, loss.c measures what that lost, tune.c tunes the whole (tune.h),
- * state.c remembers, report.c tells.
+ * quantize.c is the command; text.c makes sequences of the text, layer.c runs a layer, press.c presses and writes a shard,
+ * loss.c measures what that lost, tune.c tunes the whole (server/tune/tune.h), state.c remembers, report.c tells.
  *
  * Thread: the command's; loops inside spread over the backend's workers.
  */
@@ -37,7 +36,7 @@ struct sequences {
  * ERR_INVALID: the texts are too short; errors of texts_open and pull_recipe. */
 int sequences_open(struct sequences *s, const struct tokenizer *tok, const char *list,
                    int64_t n_tokens, int len, struct err *e) WARN_UNUSED;
-/* The same number of those that are most like the texts of the list `target` (server/cli/align.h); "": evenly spread. */
+/* The same number of those that are most like the texts of the list `target` (server/quantize/align.h); "": evenly spread. */
 int sequences_aligned(struct sequences *s, const struct tokenizer *tok, const char *list,
                       const char *target, int64_t n_tokens, int len, struct par *par,
                       struct err *e) WARN_UNUSED;

@@ -1,6 +1,7 @@
 /* OUT.part/quantize.json: what the run that began it was asked for, and what pressing each matrix lost. It stays in OUT, to
  * say how the model was made; nothing in it depends on when or how often the work was interrupted. */
 #include <dirent.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -8,7 +9,7 @@
 
 #include "server/model/arch.h"
 #include "server/model/folder.h"
-#include "server/quantize/quantize.h"
+#include "server/quantize/allocate.h"
 
 enum { VERSION = 1 };
 
@@ -51,14 +52,15 @@ static json_t *hex(uint64_t v)
 static json_t *make_options(const struct quantize *q)
 {
     const struct config *c = q->config;
-    bool evolves = strcmp(c->allocate, "evopress") == 0;
-    int64_t generations = evolves ? c->generations : 0;
+    bool chooses = quantize_has_budget(c) || c->pareto[0] != 0;
+    const char *allocate = chooses ? c->allocate : "uniform";
+    int64_t generations = strcmp(allocate, "evopress") == 0 ? c->generations : 0;
     size_t bytes = (size_t)q->text.n * (size_t)q->text.len * sizeof *q->text.token;
     return json_pack("{s:s, s:f, s:I, s:s, s:I, s:s, s:i, s:i, s:f, s:i, s:o, s:o, s:i}", "codec",
-                     c->codec, "bits", c->bits, "size", (json_int_t)c->size, "allocate",
-                     c->allocate, "generations", (json_int_t)generations, "head", quantize_head(c),
-                     "tokens", q->text.n * q->text.len, "context", q->text.len, "damp", c->damp,
-                     "tune", (int)c->tune, "model", hex(hash_model(q->model)), "calibrate",
+                     c->codec, "bits", c->bits, "size", (json_int_t)c->size, "allocate", allocate,
+                     "generations", (json_int_t)generations, "head", quantize_head(c), "tokens",
+                     q->text.n * q->text.len, "context", q->text.len, "damp", c->damp, "tune",
+                     (int)c->tune, "model", hex(hash_model(q->model)), "calibrate",
                      hex(XXH3_64bits(q->text.token, bytes)), "version", VERSION);
 }
 
@@ -195,6 +197,9 @@ static double bits_of(const struct weight *w)
 
 int quantize_state_note(struct quantize *q, const struct pressed *p, struct err *e)
 {
+    if (!isfinite(p->error))
+        return err_set(e, ERR_INVALID, "%s: what was pressed is no number, or what it reads",
+                       p->slot->name);
     json_t *note = json_pack("{s:s, s:f, s:f}", "form", weight_form(&p->w), "bits", bits_of(&p->w),
                              "error", p->error);
     json_t *all = json_object_get(q->state, "matrices");

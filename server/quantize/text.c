@@ -26,8 +26,7 @@ static int open_texts(struct texts *t, const char *list, struct err *e)
     rc = fetch_recipe(list, &why);
     if (rc == 0)
         return texts_open(t, list, e);
-    return err_set(e, rc, "no text to calibrate with: %s; give one with --calibrate FILE",
-                   why.text);
+    return err_set(e, rc, "no text of this name: %s; a file will do", why.text);
 }
 
 static int encode_all(const struct tokenizer *tok, const char *list, struct tok_ids *out,
@@ -47,11 +46,10 @@ static int make_room(struct sequences *s, const char *list, const struct tok_ids
                      struct err *e)
 {
     if (ids->n / s->len < s->n)
-        return err_set(
-            e, ERR_INVALID,
-            "%s has %d tokens; %d sequences of %d are asked for: give more text or fewer "
-            "--tokens",
-            list, ids->n, s->n, s->len);
+        return err_set(e, ERR_INVALID,
+                       "%s has %d tokens; %d sequences of %d are asked for: give more text, fewer "
+                       "--tokens or a shorter --context",
+                       list, ids->n, s->n, s->len);
     s->token = mem_zalloc((size_t)s->n * (size_t)s->len, sizeof *s->token);
     s->chunk = mem_zalloc((size_t)s->n, sizeof *s->chunk);
     if (s->token != NULL && s->chunk != NULL)
@@ -94,7 +92,7 @@ int sequences_aligned(struct sequences *s, const struct tokenizer *tok, const ch
     if (rc == 0)
         rc = make_room(s, list, &ids, e);
     if (rc == 0 && target[0] != 0) {
-        rc = texts_open(&t, target, e);
+        rc = open_texts(&t, target, e);
         if (rc == 0)
             rc = align_choose(&ids, tok, &t, len, s->chunk, s->n, par, e);
         texts_close(&t);

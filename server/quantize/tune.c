@@ -146,6 +146,8 @@ static int take_steps(struct tuning *t, struct adam *a, struct err *e)
     int steps = (int)t->q->config->tune;
     int every = steps_between(steps);
     TRY(look(t, 0, &t->before, e));
+    if (!isfinite(t->before))
+        return err_set(e, ERR_INVALID, "the pressed model's outputs are no numbers");
     t->least = t->before;
     for (int step = 1, in_vain = 0; step <= steps && in_vain < PATIENCE; step++) {
         double kl;
@@ -168,12 +170,6 @@ static int take_steps(struct tuning *t, struct adam *a, struct err *e)
 static int open_tuning(struct tuning *t, struct model *student, struct err *e)
 {
     struct quantize *q = t->q;
-    if (q->text.n < 2)
-        return err_set(
-            e, ERR_INVALID,
-            "tuning holds a sequence out to judge by, and there is but one of %d tokens; "
-            "take more --tokens",
-            q->text.len);
     t->n = tune_count_all(student);
     t->order = mem_alloc((size_t)q->text.n * sizeof *t->order);
     t->log = mem_zalloc((size_t)t->n, sizeof *t->log);

@@ -68,7 +68,7 @@ static double judge_row(enum cpu_isa isa, float *p, float *z, int n, bool back)
     for (int i = 0; i < n && back; i++)
         z[i] = z[i] * part_z - p[i] * part_p;
     double kl = apart / sum_p + log(sum_z) - log(sum_p);
-    return kl > 0 ? kl : 0; /* rounding */
+    return kl < 0 ? 0 : kl; /* rounding; what is no number stays so */
 }
 
 /* ---- the head ---------------------------------------------------------------------------------------------------- */

@@ -215,7 +215,7 @@ static void says_what_is_wrong(void **state)
         { { PLANES, "--pareto=0.5,3", forms, NULL }, "0.5 bits a weight are too few" },
         { { "--codec=q4", "--pareto=3", forms, NULL }, "pareto: q4 is one form" },
         { { PLANES, "--pareto=3", "--bits=3", NULL }, "one of them says" },
-        { { PLANES, "--pareto=3", "--tokens=99999", NULL }, "give more text or fewer --tokens" },
+        { { PLANES, "--pareto=3", "--tokens=99999", NULL }, "give more text, fewer --tokens or" },
     };
     (void)state;
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
