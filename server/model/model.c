@@ -240,6 +240,19 @@ static void run_step(const struct model *m, struct workspace *ws, struct kv_pool
         m->arch->end(m, ws, s);
 }
 
+/* Waits where nobody else will, and counts what the sequences have now. */
+static int end_pass(const struct model *m, const struct workspace *ws, const struct batch *b,
+                    float **logits, struct err *e)
+{
+    m->be->ops->step_end(m->be);
+    if (m->be->host || b->n_out == 0)
+        TRY(m->be->ops->sync(m->be, e));
+    for (int i = 0; i < b->n_seqs; i++)
+        b->seq[i].kv->n_tokens = b->seq[i].pos0 + b->seq[i].n_rows;
+    *logits = ws->logits;
+    return 0;
+}
+
 int model_forward(const struct model *m, struct workspace *ws, struct kv_pool *pool,
                   const struct batch *b, float **logits, struct err *e)
 {
@@ -249,13 +262,7 @@ int model_forward(const struct model *m, struct workspace *ws, struct kv_pool *p
     make_step(m, ws, pool, b, &step);
     if (!ops->step_begin(m->be, &step, ws))
         run_step(m, ws, pool, &step);
-    ops->step_end(m->be);
-    if (m->be->host || b->n_out == 0)
-        TRY(ops->sync(m->be, e));
-    for (int i = 0; i < b->n_seqs; i++)
-        b->seq[i].kv->n_tokens = b->seq[i].pos0 + b->seq[i].n_rows;
-    *logits = ws->logits;
-    return 0;
+    return end_pass(m, ws, b, logits, e);
 }
 
 /* One layer alone, in a workspace of the caller's own whose residual stream x becomes. What begin reads of the embedding is
@@ -286,13 +293,7 @@ int model_forward_layer(const struct model *m, struct workspace *ws, struct kv_p
         ops->add(m->be, x, own.delta, b->n_rows, m->config.dim);
     if (!lost && b->n_out > 0)
         m->arch->end(m, &own, &step);
-    ops->step_end(m->be);
-    if (m->be->host || b->n_out == 0)
-        TRY(ops->sync(m->be, e));
-    for (int i = 0; i < b->n_seqs; i++)
-        b->seq[i].kv->n_tokens = b->seq[i].pos0 + b->seq[i].n_rows;
-    *logits = ws->logits;
-    return 0;
+    return end_pass(m, ws, b, logits, e);
 }
 
 int model_layer(const struct model *m, struct workspace *ws, struct kv_pool *pool,
