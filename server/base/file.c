@@ -54,6 +54,12 @@ static int write_all(int fd, const char *p, size_t n)
     return 0;
 }
 
+bool file_is_rest(const char *entry, const char *name)
+{
+    size_t n = strlen(name);
+    return strncmp(entry, name, n) == 0 && entry[n] == '.' && strlen(entry + n) == 7;
+}
+
 int file_write_atomic(const char *path, const void *p, size_t n, struct err *e)
 {
     char tmp[4096];

@@ -1,6 +1,7 @@
 #include "server/model/folder.h"
 
 #include <stdio.h>
+#include <string.h>
 #include <unistd.h>
 
 int folder_path(char out[FOLDER_PATH], const char *folder, const char *name, struct err *e)
@@ -8,6 +9,19 @@ int folder_path(char out[FOLDER_PATH], const char *folder, const char *name, str
     int n = snprintf(out, FOLDER_PATH, "%s/%s", folder, name);
     if (n < 0 || n >= FOLDER_PATH)
         return err_set(e, ERR_LIMIT, "%s/%s: the path is too long", folder, name);
+    return 0;
+}
+
+int folder_beside(char out[FOLDER_PATH], const char *folder, const char *suffix, struct err *e)
+{
+    size_t n = strlen(folder);
+    while (n > 1 && folder[n - 1] == '/')
+        n--;
+    if (n == 0 || (n == 1 && folder[0] == '/'))
+        return err_set(e, ERR_INVALID, "\"%s\" is no name for a folder", folder);
+    int len = snprintf(out, FOLDER_PATH, "%.*s%s", (int)n, folder, suffix);
+    if (len < 0 || len >= FOLDER_PATH)
+        return err_set(e, ERR_LIMIT, "%s: the path is too long", folder);
     return 0;
 }
 

@@ -12,6 +12,10 @@ enum { FOLDER_PATH = 4096, FOLDER_MAX_TEXT = 64 << 20 };
 /* folder/name. ERR_LIMIT when that is too long. */
 int folder_path(char out[FOLDER_PATH], const char *folder, const char *name,
                 struct err *e) WARN_UNUSED;
+/* The path of a folder, without slashes behind it, and what is to stand there instead, as ".part". ERR_INVALID: the root, or
+ * nothing; ERR_LIMIT. */
+int folder_beside(char out[FOLDER_PATH], const char *folder, const char *suffix,
+                  struct err *e) WARN_UNUSED;
 bool folder_has(const char *folder, const char *name);
 
 /* Opens b with what the file holds, at most FOLDER_MAX_TEXT bytes; on failure b is empty. */

@@ -40,16 +40,8 @@ static void shard_name(char out[SHARD_NAME], int i, int n)
 
 static int set_paths(struct hf_writer *w, const char *out, struct err *e)
 {
-    size_t n = strlen(out);
-    while (n > 1 && out[n - 1] == '/')
-        n--;
-    if (n == 0 || (n == 1 && out[0] == '/'))
-        return err_set(e, ERR_INVALID, "\"%s\" is no name for a folder", out);
-    if (n + sizeof ".part" > sizeof w->out)
-        return err_set(e, ERR_LIMIT, "%s: the path is too long", out);
-    snprintf(w->out, sizeof w->out, "%.*s", (int)n, out);
-    snprintf(w->folder, sizeof w->folder, "%.*s.part", (int)n, out);
-    return 0;
+    TRY(folder_beside(w->folder, out, ".part", e));
+    return folder_beside(w->out, out, "", e);
 }
 
 /* An empty folder is as good as none: rename() replaces it. */

@@ -57,20 +57,14 @@ int hf_write_text(const char *folder, const struct source *src, const struct tok
 }
 
 /* file_write_atomic() puts a dot and six characters behind a name until a file is whole. */
-static bool is_rest_of(const char *entry, const char *name)
-{
-    size_t n = strlen(name);
-    return strncmp(entry, name, n) == 0 && entry[n] == '.' && strlen(entry + n) == 7;
-}
-
 bool hf_write_is_rest(const char *entry)
 {
     static const char *const own[] = { "config.json", "model.safetensors.index.json",
                                        "chat_template.jinja" };
     bool is = false;
     for (int i = 0; i < N_FILES; i++)
-        is |= is_rest_of(entry, tokenizer_file[i]);
+        is |= file_is_rest(entry, tokenizer_file[i]);
     for (size_t i = 0; i < sizeof own / sizeof own[0]; i++)
-        is |= is_rest_of(entry, own[i]);
+        is |= file_is_rest(entry, own[i]);
     return is;
 }

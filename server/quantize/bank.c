@@ -15,14 +15,8 @@
 /* --forms, or OUT.forms. */
 static int bank_folder(char out[FOLDER_PATH], const struct config *c, struct err *e)
 {
-    const char *word = c->forms[0] != 0 ? c->forms : c->word[1];
-    size_t n = strlen(word);
-    while (n > 1 && word[n - 1] == '/')
-        n--;
-    int len = snprintf(out, FOLDER_PATH, "%.*s%s", (int)n, word, c->forms[0] != 0 ? "" : ".forms");
-    if (len < 0 || len >= FOLDER_PATH)
-        return err_set(e, ERR_LIMIT, "%s: the path is too long", word);
-    return 0;
+    bool kept = c->forms[0] != 0;
+    return folder_beside(out, kept ? c->forms : c->word[1], kept ? "" : ".forms", e);
 }
 
 static int form_folder(char out[FOLDER_PATH], const struct config *c, const char *form,

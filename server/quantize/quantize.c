@@ -68,18 +68,11 @@ static int open_text(struct quantize *q, struct err *e)
 /* OUT.part goes if a run like this one began it; what else lies there is not ours to remove. */
 static int start_over(const char *out, struct err *e)
 {
-    char part[PATH_SIZE];
-    char notes[PATH_SIZE];
-    size_t n = strlen(out);
-    while (n > 1 && out[n - 1] == '/')
-        n--;
-    int len = snprintf(part, sizeof part, "%.*s.part", (int)n, out);
-    int all = snprintf(notes, sizeof notes, "%.*s.part/" QUANTIZE_NOTES, (int)n, out);
-    if (len < 0 || all >= (int)sizeof notes)
-        return err_set(e, ERR_LIMIT, "%s: the path is too long", out);
+    char part[FOLDER_PATH];
+    TRY(folder_beside(part, out, ".part", e));
     int fd = open(part, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     bool busy = fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) != 0;
-    if (!busy && access(notes, F_OK) == 0)
+    if (!busy && folder_has(part, QUANTIZE_NOTES))
         fetch_remove(part);
     if (fd >= 0)
         close(fd);

@@ -130,24 +130,14 @@ static int begin_state(struct quantize *q, json_t *options, struct err *e)
     return q->state != NULL ? quantize_state_save(q, e) : no_memory(e);
 }
 
-/* What file_write_atomic() leaves when it is killed: a dot and six characters behind the name. */
-static bool is_rest(const char *entry)
-{
-    static const char *const ours[] = { QUANTIZE_NOTES, QUANTIZE_FACTORS };
-    for (int i = 0; i < 2; i++) {
-        size_t n = strlen(ours[i]);
-        if (strncmp(entry, ours[i], n) == 0 && entry[n] == '.' && strlen(entry) == n + 7)
-            return true;
-    }
-    return false;
-}
-
 static void remove_rest(const char *folder)
 {
     char path[FOLDER_PATH];
     DIR *d = opendir(folder);
     for (const struct dirent *f; d != NULL && (f = readdir(d)) != NULL;)
-        if (is_rest(f->d_name) && folder_path(path, folder, f->d_name, NULL) == 0)
+        if ((file_is_rest(f->d_name, QUANTIZE_NOTES) ||
+             file_is_rest(f->d_name, QUANTIZE_FACTORS)) &&
+            folder_path(path, folder, f->d_name, NULL) == 0)
             (void)unlink(path);
     if (d != NULL)
         closedir(d);
