@@ -87,12 +87,13 @@ static int open_planes(struct weight *w, struct be *be, bool int8_ok, struct err
     return 0;
 }
 
-/* Codec and variant of a weight whose shape is set. */
-static int choose_word(struct weight *w, const char *word, enum dtype from, struct err *e)
+/* Codec and variant of a weight whose shape is set. more: words that besides codec_names() are worth a mention. */
+static int choose_word(struct weight *w, const char *word, enum dtype from, const char *more,
+                       struct err *e)
 {
     if (!known(word))
-        return err_set(e, ERR_INVALID, "\"%s\" is no form of weights; known are %s", word,
-                       codec_names());
+        return err_set(e, ERR_INVALID, "\"%s\" is no form of weights; known are %s%s", word,
+                       codec_names(), more);
     bool is_auto = strcmp(word, "auto") == 0;
     if (!choose(w, is_auto ? NULL : word, from) && !choose(w, is_auto ? "q8" : word, from) &&
         !choose(w, "f32", from))
@@ -105,7 +106,7 @@ int weight_open(struct weight *w, struct be *be, const char *word, bool int8_ok,
                 int rows, int cols, struct err *e)
 {
     *w = (struct weight){ .rows = rows, .cols = cols };
-    TRY(choose_word(w, word, from, e));
+    TRY(choose_word(w, word, from, "", e));
     if (w->codec->encode == NULL) {
         w->codec = NULL;
         return err_set(e, ERR_UNSUPPORTED,
@@ -119,7 +120,7 @@ int weight_open_press(struct weight *w, struct be *be, const char *word, int row
                       struct err *e)
 {
     *w = (struct weight){ .rows = rows, .cols = cols };
-    TRY(choose_word(w, word, DT_F32, e));
+    TRY(choose_word(w, word, DT_F32, ", aqlm2x8g8, lowrank16+trellis2", e));
     if (w->codec->encode == NULL && !w->codec->pressable(w)) {
         w->codec = NULL;
         return err_set(e, ERR_UNSUPPORTED,

@@ -184,7 +184,7 @@ extern const struct codec *const codec_list[]; /* NULL-terminated */
 
 /* Rows that a codec encodes together: a multiple of CODEC_PANEL. */
 int codec_step(const struct codec *c);
-/* Words that weight_open takes: "auto" and the usual forms of every codec that encodes, ", " between them. */
+/* Words that weight_open takes: "auto" and the usual forms of every codec that encodes rows as they come, ", " between them. */
 const char *codec_names(void);
 
 /* Makes a weight for data of type `from`: word "auto" keeps what can be kept without loss and re-encodes the rest near
