@@ -94,8 +94,8 @@ int allocation_check(const struct allocation *a, struct err *e) WARN_UNUSED;
 int allocation_choose(struct allocation *a, struct err *e) WARN_UNUSED;
 /* Of all matrices in form c of the family; -1: each in its smallest. */
 size_t allocation_bytes(const struct allocation *a, int c);
-/* Whether matrix i has forms of different sizes: there is nothing to measure for the others. */
-bool allocation_open_to(const struct allocation *a, int i);
+/* Whether there is something to measure of matrix i: it has forms of different sizes, and is not in the notes yet. */
+bool allocation_wants(const struct allocation *a, int i, const json_t *notes);
 
 /* ---- what forms cost --------------------------------------------------------------------------------------------- */
 

@@ -6,8 +6,6 @@
 #include "server/model/arch.h"
 #include "server/quantize/allocate.h"
 
-enum { SAMPLES = 128 }; /* rows that stand for a matrix, as in loss.c */
-
 /* ---- dp ---------------------------------------------------------------------------------------------------------- */
 
 /* What the form loses, from the notes or measured now. */
@@ -56,7 +54,7 @@ static int measure_rounding(const struct allocation *a, struct matrix *m, int c,
 {
     struct be *be = a->q->session.be;
     const struct weight *from = m->slot->w;
-    int rows = from->rows < SAMPLES ? from->rows : SAMPLES;
+    int rows = from->rows < QUANTIZE_ROWS ? from->rows : QUANTIZE_ROWS;
     struct weight w;
     TRY(weight_open_form(&w, be, m->form[c], false, rows, from->cols, e));
     size_t floats = (size_t)rows * (size_t)from->cols;

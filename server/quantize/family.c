@@ -172,9 +172,11 @@ size_t allocation_bytes(const struct allocation *a, int c)
     return sum;
 }
 
-bool allocation_open_to(const struct allocation *a, int i)
+bool allocation_wants(const struct allocation *a, int i, const json_t *notes)
 {
     const size_t *bytes = a->matrix[i].bytes;
+    if (json_object_get(notes, a->matrix[i].slot->name) != NULL)
+        return false;
     for (int c = 1; c < a->family.n; c++)
         if (bytes[c] != bytes[0])
             return true;

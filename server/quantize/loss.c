@@ -1,13 +1,13 @@
 /* tr(E H E^T) / tr(W H W^T) with E what pressing changed in W: the part of the energy of W's outputs that is lost on the
  * calibration text. H is the raw sum, in the space of the inputs as they are: a rotation of them changes neither trace.
  *
- * SAMPLES rows stand for all: a matrix takes 2 * SAMPLES * cols^2 multiply-adds, and twice as many rows change the ratio by
- * a few percent of itself. Traces are sums over blocks of rows in a fixed order, whatever the number of threads. */
+ * QUANTIZE_ROWS rows stand for all: a matrix takes 2 * QUANTIZE_ROWS * cols^2 multiply-adds, and twice as many rows change
+ * the ratio by a few percent of itself. Traces are sums over blocks of rows in a fixed order, whatever the number of threads. */
 #include "server/base/mem.h"
 #include "server/model/arch.h"
 #include "server/quantize/quantize.h"
 
-enum { SAMPLES = 128, BLOCK = 8 };
+enum { BLOCK = 8 };
 
 struct trace {
     double lost, all;
@@ -24,7 +24,7 @@ struct loss {
 
 static int n_samples(const struct pressed *p)
 {
-    return p->w.rows < SAMPLES ? p->w.rows : SAMPLES;
+    return p->w.rows < QUANTIZE_ROWS ? p->w.rows : QUANTIZE_ROWS;
 }
 
 /* sum of x^T H x over n rows, h the upper triangle; y[n][cols]: scratch. Running along the rows of h reads it once for

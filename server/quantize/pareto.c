@@ -111,6 +111,8 @@ static int measure(struct pareto *p, const char *key, struct err *e)
     for (int i = 0; i < n; i++)
         squares += (kl[i] - x.kl) * (kl[i] - x.kl);
     x.error = n > 1 ? sqrt(squares / (n - 1) / n) : 0;
+    if (!isfinite(x.kl))
+        return err_set(e, ERR_INVALID, "%s: the outputs are no numbers", key);
     json_t *v = json_pack("{s:f, s:f, s:f, s:f}", "bits", x.bits, "bytes", x.bytes, "kl", x.kl,
                           "error", x.error);
     if (json_object_set_new(p->points, key, v) < 0)
@@ -118,12 +120,29 @@ static int measure(struct pareto *p, const char *key, struct err *e)
     return quantize_state_save(p->a.q, e);
 }
 
-static int measure_budget(struct pareto *p, double bits, struct err *e)
+static bool has_budget(const struct pareto *p, double bits)
 {
     char key[KEY];
     budget_key(key, bits);
-    if (json_object_get(p->points, key) != NULL)
+    return json_object_get(p->points, key) != NULL;
+}
+
+static bool has_all(const struct pareto *p)
+{
+    bool all = true;
+    for (int c = 0; c < p->a.family.n; c++)
+        all &= json_object_get(p->points, p->a.family.word[c]) != NULL;
+    for (int i = 0; i < p->n; i++)
+        all &= has_budget(p, p->budget[i]);
+    return all;
+}
+
+static int measure_budget(struct pareto *p, double bits, struct err *e)
+{
+    char key[KEY];
+    if (has_budget(p, bits))
         return 0;
+    budget_key(key, bits);
     allocation_set_bits(&p->a, bits);
     TRY(allocation_choose(&p->a, e));
     return measure(p, key, e);
@@ -131,6 +150,10 @@ static int measure_budget(struct pareto *p, double bits, struct err *e)
 
 static int measure_all(struct pareto *p, struct err *e)
 {
+    TRY(bank_fill(&p->a, e));
+    TRY(bank_open(&p->bank, &p->a, e));
+    p->a.bank = &p->bank;
+    TRY(judge_open(&p->judge, p->a.q, &p->held, HELD, LENGTH, p->bank.form[0], e));
     for (int c = 0; c < p->a.family.n; c++) {
         if (json_object_get(p->points, p->a.family.word[c]) != NULL)
             continue;
@@ -194,7 +217,8 @@ static int write_tables(const struct pareto *p, struct err *e)
         "# What bits buy\n\n%s, %s, %d held-out sequences of %d tokens; KL to the unpressed "
         "model, nats a token\n\n"
         "| allocate | asked for | bits a weight in layers | bytes | KL |\n|---|---|---|---|---|\n",
-        p->a.q->config->word[0], p->a.q->config->codec, p->judge.n, p->judge.len);
+        p->a.q->config->word[0], p->a.q->config->codec, p->held.n,
+        p->held.len < LENGTH ? p->held.len : LENGTH);
     for (int i = 0; row_of(p, i, &r) == 0; i++) {
         buf_addf(&csv, "%s,%s,%.6g,%.0f,%.6g,%.6g\n", r.way, r.asked, r.x.bits, r.x.bytes, r.x.kl,
                  r.x.error);
@@ -300,11 +324,8 @@ static int run(struct pareto *p, struct err *e)
         TRY(start_over(q, e));
     TRY(quantize_state_open(q, e));
     TRY(quantize_state_map(q, "points", &p->points, e));
-    TRY(bank_fill(&p->a, e));
-    TRY(bank_open(&p->bank, &p->a, e));
-    p->a.bank = &p->bank;
-    TRY(judge_open(&p->judge, q, &p->held, HELD, LENGTH, p->bank.form[0], e));
-    TRY(measure_all(p, e));
+    if (!has_all(p)) /* a sweep that is complete only tells */
+        TRY(measure_all(p, e));
     TRY(write_tables(p, e));
     return draw(p, e);
 }

@@ -184,12 +184,6 @@ static int probe(struct probe *p, int layer, const struct slot *s, double *cost,
     return rc;
 }
 
-/* Whether matrix i is to be probed, and has not been. */
-static bool is_open(const struct allocation *a, int i, const json_t *notes)
-{
-    return allocation_open_to(a, i) && json_object_get(notes, a->matrix[i].slot->name) == NULL;
-}
-
 static int probe_layer(struct probe *p, const struct allocation *a, int layer, json_t *notes,
                        struct err *e)
 {
@@ -197,7 +191,7 @@ static int probe_layer(struct probe *p, const struct allocation *a, int layer, j
     for (int i = 0; i < a->n; i++) {
         const struct slot *s = a->matrix[i].slot;
         double cost;
-        if (quantize_layer_of(s->name) != layer || !is_open(a, i, notes))
+        if (quantize_layer_of(s->name) != layer || !allocation_wants(a, i, notes))
             continue;
         TRY(probe(p, layer, s, &cost, e));
         if (json_object_set_new(notes, s->name, json_real(cost)) < 0)
@@ -227,7 +221,7 @@ int quantize_probe(struct allocation *a, enum noise kind, struct err *e)
     int missing = 0;
     TRY(quantize_state_map(q, quantize_probe_name(kind), &notes, e));
     for (int i = 0; i < a->n; i++)
-        missing += is_open(a, i, notes);
+        missing += allocation_wants(a, i, notes);
     if (missing == 0)
         return 0;
     TRY(open_probe(&p, q, kind, e));

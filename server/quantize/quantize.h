@@ -54,7 +54,7 @@ void sequences_close(struct sequences *s); /* a zeroed one is accepted */
 
 enum { PROBE_COLS = 128 }; /* columns that fit every form: a word is tried on so many */
 
-enum { QUANTIZE_OUT = 64 };
+enum { QUANTIZE_OUT = 64, QUANTIZE_ROWS = 128 }; /* rows of logits; rows that stand for a matrix */
 #define QUANTIZE_NOTES "quantize.json"
 
 #define QUANTIZE_FACTORS "quantize.tune" /* beside quantize.json: f32, as tune.h orders them */

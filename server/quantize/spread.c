@@ -78,13 +78,6 @@ static int measure(struct layer_spread *s, int layer, struct err *e)
     return quantize_state_save(s->q, e);
 }
 
-static bool is_open(const struct allocation *a, int i, int layer, const json_t *notes)
-{
-    const struct slot *s = a->matrix[i].slot;
-    return quantize_layer_of(s->name) == layer && allocation_open_to(a, i) &&
-           json_object_get(notes, s->name) == NULL;
-}
-
 /* A layer of which everything is known is run all the same: the next one wants what it leaves. */
 static int measure_layer(struct allocation *a, int layer, json_t *notes, struct err *e)
 {
@@ -95,7 +88,7 @@ static int measure_layer(struct allocation *a, int layer, json_t *notes, struct 
                  ? sums_open(&s.sums, a->q->model, layer, e)
                  : err_set(e, ERR_NOMEM, "no memory for %d matrices", a->n);
     for (int i = 0; i < a->n && rc == 0; i++)
-        if (is_open(a, i, layer, notes)) {
+        if (quantize_layer_of(a->matrix[i].slot->name) == layer && allocation_wants(a, i, notes)) {
             s.rotated[s.n] = a->matrix[i].rotated;
             s.p[s.n++] = (struct pressed){ .slot = a->matrix[i].slot, .w = *a->matrix[i].slot->w };
         }
@@ -111,10 +104,9 @@ static int measure_layer(struct allocation *a, int layer, json_t *notes, struct 
 static int last_open(const struct allocation *a, const json_t *notes)
 {
     int last = -1;
-    for (int i = 0; i < a->n; i++) {
-        int layer = quantize_layer_of(a->matrix[i].slot->name);
-        last = is_open(a, i, layer, notes) ? layer : last;
-    }
+    for (int i = 0; i < a->n; i++)
+        if (allocation_wants(a, i, notes))
+            last = quantize_layer_of(a->matrix[i].slot->name);
     return last;
 }
 
