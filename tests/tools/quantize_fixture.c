@@ -12,6 +12,8 @@
 #include <math.h>
 #include <unistd.h>
 
+#include "server/base/mem.h"
+#include "server/cli/fetch.h"
 #include "server/model/arch.h"
 #include "server/quantize/allocate.h"
 #include "tests/tools/scratch.h"
@@ -226,4 +228,31 @@ double divergence_of(const struct model *a, const struct model *b, int n)
     }
     sequences_close(&text);
     return sum / (n * CONTEXT);
+}
+
+void survives_poverty(const char *model, const char *const *more, int parts, int least)
+{
+    struct mem_stats before;
+    struct mem_stats after;
+    struct err e;
+    int failed = 0;
+    mem_stats(&before);
+    assert_int_equal(run_on(model, "rich", more, &e), 0);
+    mem_stats(&after);
+    uint64_t calls = after.calls - before.calls;
+    for (int k = 1; k <= parts; k++) {
+        if (there(in_root("poor")))
+            fetch_remove(in_root("poor"));
+        mem_fail_at(k < parts ? calls * (uint64_t)k / (uint64_t)parts : 0);
+        failed += run_on(model, "poor", more, &e) < 0;
+        mem_fail_at(0);
+        mem_stats(&after);
+        assert_int_equal(after.blocks, before.blocks);
+        if (there(in_root("poor")))
+            same_folders("rich", "poor");
+    }
+    assert_true(there(in_root("poor"))); /* the last run had all it wanted */
+    assert_true(failed >= least);
+    fetch_remove(in_root("poor"));
+    fetch_remove(in_root("rich"));
 }

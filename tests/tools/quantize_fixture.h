@@ -20,6 +20,10 @@ void must_run(const char *out, const char *const *more);
 /* The run fails with this code and a message that holds `says`. */
 void must_fail(const char *out, const char *const *more, int code, const char *says);
 
+/* Presses `model` to "rich", then to "poor" with memory that runs out at each of `parts` places: no block is left behind, at
+ * least `least` of the runs fail, what one left another goes on with, and "poor" ends as "rich" is. Both are gone then. */
+void survives_poverty(const char *model, const char *const *more, int parts, int least);
+
 /* root/a/b, as in_root. */
 const char *joined(const char *a, const char *b);
 /* Shard i of a pressed model with so many layers. */

@@ -347,26 +347,8 @@ static void says_what_is_wrong(void **state)
 /* Wherever memory runs out, the next run goes on. */
 static void survives_lack_of_memory(void **state)
 {
-    struct mem_stats before;
-    struct mem_stats after;
-    struct err e;
     (void)state;
-    mem_stats(&before);
-    must_run("rich", NULL);
-    mem_stats(&after);
-    uint64_t calls = after.calls - before.calls;
-    int failed = 0;
-    for (uint64_t k = 1; k < 16; k++) {
-        mem_fail_at(calls * k / 16);
-        failed += run("poor", NULL, &e) < 0;
-        mem_fail_at(0);
-        mem_stats(&after);
-        assert_int_equal(after.blocks, before.blocks);
-    }
-    assert_true(failed >= 8);
-    if (!there(in_root("poor")))
-        must_run("poor", NULL);
-    same_folders("rich", "poor");
+    survives_poverty("model", NULL, 16, 8);
 }
 
 int main(void)

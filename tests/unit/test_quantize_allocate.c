@@ -331,29 +331,8 @@ static void survives_signals(void **state)
 static void survives_lack_of_memory(void **state)
 {
     static const char *const more[] = { PLANES, "--bits=3.3", NULL };
-    struct mem_stats before;
-    struct mem_stats after;
-    struct err e;
     (void)state;
-    mem_stats(&before);
-    press_toy("rich", more);
-    mem_stats(&after);
-    uint64_t calls = after.calls - before.calls;
-    int failed = 0;
-    for (uint64_t k = 1; k < 24; k++) {
-        mem_fail_at(calls * k / 24);
-        failed += run_on("toy.gguf", "poor", more, &e) < 0;
-        mem_fail_at(0);
-        mem_stats(&after);
-        assert_int_equal(after.blocks, before.blocks);
-        if (there(in_root("poor"))) {
-            same_folders("rich", "poor");
-            fetch_remove(in_root("poor"));
-        }
-    }
-    assert_true(failed >= 12);
-    press_toy("poor", more);
-    same_folders("rich", "poor");
+    survives_poverty("toy.gguf", more, 24, 12);
 }
 
 /* ---- what it refuses --------------------------------------------------------------------------------------------- */

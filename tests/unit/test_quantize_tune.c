@@ -175,26 +175,8 @@ static void says_what_is_wrong(void **state)
 /* Wherever memory runs out, the next run goes on. */
 static void survives_lack_of_memory(void **state)
 {
-    struct mem_stats before;
-    struct mem_stats after;
-    struct err e;
-    int failed = 0;
     (void)state;
-    mem_stats(&before);
-    must_run("rich", tuned);
-    mem_stats(&after);
-    uint64_t calls = after.calls - before.calls;
-    for (uint64_t k = 1; k < 8; k++) {
-        mem_fail_at(calls * k / 8);
-        failed += run("poor", tuned, &e) < 0;
-        mem_fail_at(0);
-        mem_stats(&after);
-        assert_int_equal(after.blocks, before.blocks);
-    }
-    assert_true(failed >= 3);
-    if (!there(in_root("poor")))
-        must_run("poor", tuned);
-    same_folders("tuned", "poor");
+    survives_poverty("model", tuned, 8, 3);
 }
 
 int main(void)

@@ -347,33 +347,10 @@ static void survives_lack_of_memory(void **state)
 {
     static const char *const ways[] = { "--allocate=hawq", "--allocate=baq",
                                         "--allocate=evopress" };
-    struct mem_stats before;
-    struct mem_stats after;
-    struct err e;
     (void)state;
     for (int i = 0; i < 3; i++) {
         const char *more[] = { PLANES, "--bits=3.3", ways[i], forms, "--generations=1", NULL };
-        int failed = 0;
-        mem_stats(&before);
-        press_toy("rich", more);
-        mem_stats(&after);
-        uint64_t calls = after.calls - before.calls;
-        for (uint64_t k = 1; k < 10; k++) {
-            mem_fail_at(calls * k / 10);
-            failed += run_on("toy.gguf", "poor", more, &e) < 0;
-            mem_fail_at(0);
-            mem_stats(&after);
-            assert_int_equal(after.blocks, before.blocks);
-            if (there(in_root("poor"))) {
-                same_folders("rich", "poor");
-                fetch_remove(in_root("poor"));
-            }
-        }
-        assert_true(failed >= 4);
-        press_toy("poor", more);
-        same_folders("rich", "poor");
-        fetch_remove(in_root("poor"));
-        fetch_remove(in_root("rich"));
+        survives_poverty("toy.gguf", more, 10, 4);
     }
 }
 
