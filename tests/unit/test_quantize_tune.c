@@ -20,6 +20,7 @@
 #include "tests/tools/eval_fixture.h"
 #include "tests/tools/quantize_fixture.h"
 #include "tests/tools/scratch.h"
+#include "tests/tools/small.h"
 #include "tests/tools/toy.h"
 
 enum { LAYERS = 5 };
@@ -149,7 +150,7 @@ static void survives_signals(void **state)
 {
     static const char *const at[] = { "config.json", "quantize.tune" };
     (void)state;
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 4; i += check_small() ? 3 : 1) {
         int code = stopped_at("cut", at[i / 2], i % 2 == 0 ? SIGKILL : SIGINT);
         assert_true(code == 3 || code == -1 || there(in_root("cut")));
         if (!there(in_root("cut")))
@@ -176,7 +177,7 @@ static void says_what_is_wrong(void **state)
 static void survives_lack_of_memory(void **state)
 {
     (void)state;
-    survives_poverty("model", tuned, 8, 3);
+    survives_poverty("model", tuned, check_small() ? 3 : 8, check_small() ? 1 : 3);
 }
 
 int main(void)
