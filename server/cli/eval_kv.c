@@ -226,6 +226,7 @@ static void add_means(const struct eval *v, struct table *t, int task, int varia
     table_num(t, m.bytes, 0);
     table_int(t, m.n);
     table_num(t, m.kl, 4);
+    table_num(t, 100 * m.attn, 1);
     table_num(t, 100 * m.top1, 1);
     table_num(t, m.ppl_ratio, 3);
     table_num(t, 100 * m.exact, 1);
@@ -242,6 +243,7 @@ static int print(const struct eval *v)
         { "bytes", "bytes" },
         { "n", "n" },
         { "kl", "KL" },
+        { "attention", "attention error %" },
         { "top1", "top-1 %" },
         { "ppl_ratio", "PPL ratio" },
         { "answers", "answers %" },

@@ -112,6 +112,8 @@ struct kv_cell {
     double exact; /* share of answers that came out to the letter */
     /* Against the whole cache: mean and 95th percentile, share of equal choices. */
     double kl, kl95, top1;
+    double
+        attn; /* relative error of what attention gives, the mean over layers; NaN: a device does not show it */
     double nll, nll_full; /* mean of the judged tokens, and the whole cache's of the same ones */
     double first;         /* judged tokens up to the first whose choice is not the whole cache's */
     double mass;          /* of kv_report, of the first pressing */
@@ -148,14 +150,17 @@ int kv_grid_save(const struct kv_grid *g, int fd, int task, int sample, int vari
 /* ---- judging --------------------------------------------------------------------------------------------------- */
 
 struct kv_row {
-    double kl, nll; /* kl: of every stride-th row */
-    int best;       /* the first choice */
-    bool hit;       /* it is the answer */
+    double kl, nll, attn; /* kl, attn: of every stride-th row */
+    int best;             /* the first choice */
+    bool hit;             /* it is the answer */
     int answer;
 };
 struct kv_judge {
     struct runner *run;
     float *truth; /* [KV_JUDGED][vocab] logits of the whole cache, of every stride-th row */
+    float *
+        attn; /* [KV_JUDGED][layers][cols] the same of what attention gave; NULL: a device does not show it */
+    struct observer observer;           /* of that */
     struct kv_row *of_whole, *of_other; /* [KV_PROBE] */
     int n_rows, stride;
     bool solved[KV_ANSWERS + 1]; /* by the whole cache */
@@ -168,6 +173,7 @@ struct kv_judge {
     const float *logits;
     const int32_t *target;
     int at;
+    int layer; /* that attends next */
 };
 int kv_judge_open(struct kv_judge *j, struct runner *run, struct err *e) WARN_UNUSED;
 void kv_judge_close(struct kv_judge *j);
@@ -190,7 +196,7 @@ int kv_report_plots(const struct kv_grid *g, const char *dir, struct err *e) WAR
 struct kv_means {
     int n;
     double exact; /* of a task without answers: NaN */
-    double kl, kl95, top1, ppl_ratio, nll, first, mass, bytes, share, pressings, press_ms;
+    double kl, kl95, attn, top1, ppl_ratio, nll, first, mass, bytes, share, pressings, press_ms;
     double press_share; /* of the prefill; of a stream, whose prefill is short: NaN */
 };
 void kv_grid_means(const struct kv_grid *g, int task, int variant, int budget,

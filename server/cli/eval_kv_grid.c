@@ -123,10 +123,10 @@ struct field {
     {                                                                                              \
 #        member, offsetof(struct kv_cell, member)                                                  \
     }
-static const struct field reals[] = { AT(exact), AT(kl),        AT(kl95),     AT(top1),
-                                      AT(nll),   AT(nll_full),  AT(first),    AT(mass),
-                                      AT(bytes), AT(pressings), AT(press_ms), AT(prefill_ms),
-                                      AT(depth) };
+static const struct field reals[] = { AT(exact),      AT(kl),    AT(kl95),      AT(attn),
+                                      AT(top1),       AT(nll),   AT(nll_full),  AT(first),
+                                      AT(mass),       AT(bytes), AT(pressings), AT(press_ms),
+                                      AT(prefill_ms), AT(depth) };
 enum { N_REALS = sizeof reals / sizeof *reals };
 
 static double *real_of(struct kv_cell *c, int i)
@@ -253,6 +253,7 @@ void kv_grid_means(const struct kv_grid *g, int task, int variant, int budget, s
         out->exact += c->exact;
         out->kl += c->kl;
         out->kl95 += c->kl95;
+        out->attn += c->attn;
         out->top1 += c->top1;
         out->nll += c->nll;
         out->first += c->first;
@@ -265,9 +266,10 @@ void kv_grid_means(const struct kv_grid *g, int task, int variant, int budget, s
         worse += c->nll - c->nll_full;
     }
     double n = out->n > 0 ? out->n : (double)NAN;
-    double *const sums[] = { &out->exact, &out->kl,        &out->kl95,     &out->top1,
-                             &out->nll,   &out->first,     &out->mass,     &out->bytes,
-                             &out->share, &out->pressings, &out->press_ms, &out->press_share };
+    double *const sums[] = { &out->exact,      &out->kl,    &out->kl95,      &out->attn,
+                             &out->top1,       &out->nll,   &out->first,     &out->mass,
+                             &out->bytes,      &out->share, &out->pressings, &out->press_ms,
+                             &out->press_share };
     for (size_t i = 0; i < sizeof sums / sizeof *sums; i++)
         *sums[i] /= n;
     if (g->task[task]->kind == KV_LONG)

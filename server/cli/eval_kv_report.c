@@ -119,9 +119,10 @@ static void add_whole(const struct kv_grid *g, struct buf *b)
 
 static void add_rows(const struct kv_grid *g, int task, struct buf *b)
 {
-    buf_adds(b, "| policy | budget | bytes | % of full | n | KL | KL 95 % | top-1 % | PPL ratio | "
+    buf_adds(b, "| policy | budget | bytes | % of full | n | KL | KL 95 % | attention error % | "
+                "top-1 % | PPL ratio | "
                 "answers % | NLL | first differs | mass | pressings | press ms | % of prefill |\n"
-                "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n");
+                "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n");
     for (int v = 0; v < g->n_variants; v++)
         for (int k = 0; k < g->budget.n; k++) {
             struct kv_means m;
@@ -134,6 +135,7 @@ static void add_rows(const struct kv_grid *g, int task, struct buf *b)
             buf_addf(b, " %d |", m.n);
             add_cell(b, m.kl, 4);
             add_cell(b, m.kl95, 3);
+            add_cell(b, 100 * m.attn, 1);
             add_cell(b, 100 * m.top1, 1);
             add_cell(b, m.ppl_ratio, 3);
             add_cell(b, 100 * m.exact, 1);
@@ -240,8 +242,10 @@ static int add_csv_row(const struct kv_grid *g, int task, int variant, int budge
     else
         buf_addf(b, "%s,\"%s\",%d", g->task[task]->name, g->variant[variant].word,
                  g->budget.v[budget]);
-    const double x[] = { m.bytes, m.share, m.kl,   m.kl95,      m.top1,     m.ppl_ratio,  m.exact,
-                         m.nll,   m.first, m.mass, m.pressings, m.press_ms, m.press_share };
+    const double x[] = {
+        m.bytes, m.share, m.kl,    m.kl95, m.attn,      m.top1,     m.ppl_ratio,
+        m.exact, m.nll,   m.first, m.mass, m.pressings, m.press_ms, m.press_share
+    };
     buf_addf(b, ",%d", m.n);
     for (size_t i = 0; i < sizeof x / sizeof *x; i++)
         add_value(b, x[i]);
@@ -255,8 +259,9 @@ int kv_report_csv(const struct kv_grid *g, const char *path, struct err *e)
     struct buf b;
     int rc = 0;
     buf_init(&b, MAX_REPORT);
-    buf_adds(&b, "task,policy,budget,n,bytes,share,kl,kl95,top1,ppl_ratio,answers,nll,first,mass,"
-                 "pressings,press_ms,press_share");
+    buf_adds(&b,
+             "task,policy,budget,n,bytes,share,kl,kl95,attention,top1,ppl_ratio,answers,nll,first,"
+             "mass,pressings,press_ms,press_share");
     for (int v = 0; v < g->n_variants; v++)
         if (g->variant[v].base)
             for (int i = 0; i < N_DIFFS; i++) {

@@ -3,7 +3,11 @@
  * Greedy decoding needs no steps of its own here: up to the token where it first differs from the whole cache's, both are fed
  * the same, so the first divergence is the first row whose choice differs when the whole cache's choices are forced. Rows do
  * not depend on how many share a step, so it is the same one to the bit.
+ *
+ * What attention gives is compared where W_o reads it, with the same tokens fed: the error of a layer holds that of the keys
+ * and values it no longer has and that of the layers below it.
  */
+#include <math.h>
 #include <string.h>
 
 #include "server/base/mem.h"
@@ -15,14 +19,63 @@ enum {
     LONG_STEP = 32 /* of a stream: after each the cache is pressed if that is due */
 };
 
+static size_t attn_cols(const struct kv_judge *j)
+{
+    const struct model_config *c = &j->run->model->config;
+    return (size_t)c->n_heads * (size_t)c->head_dim;
+}
+
+/* What attention gave the whole cache, of the layer under way, for a row that is compared. */
+static float *attn_of(const struct kv_judge *j, int row)
+{
+    size_t layers = (size_t)j->run->model->config.n_layers;
+    return j->attn + ((size_t)(row / j->stride) * layers + (size_t)j->layer) * attn_cols(j);
+}
+
+static double relative_error(const float *x, const float *whole, int n)
+{
+    double off = 0;
+    double all = 0;
+    for (int i = 0; i < n; i++) {
+        double d = (double)x[i] - (double)whole[i];
+        off += d * d;
+        all += (double)whole[i] * (double)whole[i];
+    }
+    return off > 0 ? sqrt(off / all) : 0;
+}
+
+/* Of an observer: the rows of the step under way in the next layer. */
+static void see_attention(void *arg, enum layer_input what, const float *x, int n, int cols)
+{
+    struct kv_judge *j = arg;
+    if (what != INPUT_OF_O)
+        return;
+    for (int r = 0; r < n; r++) {
+        const float *y = x + (ptrdiff_t)r * cols;
+        if ((j->at + r) % j->stride != 0)
+            continue;
+        float *whole = attn_of(j, j->at + r);
+        if (j->row == j->of_whole)
+            memcpy(whole, y, (size_t)cols * sizeof *y);
+        else
+            j->row[j->at + r].attn += relative_error(y, whole, cols);
+    }
+    j->layer++;
+}
+
 int kv_judge_open(struct kv_judge *j, struct runner *run, struct err *e)
 {
-    *j = (struct kv_judge){ .run = run };
-    size_t vocab = (size_t)run->model->config.vocab;
+    const struct model *m = run->model;
+    *j = (struct kv_judge){ .run = run, .observer = { see_attention, j } };
+    size_t vocab = (size_t)m->config.vocab;
+    size_t layers = (size_t)m->config.n_layers;
+    if (m->be->host)
+        j->attn = mem_alloc(KV_JUDGED * layers * attn_cols(j) * sizeof *j->attn);
     j->truth = mem_alloc(KV_JUDGED * vocab * sizeof *j->truth);
     j->of_whole = mem_zalloc(KV_PROBE, sizeof *j->of_whole);
     j->of_other = mem_zalloc(KV_PROBE, sizeof *j->of_other);
-    if (j->truth != NULL && j->of_whole != NULL && j->of_other != NULL)
+    if (j->truth != NULL && j->of_whole != NULL && j->of_other != NULL &&
+        (j->attn != NULL || !m->be->host))
         return 0;
     kv_judge_close(j);
     return err_set(e, ERR_NOMEM, "no memory to judge answers");
@@ -32,6 +85,7 @@ void kv_judge_close(struct kv_judge *j)
 {
     mem_free(j->of_other);
     mem_free(j->of_whole);
+    mem_free(j->attn);
     mem_free(j->truth);
     *j = (struct kv_judge){ 0 };
 }
@@ -61,17 +115,31 @@ static void judge_rows(void *arg, int first, int last, int i_thread)
     }
 }
 
+/* Feeds n tokens whose rows are judged, from row n_rows on. */
+static int append_judged(struct kv_judge *j, int i_seq, const int32_t *token, int n, struct err *e)
+{
+    struct workspace *ws = j->run->ws;
+    j->at = j->n_rows;
+    j->layer = 0;
+    for (int r = 0; r < n; r++)
+        j->row[j->at + r].attn = j->attn != NULL ? 0 : (double)NAN;
+    if (j->attn != NULL)
+        TRY(workspace_observe(ws, &j->observer, e));
+    int rc = runner_append(j->run, i_seq, token, n, n, &j->logits, e);
+    if (j->attn != NULL)
+        TRY(workspace_observe(ws, NULL, e));
+    return rc;
+}
+
 /* Tokens [first, last) of the probe, which all are judged by their successors, or none is. */
 static int feed(struct kv_judge *j, int i_seq, const struct kv_case *c, int first, int last,
                 struct err *e)
 {
     bool judged = c->answer[first + 1] != 0;
     int n = last - first;
-    TRY(runner_append(j->run, i_seq, c->probe + first, n, judged ? n : 0,
-                      judged ? &j->logits : NULL, e));
     if (!judged)
-        return 0;
-    j->at = j->n_rows;
+        return runner_append(j->run, i_seq, c->probe + first, n, 0, NULL, e);
+    TRY(append_judged(j, i_seq, c->probe + first, n, e));
     j->target = c->probe + first + 1;
     par_for(j->run->model->be->par, n, 1, judge_rows, j);
     for (int i = 0; i < n; i++)
@@ -105,13 +173,12 @@ static int choose_all(struct kv_judge *j, int i_seq, struct kv_case *c, struct e
     int vocab = j->run->model->config.vocab;
     TRY(feed_all(j, i_seq, c, false, e));
     for (int i = 0; i < KV_GREEDY; i++) {
-        TRY(runner_append(j->run, i_seq, c->probe + c->n_probe - 1, 1, 1, &j->logits, e));
+        TRY(append_judged(j, i_seq, c->probe + c->n_probe - 1, 1, e));
         int32_t best = logits_peak(j->logits, vocab).best;
         TRY(kv_maker_feed_ids(c, &best, 1, 1, e));
-        j->at = j->n_rows++;
         j->target = &best;
         judge_rows(j, 0, 1, 0);
-        j->row[j->at].answer = 1;
+        j->row[j->n_rows++].answer = 1;
     }
     return 0;
 }
@@ -131,8 +198,8 @@ static int start(struct kv_judge *j, int i_seq, struct kv_row *row, struct err *
 
 /* ---- sums -------------------------------------------------------------------------------------------------------- */
 
-/* Mean and 95th percentile of the divergences that were measured. */
-static void sum_up_kl(const struct kv_judge *j, const bool *counts, struct kv_cell *out)
+/* Mean and 95th percentile of the divergences that were measured, and the mean error of attention. */
+static void sum_up_compared(const struct kv_judge *j, const bool *counts, struct kv_cell *out)
 {
     double kl[KV_JUDGED];
     int n = 0;
@@ -140,6 +207,7 @@ static void sum_up_kl(const struct kv_judge *j, const bool *counts, struct kv_ce
         if (!counts[j->row[r].answer])
             continue;
         out->kl += j->row[r].kl;
+        out->attn += j->row[r].attn;
         kl[n++] = j->row[r].kl;
     }
     if (n == 0)
@@ -147,6 +215,7 @@ static void sum_up_kl(const struct kv_judge *j, const bool *counts, struct kv_ce
     cli_sort(kl, n);
     out->kl95 = kl[(n - 1) * 95 / 100];
     out->kl /= n;
+    out->attn /= n * j->run->model->config.n_layers;
 }
 
 /* Sums up the rows of answers that count. */
@@ -180,7 +249,7 @@ static void sum_up(const struct kv_judge *j, const bool *counts, int n_answers, 
     }
     if (out->tokens == 0)
         return;
-    sum_up_kl(j, counts, out);
+    sum_up_compared(j, counts, out);
     out->top1 /= out->tokens;
     out->nll /= out->tokens;
     out->nll_full /= out->tokens;

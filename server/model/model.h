@@ -107,7 +107,7 @@ int model_forward_layer(const struct model *m, struct workspace *ws, struct kv_p
 int model_logits(const struct model *m, struct workspace *ws, int n, const float **logits,
                  struct err *e) WARN_UNUSED;
 
-/* ---- a pass layer by layer: for pressing weights ---------------------------------------------------------------- */
+/* ---- what layers read ------------------------------------------------------------------------------------------- */
 
 /* What the matrices of a layer read; those that read the same stand together. */
 enum layer_input {
@@ -125,6 +125,12 @@ struct observer {
     void (*see)(void *arg, enum layer_input what, const float *x, int n, int cols);
     void *arg;
 };
+/* Shows it what model_forward's layers read from now on, one after the other; the last one's rows behind attention are the out
+ * rows. NULL: nothing more. ERR_UNSUPPORTED: the backend's memory is not the host's. */
+int workspace_observe(struct workspace *ws, const struct observer *o, struct err *e) WARN_UNUSED;
+
+/* ---- a pass layer by layer: for pressing weights ---------------------------------------------------------------- */
+
 /* Runs one layer for all rows of the batch (out_row is not looked at), on a backend whose memory is the host's. x [n_rows][dim]
  * is what the layer before left, in host memory, and becomes what this one leaves, with the bits of model_forward; layer 0
  * does not read it. Keys and values of that layer are written; kv->n_tokens stays. Allocates nothing. ERR_UNSUPPORTED. */

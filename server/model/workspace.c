@@ -98,6 +98,14 @@ void workspace_close(struct workspace *ws)
     mem_free(ws);
 }
 
+int workspace_observe(struct workspace *ws, const struct observer *o, struct err *e)
+{
+    if (o != NULL && !ws->be->host)
+        return err_set(e, ERR_UNSUPPORTED, "%s cannot show what its layers read", ws->be->device);
+    ws->observer = o;
+    return 0;
+}
+
 size_t workspace_bytes(const struct workspace *ws)
 {
     return ws->bytes;

@@ -22,7 +22,7 @@ struct workspace {
     struct be_keep *keep; /* [n_layers][max_rows], host */
     float *
         fetched; /* [max_out][vocab], host: logits that were asked for; NULL where logits is host memory */
-    const struct observer *observer; /* of the pass under way, or NULL */
+    const struct observer *observer; /* of the passes, or NULL */
     size_t bytes, used;              /* of the one block below */
     char *block;
 };

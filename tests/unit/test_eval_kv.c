@@ -121,6 +121,7 @@ static void fill_grid(struct kv_grid *g)
                                           .exact = v == 0 ? s % 2 : 1,
                                           .kl = v < 0 ? 0 : .3 + .01 * s - .1 * v,
                                           .kl95 = 1.0 / 3,
+                                          .attn = v < 0 ? 0 : .25,
                                           .top1 = .75,
                                           .nll = v < 0 ? 1 : 1.5,
                                           .nll_full = 1,
@@ -156,6 +157,7 @@ static void averages(void **state)
     assert_true(fabs(m.exact - 9.0 / 19) < 1e-12);
     assert_true(fabs(m.ppl_ratio - exp(.5)) < 1e-12);
     assert_true(fabs(m.share - .0625) < 1e-12);
+    assert_true(fabs(m.attn - .25) < 1e-12);
     assert_true(fabs(m.press_share - .02) < 1e-12);
     assert_true(m.first == 10 && m.pressings == 3);
     g.task[1] = kv_task_find(
@@ -185,8 +187,8 @@ static void reports(void **state)
     const char *name = pressing(0)->name;
     char want[256];
     snprintf(want, sizeof want,
-             "| `%s:phi=0` | 64 | 131072 | 12.5 | 20 | 0.2950 | 0.333 | 75.0 | 1.649 | 100.0 | "
-             "1.500 | 12.0 | 0.900 | 3.0 | 2.0 | 2.0 |",
+             "| `%s:phi=0` | 64 | 131072 | 12.5 | 20 | 0.2950 | 0.333 | 25.0 | 75.0 | 1.649 | "
+             "100.0 | 1.500 | 12.0 | 0.900 | 3.0 | 2.0 | 2.0 |",
              name);
     assert_non_null(strstr(buf_str(&md), want));
     /* against the base: every pair differs by the same */

@@ -43,6 +43,46 @@ static void fill_seq(struct runner *r, int i_seq, int32_t first)
     assert_int_equal(runner_prefill(r, i_seq, token, 40, &e), 0);
 }
 
+/* What W_o of every layer reads: [2][layers][FED][cols], cache by cache. */
+struct seen {
+    float *x;
+    int n; /* layers seen so far, of both */
+    size_t cols;
+};
+
+static void see(void *arg, enum layer_input what, const float *x, int n, int cols)
+{
+    struct seen *s = arg;
+    if (what != INPUT_OF_O)
+        return;
+    assert_true(n == FED && (size_t)cols == s->cols);
+    memcpy(s->x + (size_t)s->n++ * FED * s->cols, x, FED * s->cols * sizeof *x);
+}
+
+/* The mean over judged rows and layers of |a - b| / |a|. */
+static double error_of(const struct seen *s, const struct kv_case *c)
+{
+    int layers = s->n / 2;
+    int n = 0;
+    double sum = 0;
+    for (int l = 0; l < layers; l++)
+        for (int i = 0; i + 1 < FED; i++) {
+            const float *a = s->x + ((size_t)l * FED + (size_t)i) * s->cols;
+            const float *b = a + (size_t)layers * FED * s->cols;
+            double off = 0;
+            double all = 0;
+            if (c->answer[i + 1] == 0)
+                continue;
+            for (size_t k = 0; k < s->cols; k++) {
+                off += pow((double)a[k] - (double)b[k], 2);
+                all += pow((double)a[k], 2);
+            }
+            sum += sqrt(off / all);
+            n++;
+        }
+    return sum / n;
+}
+
 /* Two caches that have nothing to do with each other. */
 static void scores(void **state)
 {
@@ -57,6 +97,9 @@ static void scores(void **state)
     const float *x;
     eval_model(&s);
     int vocab = s.model->config.vocab;
+    struct seen seen = { .cols = (size_t)(s.model->config.n_heads * s.model->config.head_dim) };
+    const struct observer o = { see, &seen };
+    seen.x = mem_alloc(2 * (size_t)s.model->config.n_layers * FED * seen.cols * sizeof *seen.x);
     assert_int_equal(runner_open(&r, s.model, KV_F32, 2, 128, 64, 64, &e), 0);
     for (int i = 0; i < FED; i++) { /* judged: 6 to 9 and 12 to 15 */
         c.probe[i] = 300 + 7 * i;
@@ -65,7 +108,9 @@ static void scores(void **state)
     float *logits = mem_alloc((size_t)2 * FED * (size_t)vocab * sizeof *logits);
     for (int k = 0; k < 2; k++) {
         fill_seq(&r, k, k == 0 ? 10 : 260);
+        assert_int_equal(workspace_observe(r.ws, &o, &e), 0);
         assert_int_equal(runner_append(&r, k, c.probe, FED, FED, &x, &e), 0);
+        assert_int_equal(workspace_observe(r.ws, NULL, &e), 0);
         memcpy(logits + (ptrdiff_t)k * FED * vocab, x, (size_t)FED * (size_t)vocab * sizeof *x);
         fill_seq(&r, k, k == 0 ? 10 : 260);
     }
@@ -104,9 +149,13 @@ static void scores(void **state)
     assert_true(fabs(other.nll_full - nll_full / ROWS) < 1e-4);
     assert_true(fabs(other.top1 - (double)same / ROWS) < 1e-12);
     assert_true(other.kl95 >= other.kl);
+    assert_int_equal(seen.n, 2 * s.model->config.n_layers);
+    assert_true(whole.attn == 0 && other.attn > 0);
+    assert_true(fabs(other.attn - error_of(&seen, &c)) < 1e-5 * other.attn);
     assert_true(whole.first == ROWS && other.first == first);
     assert_true(other.pressings == 0 && other.mass == 1 && other.bytes > 0);
     mem_free(logits);
+    mem_free(seen.x);
     kv_judge_close(&j);
     runner_close(&r);
     session_close(&s);
@@ -208,6 +257,7 @@ static void finds_the_first_divergence(void **state)
         fork_sample(b, 512);
         assert_int_equal(kv_judge_other(&b->j, 1, t, &b->c, &other, &e), 0);
         assert_true(other.first == KV_GREEDY && other.kl == 0 && other.pressings == 0);
+        assert_true(other.attn == 0);
     }
     assert_true(n_differ > 0);
     close_bench(b);

@@ -84,6 +84,7 @@ enum {
     SHARE_AT,
     KL_AT,
     KL95_AT,
+    ATTENTION_AT,
     TOP1_AT,
     PPL_AT,
     ANSWERS_AT,
@@ -135,6 +136,7 @@ static void runs_and_goes_on(void **state)
         row_of(&csv[0], task[i], "512", large);
         assert_true(large[KL_AT] == 0 && large[TOP1_AT] == 1 && large[SHARE_AT] == 1);
         assert_true(large[PPL_AT] == 1 && large[MASS_AT] == 1 && large[PRESSINGS_AT] == 0);
+        assert_true(large[ATTENTION_AT] == 0 && small[ATTENTION_AT] > 0 && small[ATTENTION_AT] < 2);
         assert_true(small[KL_AT] > 0 && small[SHARE_AT] < 1 && small[MASS_AT] < 1);
         assert_true(small[FIRST_AT] < large[FIRST_AT]);
         assert_true(i < 2 ? small[PRESSINGS_AT] == 1 : small[PRESSINGS_AT] > 1);
