@@ -28,6 +28,7 @@ static const struct {
     { "tail", 1, 1 << 16, offsetof(struct api_compression, tail) },
     { "pool", 0, 1 << 10, offsetof(struct api_compression, pool) },
     { "queries", 1, 512, offsetof(struct api_compression, queries) },
+    { "stride", 1, 32, offsetof(struct api_compression, stride) },
 };
 static const struct {
     const char *key;
@@ -134,6 +135,7 @@ int compression_parse(const struct field_at *at, struct api_compression *c)
                                    .tail = -1,
                                    .pool = -1,
                                    .queries = -1,
+                                   .stride = -1,
                                    .protect_system = true };
     TRY(field_object(at, "compression", &top));
     if (!top)

@@ -92,7 +92,7 @@ struct api_compression {
     double mass_floor;  /* 0..1 */
     double local;       /* 0..1 weight of the local score */
     double phi, lambda; /* 0..1; above 0 */
-    int sinks, window, tail, pool, queries;
+    int sinks, window, tail, pool, queries, stride;
     int64_t seed;        /* default 0 */
     bool protect_system; /* default true: a leading system message stays as it is */
     bool recompute;      /* find nothing in the prefix cache */

@@ -67,12 +67,20 @@ static bool global_is_local(const struct press *w)
     return w->n_window == 0 && w->n_samples <= KV_WINDOW_QUERIES;
 }
 
+/* One of so many samples, or 0: of as many, evenly strided, as the options say. */
+static int global_step(const struct press *w)
+{
+    return global_is_local(w) ? 1 : w->s->opt.stride / pool_stride(w->pool);
+}
+
 int press_global(const struct press *w, const struct source *src, struct record *r)
 {
-    int n =
-        w->n_samples < w->s->opt.queries || global_is_local(w) ? w->n_samples : w->s->opt.queries;
-    for (int i = 0; r != NULL && i < n; i++)
-        r[i] = source_sample(w, src, (int)((int64_t)(i + 1) * w->n_samples / n) - 1);
+    int all = w->n_samples, step = global_step(w), most = w->s->opt.queries;
+    int n = step > 0 ? all / step : all < most ? all : most;
+    for (int i = 0; r != NULL && i < n; i++) {
+        int end = step > 0 ? (i + 1) * step : (int)((int64_t)(i + 1) * all / n);
+        r[i] = source_sample(w, src, end - 1);
+    }
     return n;
 }
 

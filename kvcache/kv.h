@@ -41,7 +41,7 @@ struct kv_shape {
     int n_layers, n_kv_heads, head_dim;
     enum kv_type type;
     int n_heads; /* query heads; 0: no queries are kept */
-    int samples; /* queries kept with every wide page: 0, 1, 2, 4 or 8, evenly strided */
+    int samples; /* queries kept with every wide page: 0, 1, 2, 4, ... KV_PAGE, evenly strided */
     enum kv_narrow narrow_type; /* KV_NARROW_Q8: not with KV_F32 */
 };
 /* Bytes that KV_PAGE tokens take in a pool of this shape, as in kv_pool_bytes. */

@@ -54,6 +54,7 @@ static int check_ranges(const struct kv_options *o, int n_prompt, struct err *e)
     TRY(check_int("pool", o->pool, -1, REACH_MOST, e));
     TRY(check_real("lambda", (double)o->lambda, 0, 1e6, e));
     TRY(check_int("queries", o->queries, 0, QUERIES_MOST, e));
+    TRY(check_int("stride", o->stride, 0, KV_PAGE, e));
     TRY(check_int("merge", o->merge, KV_MERGE_DEFAULT, KV_MERGE_MEAN, e));
     return check_int("split", o->split, KV_SPLIT_DEFAULT, KV_SPLIT_MASS, e);
 }

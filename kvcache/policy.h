@@ -6,7 +6,7 @@
  *
  * Notation, as in EMS (arXiv 2412.08521) and SnapKV (2404.14469): a_ij is the attention of query i to slot j, averaged over
  * the query heads that share the KV head; "local" queries are those of the question (or of the last tokens), "global" ones
- * are at most opt.queries of the samples, strided over the whole prompt. Both scores are average attention per query,
+ * are at most opt.queries of the samples, strided over the whole prompt, or every opt.stride-th query of it. Both scores are average attention per query,
  * which is EMS's mean alignment: the rows of a softmax sum to one.
  */
 #ifndef WRING_KVCACHE_POLICY_H
@@ -59,6 +59,8 @@ struct kv_options {
     float phi; /* ems: share of the budget chosen by pooled score and kept exact; 0: 0.5; -1: 0 */
     float lambda; /* ridge of the value fit; 0: 0.02 */
     int queries; /* reference positions strided over the prompt; 0: 224, in long prompts fewer, down to 96 */
+    int stride; /* the global score is that of every so-many-th query of the prompt, 1: exact; 0: of `queries` of them. A
+                   multiple of what lies between the queries that are kept (kv_shape.samples) */
     enum kv_merge merge;
     enum kv_split split;
     uint64_t seed; /* of `random` */

@@ -78,12 +78,13 @@ int kv_pool_open(struct kv_pool **out, struct be *be, const struct kv_shape *s, 
     if (n_tokens < 1 || s->n_layers < 1 || s->n_kv_heads < 1 || s->head_dim < 2)
         return err_set(e, ERR_INVALID, "a KV pool of %lld tokens, %d layers, %d heads of %d",
                        (long long)n_tokens, s->n_layers, s->n_kv_heads, s->head_dim);
-    if (s->n_heads % s->n_kv_heads != 0 || s->samples < 0 || s->samples > 8 ||
+    if (s->n_heads % s->n_kv_heads != 0 || s->samples < 0 || s->samples > KV_PAGE ||
         (s->samples & (s->samples - 1)) != 0)
-        return err_set(e, ERR_INVALID,
-                       "a KV pool with %d queries a page of %d heads over %d; 0, 1, 2, 4 or 8 of a "
-                       "multiple are kept",
-                       s->samples, s->n_heads, s->n_kv_heads);
+        return err_set(
+            e, ERR_INVALID,
+            "a KV pool with %d queries a page of %d heads over %d; 0, 1, 2, 4, ... %d of a "
+            "multiple are kept",
+            s->samples, s->n_heads, s->n_kv_heads, KV_PAGE);
     int64_t most = INT32_MAX / s->n_layers / s->n_kv_heads - 1;
     int64_t spans = n_tokens / KV_PAGE + (n_tokens % KV_PAGE != 0);
     if (spans > most)

@@ -117,6 +117,9 @@ static int plan_compaction(struct kv_seq *s, const struct kv_pool *p, int max_to
                        "this server keeps no queries, so that %s cannot choose what stays in the "
                        "cache",
                        s->opt.policy->name);
+    if (s->opt.stride % pool_stride(p) != 0)
+        return err_set(e, ERR_INVALID, "stride is %d; one query in %d is kept", s->opt.stride,
+                       pool_stride(p));
     if (!ever_pressed(s, max_tokens))
         return 0;
     s->max_spare = spares_most(s, p, max_tokens);

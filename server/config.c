@@ -44,7 +44,7 @@ static const struct option table[] = {
     { NULL, "max-batch", INT, AT(max_batch), CONFIG_RUN, "512", 1, 32768, NULL, "rows of one step: decoding sequences and prompt tokens together" },
     { NULL, "max-queue", INT, AT(max_queue), CONFIG_ENGINE, "1024", 1, 1000000, NULL, "requests that may wait; more are answered 429" },
     { NULL, "prefix-cache", BOOL, AT(prefix_cache), CONFIG_ENGINE, "true", 0, 0, NULL, "share the cache of equal prompt beginnings" },
-    { "Pressing", "kv-samples", INT, AT(kv_samples), S, "4", 0, 8, "0 1 2 4 8", "queries kept with every page for policies that press; 0: none, and nothing can be pressed" },
+    { "Pressing", "kv-samples", INT, AT(kv_samples), S, "4", 0, 32, "0 1 2 4 8 16 32", "queries kept with every page of 32 tokens for policies that press; 0: none, and nothing can be pressed" },
     { NULL, "kv-policy", STR, AT(kv_policy), S, "full", 0, 0, NULL, "how the cache of a request that names no policy is pressed; full: not" },
     { NULL, "kv-budget", STR, AT(kv_budget), S, "256", 0, 0, NULL, "what stays of such a cache: tokens a KV head, or a part of the prompt as 0.25, or bytes a choice as 4MiB" },
     { NULL, "kv-budget-max", STR, AT(kv_budget_max), S, "", 0, 0, NULL, "largest budget that a request may ask for, in the same words; the guard goes no further; empty: any" },

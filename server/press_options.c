@@ -51,11 +51,11 @@ int press_rules_read(struct press_rules *r, const struct config *c, struct err *
 {
     struct press_rules got = { .policy = kv_policy_find(c->kv_policy),
                                .mass_floor = c->kv_mass_floor,
-                               .keeps_queries = c->kv_samples > 0 };
+                               .samples = (int)c->kv_samples };
     if (got.policy == NULL)
         return err_set(e, ERR_INVALID, "kv-policy: \"%s\" is not one of: %s", c->kv_policy,
                        kv_policy_names());
-    if (!got.policy->keeps_all && !got.keeps_queries)
+    if (!got.policy->keeps_all && got.samples == 0)
         return err_set(e, ERR_INVALID, "kv-policy: \"%s\" needs queries, kv-samples above 0",
                        got.policy->name);
     TRY(read_budget(&got.budget, "kv-budget", c->kv_budget, e));
@@ -104,7 +104,7 @@ static int find_policy(const struct press_rules *r, const struct api_compression
 
     if (!p)
         return bad_name(e, key, name, kv_policy_names());
-    if (!p->keeps_all && !r->keeps_queries) {
+    if (!p->keeps_all && r->samples == 0) {
         char param[64];
         snprintf(param, sizeof(param), "compression.kv.%s", key);
         return api_error_bad(
@@ -116,6 +116,21 @@ static int find_policy(const struct press_rules *r, const struct api_compression
                              "Invalid 'compression.kv.budget': the policy '%s' keeps everything.",
                              p->name);
     *out = p;
+    return 0;
+}
+
+static int find_stride(const struct press_rules *r, const struct api_compression *c,
+                       struct kv_options *o, struct api_error *e)
+{
+    int kept = r->samples > 0 ? KV_PAGE / r->samples : 1; /* one of so many */
+
+    if (c->stride > 0 && c->stride % kept != 0)
+        return api_error_bad(
+            e, "compression.kv.stride",
+            "Invalid 'compression.kv.stride': %d is no multiple of %d: this server "
+            "keeps the query of every %d tokens.",
+            c->stride, kept, kept);
+    o->stride = c->stride > 0 ? c->stride : 0;
     return 0;
 }
 
@@ -154,6 +169,7 @@ int press_options(struct kv_options *out, const struct press_rules *r,
                             .seed = (uint64_t)c->seed };
     TRY(find_preset(c, &preset, e));
     TRY(find_policy(r, c, preset, &o.policy, e));
+    TRY(find_stride(r, c, &o, e));
     TRY(find_ways(c, &o, e));
     double floor = preset ? preset->mass_floor : r->mass_floor;
     o.mass_floor = (float)(c->mass_floor >= 0 ? c->mass_floor : floor);

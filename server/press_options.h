@@ -17,7 +17,7 @@ struct press_rules {
     struct api_budget budget;  /* of a request that gives none */
     struct api_budget ceiling; /* what a request may ask for and the guard may give; empty: any */
     double mass_floor;
-    bool keeps_queries; /* without them nothing can be pressed */
+    int samples; /* queries kept of KV_PAGE; without them nothing can be pressed */
 };
 /* ERR_INVALID names the option. */
 int press_rules_read(struct press_rules *r, const struct config *c, struct err *e) WARN_UNUSED;

@@ -142,7 +142,7 @@ static uint64_t settings_of(const struct eval *v)
     int n = snprintf(text, sizeof text, "%s %d %d %d %zu %s %s %d %d %lld %d", m->name, m->n_layers,
                      m->dim, m->vocab, v->model->weight_bytes, c->weights, c->activations,
                      (int)s->type + KV_TYPE_N * (int)s->narrow_type, v->maker.length,
-                     (long long)c->seed, RUNNER_SAMPLES);
+                     (long long)c->seed, s->samples);
     uint64_t h = XXH3_64bits(text, strnlen(text, n > 0 ? sizeof text : 0));
     for (int i = 0; i < v->maker.texts.n; i++)
         h = XXH3_64bits_withSeed(buf_str(&v->maker.texts.text[i]), v->maker.texts.text[i].len, h);
@@ -162,6 +162,17 @@ static int open_log(struct eval *v, struct err *e)
     return v->log >= 0 ? 0 : err_errno(e, ERR_IO, "%s: cannot write", path);
 }
 
+/* Queries kept with every page: what the finest stride asks for, where one is given. */
+static int samples_of(const struct kv_grid *g)
+{
+    int samples = RUNNER_SAMPLES;
+    for (int i = 0; i < g->n_variants; i++)
+        while (g->variant[i].opt.stride > 0 && samples < KV_PAGE &&
+               g->variant[i].opt.stride % (KV_PAGE / samples) != 0)
+            samples *= 2;
+    return samples;
+}
+
 static int setup(struct eval *v, struct err *e)
 {
     const struct config *c = v->config;
@@ -174,7 +185,7 @@ static int setup(struct eval *v, struct err *e)
         if (v->grid.task[t]->kind == KV_LONG && ctx < v->maker.run)
             ctx = v->maker.run;
     TRY(runner_open_kv(&v->run, v->model, cli_kv_type(c, v->model->be), cli_kv_narrow(c), 2, ctx,
-                       rows, KV_JUDGED, RUNNER_SAMPLES, e));
+                       rows, KV_JUDGED, samples_of(&v->grid), e));
     TRY(kv_judge_open(&v->judge, &v->run, e));
     v->grid.settings = settings_of(v);
     return open_log(v, e);

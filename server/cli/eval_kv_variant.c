@@ -15,19 +15,13 @@ struct key {
 };
 #define AT(member) offsetof(struct kv_options, member)
 static const struct key keys[] = {
-    { "sinks", WHOLE, true, AT(sinks) },
-    { "window", WHOLE, false, AT(window) },
-    { "tail", WHOLE, false, AT(tail) },
-    { "protect", WHOLE, false, AT(protect) },
-    { "pool", WHOLE, true, AT(pool) },
-    { "queries", WHOLE, false, AT(queries) },
-    { "budget_max", WHOLE, false, AT(budget_max) },
-    { "local", REAL, true, AT(local) },
-    { "phi", REAL, true, AT(phi) },
-    { "lambda", REAL, false, AT(lambda) },
-    { "mass_floor", REAL, false, AT(mass_floor) },
-    { "merge", MERGE, false, AT(merge) },
-    { "split", SPLIT, false, AT(split) },
+    { "sinks", WHOLE, true, AT(sinks) },    { "window", WHOLE, false, AT(window) },
+    { "tail", WHOLE, false, AT(tail) },     { "protect", WHOLE, false, AT(protect) },
+    { "pool", WHOLE, true, AT(pool) },      { "queries", WHOLE, false, AT(queries) },
+    { "stride", WHOLE, false, AT(stride) }, { "budget_max", WHOLE, false, AT(budget_max) },
+    { "local", REAL, true, AT(local) },     { "phi", REAL, true, AT(phi) },
+    { "lambda", REAL, false, AT(lambda) },  { "mass_floor", REAL, false, AT(mass_floor) },
+    { "merge", MERGE, false, AT(merge) },   { "split", SPLIT, false, AT(split) },
     { "seed", SEED, false, AT(seed) },
 };
 enum { N_KEYS = sizeof keys / sizeof *keys };

@@ -307,7 +307,7 @@ def test_server_without_queries(model):
 
 @pytest.mark.parametrize("options,says", [
     (["--kv-policy", "magic"], "kv-policy"), (["--kv-budget", "5"], "kv-budget"), (["--kv-budget-max", "all"], "kv-budget-max"),
-    (["--kv-policy", "ems", "--kv-samples", "0"], "kv-samples"), (["--kv-samples", "3"], "0 1 2 4 8")])
+    (["--kv-policy", "ems", "--kv-samples", "0"], "kv-samples"), (["--kv-samples", "3"], "0 1 2 4 8 16 32")])
 def test_bad_server_options(model, options, says):
     run = subprocess.run([wire.BINARY, "serve", model, "--device", "cpu", *options], capture_output=True, text=True, timeout=60)
     assert run.returncode > 0 and says in run.stderr, run.stderr

@@ -62,17 +62,19 @@ static const struct be_ops far_ops = { .name = "far",
 static const float inv_freq[KV_DIM / 2] = { 1, .32f, .1f, .032f, .01f, .0032f, .001f, .00032f };
 const struct kv_rope kv_world_rope = { inv_freq, KV_DIM / 2, true };
 
-static void open_pool(struct kv_world *w, struct be *be, enum kv_type type, enum kv_narrow narrow)
+static void open_pool(struct kv_world *w, struct be *be, enum kv_type type, enum kv_narrow narrow,
+                      int samples)
 {
     struct err e;
-    struct kv_shape shape = { KV_LAYERS, KV_HEADS, KV_DIM, type, KV_HEADS * KV_GROUP, 4, narrow };
+    struct kv_shape shape = { KV_LAYERS,           KV_HEADS, KV_DIM, type,
+                              KV_HEADS * KV_GROUP, samples,  narrow };
     assert_int_equal(kv_pool_open(&w->p, be, &shape, KV_PAGES * KV_PAGE, &e), 0);
     w->c = NULL;
     kv_world_compactor(w);
 }
 
-static void open_cpu(struct kv_world *w, enum kv_type type, enum kv_narrow narrow, int threads,
-                     bool device)
+static void open_cpu(struct kv_world *w, enum kv_type type, enum kv_narrow narrow, int samples,
+                     int threads, bool device)
 {
     struct err e;
     struct be_config config = { .n_threads = threads, .isa = "ref" };
@@ -81,17 +83,22 @@ static void open_cpu(struct kv_world *w, enum kv_type type, enum kv_narrow narro
     w->far.ops = &far_ops;
     w->far.host = false;
     w->far.state = NULL;
-    open_pool(w, device ? &w->far : w->be, type, narrow);
+    open_pool(w, device ? &w->far : w->be, type, narrow, samples);
 }
 
 void kv_world_open(struct kv_world *w, enum kv_type type, int threads, bool device)
 {
-    open_cpu(w, type, KV_NARROW_SAME, threads, device);
+    open_cpu(w, type, KV_NARROW_SAME, KV_SAMPLES, threads, device);
+}
+
+void kv_world_open_exact(struct kv_world *w, enum kv_type type, int threads, bool device)
+{
+    open_cpu(w, type, KV_NARROW_SAME, KV_PAGE, threads, device);
 }
 
 void kv_world_open_q8(struct kv_world *w, int threads, bool device)
 {
-    open_cpu(w, KV_BF16, KV_NARROW_Q8, threads, device);
+    open_cpu(w, KV_BF16, KV_NARROW_Q8, KV_SAMPLES, threads, device);
 }
 
 void kv_world_open_cuda(struct kv_world *w, enum kv_type type, enum kv_narrow narrow)
@@ -100,7 +107,7 @@ void kv_world_open_cuda(struct kv_world *w, enum kv_type type, enum kv_narrow na
     struct be_config config = { .device = "cuda", .n_threads = 2 };
     assert_int_equal(be_open(&w->be, &config, &e), 0);
     w->far = *w->be;
-    open_pool(w, &w->far, type, narrow);
+    open_pool(w, &w->far, type, narrow, KV_SAMPLES);
 }
 
 void kv_world_compactor(struct kv_world *w)

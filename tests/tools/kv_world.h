@@ -16,6 +16,7 @@ enum {
     KV_GROUP = 2,
     KV_DIM = 16,
     KV_PAGES = 64, /* a layer */
+    KV_SAMPLES = 4,
     KV_TOKENS_MOST = 640
 };
 static const float KV_SCALE = 0.25f;
@@ -26,6 +27,8 @@ struct kv_world {
     struct kv_compactor *c;
 };
 void kv_world_open(struct kv_world *w, enum kv_type type, int threads, bool device);
+/* With every query kept. */
+void kv_world_open_exact(struct kv_world *w, enum kv_type type, int threads, bool device);
 /* With q8 narrow pages in a bf16 cache. */
 void kv_world_open_q8(struct kv_world *w, int threads, bool device);
 /* On the device "cuda", with ops that a test may change: w->far. */

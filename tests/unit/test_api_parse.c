@@ -156,6 +156,7 @@ static void compression_refuses(void **state)
         { "tail", "0;-5;0.5" },
         { "pool", "-1;2000;[]" },
         { "queries", "0;513;\"x\"" },
+        { "stride", "0;33;\"exact\"" },
         { "seed", "0.5;\"x\"" },
         { "protect_system", "0;\"yes\"" },
         { "recompute", "1;[]" },
@@ -314,14 +315,15 @@ static void compression_fields(void **state)
     assert_true(!c->preset && !c->policy && !c->merge && !c->split);
     assert_true(c->mass_floor == -1 && c->local == -1 && c->phi == -1 && c->lambda == -1);
     assert_true(c->sinks == -1 && c->window == -1 && c->tail == -1 && c->pool == -1);
-    assert_true(c->queries == -1 && c->seed == 0 && c->protect_system);
+    assert_true(c->queries == -1 && c->stride == -1 && c->seed == 0 && c->protect_system);
     assert_true(!c->recompute && !c->detail);
     api_request_free(&r);
-    parse(&r, API_CHAT,
-          "{" MSG ",\"compression\":{\"kv\":{\"preset\":\"p\",\"policy\":\"q\",\"merge\":\"m\","
-          "\"split\":\"s\",\"budget_max\":\"1GiB\",\"mass_floor\":0.5,\"local\":0,\"phi\":1,"
-          "\"lambda\":0.25,\"sinks\":0,\"window\":8,\"tail\":64,\"pool\":0,\"queries\":32,"
-          "\"seed\":-7,\"protect_system\":false,\"recompute\":true,\"detail\":true}}}");
+    parse(
+        &r, API_CHAT,
+        "{" MSG ",\"compression\":{\"kv\":{\"preset\":\"p\",\"policy\":\"q\",\"merge\":\"m\","
+        "\"split\":\"s\",\"budget_max\":\"1GiB\",\"mass_floor\":0.5,\"local\":0,\"phi\":1,"
+        "\"lambda\":0.25,\"sinks\":0,\"window\":8,\"tail\":64,\"pool\":0,\"queries\":32,"
+        "\"stride\":16,\"seed\":-7,\"protect_system\":false,\"recompute\":true,\"detail\":true}}}");
     assert_string_equal(c->preset, "p");
     assert_string_equal(c->policy, "q");
     assert_string_equal(c->merge, "m");
@@ -329,7 +331,7 @@ static void compression_fields(void **state)
     assert_int_equal(c->budget_max.bytes, 1 << 30);
     assert_true(c->mass_floor == 0.5 && c->local == 0 && c->phi == 1 && c->lambda == 0.25);
     assert_true(c->sinks == 0 && c->window == 8 && c->tail == 64 && c->pool == 0);
-    assert_true(c->queries == 32 && c->seed == -7 && !c->protect_system);
+    assert_true(c->queries == 32 && c->stride == 16 && c->seed == -7 && !c->protect_system);
     assert_true(c->recompute && c->detail);
     api_request_free(&r);
 }

@@ -235,6 +235,49 @@ static void test_scores(void **state)
     kv_world_close(&w);
 }
 
+/* With a stride the global score is that of every so-many-th query, whatever `queries` says; with 1 that of all. */
+static void test_stride(void **state)
+{
+    (void)state;
+    static struct kv_slots k;
+    static const int stride[] = { 16, 32, 1, 2, 32 };
+    for (int i = 0; i < 5; i++)
+        for (int device = 0; device < 2; device++) {
+            struct kv_world w;
+            struct kv_seq s;
+            struct kv_options o = evict_to(64);
+            o.stride = stride[i];
+            o.queries = 16;
+            (i < 2 ? kv_world_open : kv_world_open_exact)(&w, KV_F32, 1, device);
+            kv_world_start(&w, &s, &o, N, N + 10);
+            kv_slots_read(&w, &s, 1, 1, &k);
+            kv_world_press(&w, &s);
+            for (int j = 0; j < shown.n; j += 31)
+                check_close((double)shown.global[j],
+                            average(&k, j, stride[i] - 1, N / stride[i] * stride[i], stride[i]));
+            kv_seq_close(&s, w.p);
+            kv_world_close(&w);
+        }
+}
+
+/* Queries that are not kept cannot be asked for. */
+static void test_bad_stride(void **state)
+{
+    (void)state;
+    struct kv_world w;
+    struct kv_seq s;
+    struct kv_options o = evict_to(64);
+    struct err e;
+    kv_world_open(&w, KV_F32, 1, false);
+    o.stride = 4;
+    assert_int_equal(kv_seq_open(&s, w.p, &o, N, N + 10, &e), ERR_INVALID);
+    assert_string_equal(e.text, "stride is 4; one query in 8 is kept");
+    o.stride = KV_PAGE + 8;
+    assert_int_equal(kv_seq_open(&s, w.p, &o, N, N + 10, &e), ERR_INVALID);
+    assert_non_null(strstr(e.text, "stride"));
+    kv_world_close(&w);
+}
+
 /* What was found with the sample of a prefix, and not computed again, scores the same. */
 static void test_prefix(void **state)
 {
@@ -393,10 +436,11 @@ static void test_guard(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_untouched), cmocka_unit_test(test_evict),
-        cmocka_unit_test(test_scores),    cmocka_unit_test(test_prefix),
-        cmocka_unit_test(test_again),     cmocka_unit_test(test_small),
-        cmocka_unit_test(test_late),      cmocka_unit_test(test_guard),
+        cmocka_unit_test(test_untouched),  cmocka_unit_test(test_evict),
+        cmocka_unit_test(test_scores),     cmocka_unit_test(test_stride),
+        cmocka_unit_test(test_bad_stride), cmocka_unit_test(test_prefix),
+        cmocka_unit_test(test_again),      cmocka_unit_test(test_small),
+        cmocka_unit_test(test_late),       cmocka_unit_test(test_guard),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

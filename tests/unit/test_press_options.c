@@ -15,9 +15,7 @@ enum { PROMPT = 1000, SLOT = 1024 };
 
 static struct press_rules rules(void)
 {
-    return (struct press_rules){ .policy = pressing(0),
-                                 .budget = { .tokens = 64 },
-                                 .keeps_queries = true };
+    return (struct press_rules){ .policy = pressing(0), .budget = { .tokens = 64 }, .samples = 4 };
 }
 
 /* The options for fields of "compression.kv" as JSON; fails with the error's code. */
@@ -85,7 +83,7 @@ static void fields_become_options(void **state)
         good("\"policy\":\"window\",\"budget\":0.1,\"budget_max\":\"200KiB\","
              "\"mass_floor\":0.5,\"merge\":\"votes\",\"split\":\"ada\",\"seed\":9,"
              "\"sinks\":2,\"window\":8,\"tail\":40,\"pool\":3,\"phi\":0.25,"
-             "\"lambda\":0.5,\"queries\":32,\"local\":0.75",
+             "\"lambda\":0.5,\"queries\":32,\"stride\":16,\"local\":0.75",
              &r);
     assert_string_equal(o.policy->name, "window");
     assert_int_equal(o.budget, 100);
@@ -95,7 +93,7 @@ static void fields_become_options(void **state)
     assert_int_equal(o.merge, KV_MERGE_VOTES);
     assert_int_equal(o.split, KV_SPLIT_ADA);
     assert_true(o.seed == 9 && o.sinks == 2 && o.window == 8 && o.tail == 40);
-    assert_true(o.pool == 3 && o.queries == 32);
+    assert_true(o.pool == 3 && o.queries == 32 && o.stride == 16);
     /* 0 is a value of its own there: kv_options writes it -1. */
     o = good("\"sinks\":0,\"pool\":0,\"phi\":0,\"local\":0,\"mass_floor\":0", &r);
     assert_true(o.sinks == -1 && o.pool == -1 && o.phi == -1 && o.local == -1);
@@ -119,6 +117,7 @@ static void bad_ones_are_named(void **state)
               "less than the budget 64");
     check_bad("\"queries\":32,\"budget\":64", &(struct press_rules){ .policy = pressing(0) },
               "compression.kv.policy", "keeps none");
+    check_bad("\"stride\":12", &r, "compression.kv.stride", "the query of every 8 tokens");
     check_bad("\"preset\":\"extreme\"", &(struct press_rules){ .policy = NULL },
               "compression.kv.preset", "keeps none");
     check_bad("\"policy\":\"window\"", &(struct press_rules){ .policy = NULL },
@@ -176,7 +175,7 @@ static void presets_are_profiles(void **state)
         assert_int_equal(press_rules_read(&r, &c, &e), 0);
         config_free(&c);
         snprintf(kv, sizeof kv, "\"preset\":\"%s\"", names[i]);
-        const struct press_rules none = { .keeps_queries = true };
+        const struct press_rules none = { .samples = 4 };
         struct kv_options profile = good("", &r), preset = good(kv, &none);
         assert_false(profile.policy->keeps_all);
         assert_ptr_equal(profile.policy, preset.policy);
@@ -218,7 +217,7 @@ static void options_are_checked(void **state)
     char *argv[] = { samples, policy };
     assert_int_equal(config_parse(&c, CONFIG_SERVE, 1, argv, &e), 0);
     assert_int_equal(press_rules_read(&r, &c, &e), 0);
-    assert_true(r.policy->keeps_all && !r.keeps_queries && r.budget.tokens == 256);
+    assert_true(r.policy->keeps_all && r.samples == 0 && r.budget.tokens == 256);
     config_free(&c);
     assert_int_equal(config_parse(&c, CONFIG_SERVE, 2, argv, &e), 0);
     assert_int_equal(press_rules_read(&r, &c, &e), ERR_INVALID);
