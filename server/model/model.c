@@ -302,9 +302,9 @@ int model_layer(const struct model *m, struct workspace *ws, struct kv_pool *poo
     const struct be_ops *ops = m->be->ops;
     struct workspace own = *ws;
     struct be_step step;
-    TRY(workspace_observe(&own, o, e));
     if (!m->be->host)
         return err_set(e, ERR_UNSUPPORTED, "%s cannot run a layer alone", m->be->device);
+    own.observer = o;
     make_step(m, ws, pool, b, &step);
     step.n_out = step.n_rows; /* the last layer, too, runs for all rows */
     bool replayed = ops->step_begin(m->be, &step, NULL);

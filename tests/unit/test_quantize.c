@@ -171,8 +171,8 @@ static void press_to(const char *option)
     fetch_remove(in_root("form2"));
 }
 
-/* Every form that a codec of this build makes, of "pvq2 to pvq4" all three (the first, where checks are small): pressed with moments where the codec takes
- * them, the same again after a stop, and loaded by the server. */
+/* Every form that a codec of this build makes, of "pvq2 to pvq4" all three (where checks are small, the first): pressed
+ * with moments where the codec takes them, the same again after a stop, and loaded by the server. */
 static void presses_to_every_form(void **state)
 {
     const char *p = codec_names();
