@@ -6,7 +6,7 @@
  * nibble, and times 2^123 a high one, is code / 64. The scale, times 64, comes after the group's sum: acc = fma(sum,
  * 64 * scale, acc), and in q4m acc = fma(minimum, sum of x, acc).
  *
- * Bytes moved: 4.5 or 5 bits a weight. A group of a panel, 288 bytes (320), costs a warp 34 instructions (q4m 41), counted
+ * Bytes moved: 4.5 or 5 bits a weight. A group of a panel, 288 bytes (320), costs a warp 35 instructions (q4m 41), counted
  * for sm_90 and up to 8 rows of x in one part, 18 of them decoding; an H200's memory allows 62 (69) for everything: 18.6
  * bytes a clock and multiprocessor, 4 instructions.
  */
