@@ -53,6 +53,9 @@ void probe_sums(enum cpu_isa isa, const struct probe_head *h, const struct probe
 /* k[n][dim], v[n][dim] of the slots named, as f32; either may be NULL. */
 void probe_gather(const struct probe_head *h, const int32_t *slot, int n, float *k, float *v);
 
+/* n elements of a cache of that type, side by side, as f32. */
+void probe_floats(enum kv_type type, float *to, const void *from, int n);
+
 /* Writes k[n][dim], v[n][dim] into the first n slots of a block (n <= KV_PAGE; host memory), rounded to nearest even, the
  * rest of the block zeroed. */
 void probe_write(void *block, enum kv_type type, int dim, const float *k, const float *v, int n);

@@ -1,8 +1,6 @@
 /* Where a compaction reads: the pool itself, or a copy of one layer; candidates and queries of a head in it. */
 #include <string.h>
 
-#include "kernels/half.h"
-
 #include "kvcache/compact_internal.h"
 
 /* ---- layers ---------------------------------------------------------------------------------------------------- */
@@ -157,17 +155,6 @@ int source_seen(const struct press *w, int pos)
     return n < w->n_wide ? n : w->n_wide;
 }
 
-static void to_float(float *out, const char *in, enum kv_type type, int n)
-{
-    if (type == KV_F32) {
-        memcpy(out, in, (size_t)n * sizeof *out);
-        return;
-    }
-    const uint16_t *u = (const uint16_t *)(const void *)in;
-    for (int i = 0; i < n; i++)
-        out[i] = type == KV_BF16 ? half_from_bf16(u[i]) : half_from_f16(u[i]);
-}
-
 void item_queries(const struct item *t, const struct record *r, int n, float *q, float *lse,
                   int32_t *see)
 {
@@ -178,7 +165,7 @@ void item_queries(const struct item *t, const struct record *r, int n, float *q,
     for (int i = 0; i < n; i++) {
         for (int g = 0; g < group; g++) {
             size_t row = (size_t)i * group + g, head = (size_t)t->h.head * group + g;
-            to_float(q + row * dim, r[i].at + head * head_bytes, s->type, dim);
+            probe_floats(s->type, q + row * dim, r[i].at + head * head_bytes, dim);
             memcpy(&lse[row], r[i].at + lse_at + head * sizeof *lse, sizeof *lse);
             if (see != NULL)
                 see[row] = source_seen(t->w, r[i].pos);
