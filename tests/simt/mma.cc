@@ -39,8 +39,21 @@ struct decode_f16 {
     }
 };
 
-/* D += A B, each operand decoded once. The innermost loop is one of eight floats, for the compiler to make a vector of;
- * the order of k is that of the loop. */
+/* D += A B. The innermost loop is one of eight numbers, for the compiler to make a vector of; the order of k is that of the
+ * loop. Sanitizers have nothing to ask of it, as bounds are constants and bytes are multiplied as unsigned: without them
+ * the mma of a warp takes 9 us under ASan instead of 34, that of bytes 14 instead of 71. */
+template <class number, int K>
+__attribute__((no_sanitize("address", "undefined"))) static void multiply(
+    const number (&__restrict a)[16][K], const number (&__restrict b)[K][8],
+    number (&__restrict d)[16][8])
+{
+    for (int row = 0; row < 16; row++)
+        for (int k = 0; k < K; k++)
+            for (int n = 0; n < 8; n++)
+                d[row][n] += a[row][k] * b[k][n];
+}
+
+/* Each operand is decoded once. */
 template <class decode> static void mma_16bit(const warp *w)
 {
     float a[16][16], b[16][8], d[16][8];
@@ -59,10 +72,7 @@ template <class decode> static void mma_16bit(const warp *w)
             b[2 * q + 8 * i + 1][g] = decode::high(f->b[i]);
         }
     }
-    for (int row = 0; row < 16; row++)
-        for (int k = 0; k < 16; k++)
-            for (int n = 0; n < 8; n++)
-                d[row][n] += a[row][k] * b[k][n];
+    multiply(a, b, d);
     for (int lane = 0; lane < LANES; lane++) {
         float *sum = (float *)fragments(w, lane)->d;
         for (int i = 0; i < 4; i++)
@@ -73,25 +83,22 @@ template <class decode> static void mma_16bit(const warp *w)
 /* The same on bytes; unsigned, because sums wrap. */
 static void mma_8bit(const warp *w)
 {
-    int32_t a[16][32], b[32][8];
-    uint32_t d[16][8];
+    uint32_t a[16][32], b[32][8], d[16][8];
     for (int lane = 0; lane < LANES; lane++) {
         const simt_fragments *f = fragments(w, lane);
         const int32_t *sum = (const int32_t *)f->d;
         int g = lane / 4, q = lane % 4;
         for (int i = 0; i < 4; i++) {
             for (int j = 0; j < 4; j++)
-                a[g + (i & 1) * 8][4 * q + (i >> 1) * 16 + j] = (int8_t)(f->a[i] >> 8 * j);
+                a[g + (i & 1) * 8][4 * q + (i >> 1) * 16 + j] =
+                    (uint32_t)(int8_t)(f->a[i] >> 8 * j);
             d[g + (i >> 1) * 8][2 * q + (i & 1)] = (uint32_t)sum[i];
         }
         for (int i = 0; i < 2; i++)
             for (int j = 0; j < 4; j++)
-                b[4 * q + 16 * i + j][g] = (int8_t)(f->b[i] >> 8 * j);
+                b[4 * q + 16 * i + j][g] = (uint32_t)(int8_t)(f->b[i] >> 8 * j);
     }
-    for (int row = 0; row < 16; row++)
-        for (int k = 0; k < 32; k++)
-            for (int n = 0; n < 8; n++)
-                d[row][n] += (uint32_t)(a[row][k] * b[k][n]);
+    multiply(a, b, d);
     for (int lane = 0; lane < LANES; lane++) {
         int32_t *sum = (int32_t *)fragments(w, lane)->d;
         for (int i = 0; i < 4; i++)
