@@ -11,4 +11,14 @@ static inline bool check_small(void)
     return getenv("CHECK_SMALL") != NULL;
 }
 
+/* The thread sanitizer watches: whether threads race is asked, while what comes out and what leaks is for other runs. */
+static inline bool check_races(void)
+{
+#ifdef __SANITIZE_THREAD__
+    return true;
+#else
+    return false;
+#endif
+}
+
 #endif
