@@ -5,6 +5,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <xxhash.h>
 
 #include "tests/tools/levels.h"
 
@@ -59,20 +60,12 @@ void *check_put(struct check *c, struct be *be, const void *src, size_t bytes)
     return p;
 }
 
-static uint64_t mix(uint64_t h, const void *p, size_t bytes)
-{
-    const unsigned char *b = p;
-    for (size_t i = 0; i < bytes; i++)
-        h = (h ^ b[i]) * 0x100000001b3u; /* FNV-1a */
-    return h;
-}
-
 void check_get(struct check *c, struct be *be, void *dst, const void *src, size_t bytes)
 {
     if (bytes > 0)
         be->ops->download(be, dst, src, bytes);
     if (be == c->be)
-        c->hash = mix(c->hash, dst, bytes);
+        c->hash = XXH3_64bits_withSeed(dst, bytes, c->hash);
 }
 
 void check_close(struct check *c, enum check_id id)
