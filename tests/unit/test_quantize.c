@@ -153,40 +153,49 @@ static void goes_on(void **state)
     }
 }
 
+/* Of small checks none is pressed twice: what goes on from it gives its logits. */
 static void press_to(const char *option)
 {
     const char *more[] = { option, NULL };
     int n;
     must_run("form", more);
-    must_run("form2", more);
-    assert_int_equal(rename(in_root("form2"), in_root("form2.part")), 0);
+    float *want = logits_of("form", "auto", &n);
+    for (int i = 0; i < n; i++)
+        assert_true(isfinite(want[i]));
+    if (!check_small())
+        must_run("form2", more);
+    assert_int_equal(rename(in_root(check_small() ? "form" : "form2"), in_root("form2.part")), 0);
     assert_int_equal(unlink(shard_name("form2.part", 3, LAYERS)), 0);
     must_run("form2", more);
-    same_folders("form", "form2");
-    float *x = logits_of("form", "auto", &n);
-    for (int i = 0; i < n; i++)
-        assert_true(isfinite(x[i]));
-    mem_free(x);
-    fetch_remove(in_root("form"));
+    if (!check_small()) {
+        same_folders("form", "form2");
+        fetch_remove(in_root("form"));
+    }
+    float *got = logits_of("form2", "auto", &n);
+    assert_memory_equal(want, got, (size_t)n * sizeof *want);
+    mem_free(got);
+    mem_free(want);
     fetch_remove(in_root("form2"));
 }
 
-/* Every form that a codec of this build makes, of "pvq2 to pvq4" all three (where checks are small, the first): pressed
+/* Every form that a codec of this build makes, where checks are small the first of one codec's with rising bits: pressed
  * with moments where the codec takes them, the same again after a stop, and loaded by the server. */
 static void presses_to_every_form(void **state)
 {
-    const char *p = codec_names();
+    const char *p = codec_names(), *last = "";
+    size_t last_len = 0;
     (void)state;
     for (size_t len; *p != 0; p += len + strspn(p + len, ", ")) {
         len = strcspn(p, ",");
-        const char *to = memmem(p, len, " to ", 4);
-        int n = to != NULL ? (int)(to - p) : (int)len;
-        char end = check_small() ? p[n - 1] : p[len - 1];
-        for (char last = p[n - 1]; last <= end; last++) {
-            char option[64];
-            snprintf(option, sizeof option, "--codec=%.*s%c", n - 1, p, last);
-            press_to(option);
-        }
+        bool rises =
+            len == last_len && memcmp(p, last, len - 1) == 0 && p[len - 1] == last[len - 1] + 1;
+        last = p;
+        last_len = len;
+        if (check_small() && rises)
+            continue;
+        char option[64];
+        snprintf(option, sizeof option, "--codec=%.*s", (int)len, p);
+        press_to(option);
     }
     press_to("--codec=aqlm2x4g8"); /* learned from whole matrices */
 }
@@ -208,7 +217,8 @@ static bool lists(const json_t *list, const char *word)
     return false;
 }
 
-/* What transformers wants of an AQLM folder; with a head that only this program reads it is one of our own. */
+/* What transformers wants of an AQLM folder; with a head that only this program reads it is one of our own. It is pressed
+ * as above, so that races were looked for there: 93 CPU seconds under the thread sanitizer. */
 static void makes_folders_for_others(void **state)
 {
     static const char *const more[] = { "--codec=aqlm2x4g8", NULL };
@@ -221,6 +231,8 @@ static void makes_folders_for_others(void **state)
                                          "model.layers.4.mlp.down_proj.weight",
                                          "model.layers.4.mlp.down_proj" };
     (void)state;
+    if (check_races())
+        skip();
     must_run("others", more);
     json_t *q = method_of("others");
     const json_t *list = json_object_get(q, "linear_weights_not_to_quantize");
