@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""The peer's side of quant.sh: presses a llama folder by llama.cpp, through the C API of its library.
+"""A peer's side of quant.sh: presses a llama by llama.cpp, through the C API of its library.
 
-usage: peer_quant.py LIBRARY FOLDER OUT TYPE...
-LIBRARY: libllama.so, as PyPI's llama-cpp-python builds it or npm's @node-llama-cpp/linux-x64 ships it. FOLDER: a llama of one
-f32 safetensors file with a sentencepiece tokenizer. TYPE: a name of FTYPES below. Writes OUT/TYPE.gguf, pressed, and
-OUT/TYPE-f32.gguf, the same numbers as llama.cpp unpacks them, for a judge that does not know the type. Embedding and head
-are Q8_0 in all of them, no importance matrix is used. Prints one JSON object a type: bits a weight of the layers' matrices and of
-all tensors, the tensors' bytes, and a name that tells the types matrices got where rows do not fit the one asked for.
+usage: peer_quant.py LIBRARY MODEL OUT [TYPE...]
+LIBRARY: libllama.so, as PyPI's llama-cpp-python builds it or npm's @node-llama-cpp/linux-x64 ships it. MODEL: a GGUF file, or a
+folder with a llama of one f32 safetensors file and a sentencepiece tokenizer. TYPE: a name of FTYPES below, or with an importance
+matrix NAME+imatrix: then OUT/importance.jsonl must be there (importance.c), and the library must be one of 2026, whose API takes
+that as an array. Writes OUT/F32.gguf, the model, OUT/TYPE.gguf, pressed, and OUT/TYPE-f32.gguf, the same numbers as llama.cpp
+unpacks them, for a judge that does not know the type. Embedding and head are Q8_0 in all of them. Prints one JSON object a type:
+bits a weight of the layers' matrices and of all tensors, the tensors' bytes, and a name that tells the types matrices got where
+rows do not fit the one asked for.
 
 Needs numpy, gguf and sentencepiece (PyPI).
 """
@@ -28,10 +30,16 @@ FTYPES = {"F32": 0, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K
 Q8_0 = 8  # include/ggml.h: enum ggml_type
 
 
+class Importance(ctypes.Structure):
+    """llama_model_imatrix_data; an array of them ends with a name of NULL."""
+    _fields_ = [("name", ctypes.c_char_p), ("data", ctypes.c_void_p), ("size", ctypes.c_size_t)]
+
+
 class Params(ctypes.Structure):
-    """llama_model_quantize_params, of which the first five members are set; the rest stays as the library fills it."""
+    """llama_model_quantize_params: members that are set have names of their own; the rest stays as the library fills it."""
     _fields_ = [("nthread", ctypes.c_int32), ("ftype", ctypes.c_int32), ("output_type", ctypes.c_int32),
-                ("embedding_type", ctypes.c_int32), ("allow_requantize", ctypes.c_bool), ("rest", ctypes.c_char * 111)]
+                ("embedding_type", ctypes.c_int32), ("allow_requantize", ctypes.c_bool), ("flags", ctypes.c_char * 7),
+                ("imatrix", ctypes.POINTER(Importance)), ("rest", ctypes.c_char * 96)]
 
 
 def open_library(path):
@@ -49,10 +57,26 @@ def open_library(path):
     return lib
 
 
-def press(lib, src, dst, ftype, embedding):
+def read_importance(path):
+    """{name: mean square of every input}"""
+    with open(path) as f:
+        lines = [json.loads(line) for line in f]
+    return {t["name"]: np.array(t["mean"], np.float32) for t in lines}
+
+
+def importance_array(means):
+    a = (Importance * (len(means) + 1))()
+    for i, (name, x) in enumerate(means.items()):
+        a[i] = Importance(name.encode(), x.ctypes.data, x.size)
+    return a
+
+
+def press(lib, src, dst, ftype, embedding, means=None):
     p = lib.llama_model_quantize_default_params()
     p.nthread, p.ftype, p.allow_requantize = 2, ftype, True
     p.output_type = p.embedding_type = embedding
+    if means:
+        p.imatrix = importance_array(means)
     rc = lib.llama_model_quantize(src.encode(), dst.encode(), ctypes.byref(p))
     if rc != 0:
         sys.exit(f"llama_model_quantize to {dst} failed with {rc}")
@@ -127,6 +151,13 @@ def write_f32(folder, out):
     w.close()
 
 
+def write_teacher(lib, model, out):
+    if os.path.isdir(model):
+        write_f32(model, out)
+    else:
+        press(lib, model, out, FTYPES["F32"], 0)
+
+
 def describe(name, path):
     bits, weights = collections.Counter(), collections.Counter()
     types = collections.Counter()
@@ -137,21 +168,22 @@ def describe(name, path):
             weights[part] += int(t.n_elements)
         if layers:
             types[t.tensor_type.name] += 1
-    if list(types) != [name]:
+    if list(types) != [name.split("+")[0]]:
         name += ": " + " ".join(f"{k} x{n}" for k, n in types.most_common())
     return {"name": name, "layer_bits": round(bits["layers"] / weights["layers"], 3),
             "bits": round(bits["all"] / weights["all"], 3), "bytes": bits["all"] // 8}
 
 
 def main():
-    library, folder, out, types = sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:]
+    library, model, out, types = sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:]
     lib = open_library(library)
     f32 = f"{out}/F32.gguf"
     if not os.path.exists(f32):
-        write_f32(folder, f32)
+        write_teacher(lib, model, f32)
     for t in types:
         pressed, expanded = f"{out}/{t}.gguf", f"{out}/{t}-f32.gguf"
-        press(lib, f32, pressed, FTYPES[t], Q8_0)
+        means = read_importance(f"{out}/importance.jsonl") if t.endswith("+imatrix") else None
+        press(lib, f32, pressed, FTYPES[t.removesuffix("+imatrix")], Q8_0, means)
         press(lib, pressed, expanded, FTYPES["F32"], 0)
         print(json.dumps(describe(t, pressed)), flush=True)
 

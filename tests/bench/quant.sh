@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
-# quant.sh: what pressed weights cost, ours beside llama.cpp's types: one teacher, one text, one judge (wring eval kl).
+# quant.sh: what pressed weights cost, ours beside llama.cpp's types and HQQ: one teacher, one text, one judge (wring eval kl).
 #
 #   tests/bench/quant.sh MODEL CALIBRATION TEXT TABLE.md
 #
-# MODEL: a folder as wring pull makes it; of a llama in f32 safetensors with a sentencepiece tokenizer where there are to be peers.
-# CALIBRATION and TEXT: files of text. Every form of FORMS ("trellis2", or with a number of bits "trellis:2.7") is pressed by
-# wring quantize, every type of TYPES by llama.cpp's library, and all are judged on the first CHUNKS chunks of CTX tokens of
-# TEXT with f32 activations, so that only the weights differ. With SPEED=1 `wring bench` times the decode of ours.
+# MODEL: a folder as wring pull makes it, or a GGUF file; a folder must be of a llama in f32 safetensors with a sentencepiece tokenizer
+# where there are to be peers. CALIBRATION and TEXT: files of text. Every form of FORMS ("trellis2", or with a number of bits
+# "trellis:2.7") is pressed by wring quantize, every type of TYPES by llama.cpp's library ("Q4_0+imatrix": with an importance matrix,
+# of the tokens that ours calibrate with) or by HQQ ("HQQ2"), and all are judged on the first CHUNKS chunks of CTX tokens of TEXT
+# with f32 activations, so that only the weights differ. With SPEED=1 `wring bench` times the decode of ours.
 #
-# The peer is LIBLLAMA, a libllama.so: PyPI's llama-cpp-python builds one, npm's @node-llama-cpp/linux-x64 brings one (npm pack; in
-# package/bins/linux-x64, which LD_LIBRARY_PATH must name for its neighbours). PYTHON needs numpy, gguf and sentencepiece. Where there
-# is no peer the table says so. What was done lies in WORK and is not done again: remove it after a change of the program.
+# llama.cpp is LIBLLAMA, a libllama.so: PyPI's llama-cpp-python builds one, npm's @node-llama-cpp/linux-x64 brings one (npm pack; in
+# package/bins/linux-x64, which LD_LIBRARY_PATH must name for its neighbours). PYTHON needs numpy, gguf and sentencepiece, and for HQQ
+# hqq and torch. The importance matrix comes from IMPORTANCE, a program of `make bench`. Where there is no peer the table says so. What
+# was done lies in WORK and is not done again: remove it after a change of the program.
 set -uo pipefail
 if [ $# != 4 ]; then
     sed -n '4s/^# *//p' "$0"
@@ -21,8 +23,10 @@ model=$1 calibration=$2 text=$3 table=$4
 wring=${WRING:-$top/build/wring}
 work=${WORK:-$top/build/quant/$(basename "$model")}
 forms=${FORMS:-trellis2 trellis3 trellis4 trellis:2.5 trellis:3.5 planes2 planes3 planes4 planes:3.5 pvq2 pvq3 pvq4
-    lowrank16+trellis2 q4}
-types=${TYPES:-Q2_K Q3_K_S Q3_K_M Q4_0 Q4_1 IQ4_NL Q4_K_M Q5_0 Q5_K_M Q6_K Q8_0}
+    aqlm2x8g8 lowrank16+trellis2 q4}
+types=${TYPES:-Q2_K Q3_K_S Q3_K_M Q4_0 Q4_1 IQ4_NL Q4_K_M Q5_0 Q5_K_M Q6_K Q8_0
+    Q4_0+imatrix Q4_1+imatrix IQ4_NL+imatrix Q4_K_M+imatrix Q5_0+imatrix HQQ2 HQQ3 HQQ4}
+importance=${IMPORTANCE:-$top/build/obj/gcc/test/bench/importance}
 chunks=${CHUNKS:-40} ctx=${CTX:-256} speed=${SPEED:-0} python=${PYTHON:-python3} separator=${SEPARATOR-<|endoftext|>}
 mkdir -p "$work" || exit 1
 
@@ -75,20 +79,63 @@ ours() {
     row wring "$name" "$form" "$(value layer_bits "$kl")" "$(value bits "$kl")" "$(value bytes "$kl")" "$tok"
 }
 
+# The importance matrix of all types that want one.
+weigh() {
+    local out=$work/importance.jsonl
+    [ -s "$out" ] && return
+    say "importance matrix"
+    "$importance" "$model" "$work/importance.part" --context "$ctx" --calibrate "$calibration" --log-level error &&
+        mv "$work/importance.part" "$out"
+}
+
+# press_peer TYPE: TYPE-f32.gguf and what to say of it.
+press_peer() {
+    local llama=("$python" "$top/tests/bench/peer_quant.py" "$LIBLLAMA" "$model" "$work")
+    case $1 in
+    HQQ*) "${llama[@]}" && "$python" "$top/tests/bench/peer_hqq.py" "$work" "$1" ;;
+    *+imatrix) weigh && "${llama[@]}" "$1" ;;
+    *) "${llama[@]}" "$1" ;;
+    esac
+}
+
 peer() {
-    local type=$1 about=$work/llama-$1.json
-    say "llama.cpp $type"
+    local type=$1 about=$work/llama-$1.json program=llama.cpp
+    [ "$type" = "${type#HQQ}" ] || program=hqq
+    say "$program $type"
     if [ ! -s "$work/llama-$type.kl.json" ]; then
-        "$python" "$top/tests/bench/peer_quant.py" "$LIBLLAMA" "$model" "$work" "$type" >"$about" 2>"$work/llama-$type.err" &&
-            judge "$work/$type-f32.gguf" "llama-$type"
+        press_peer "$type" >"$about" 2>"$work/llama-$type.err" && judge "$work/$type-f32.gguf" "llama-$type"
         rm -f "$work/$type.gguf" "$work/$type-f32.gguf"
     fi
     if [ ! -s "$work/llama-$type.kl.json" ]; then
         say "$type: FAILED: $(tail -n 1 "$work/llama-$type.err")"
         return 1
     fi
-    row llama.cpp "llama-$type" "$(value name "$about")" "$(value layer_bits "$about")" "$(value bits "$about")" \
+    row "$program" "llama-$type" "$(value name "$about")" "$(value layer_bits "$about")" "$(value bits "$about")" \
         "$(value bytes "$about")" -
+}
+
+# knows MODULE...: whether PYTHON has them all.
+knows() {
+    local IFS=,
+    "$python" -c "import $*" 2>/dev/null
+}
+
+# can TYPE: whether the peer is here; else `missing` says for what it was not measured.
+declare -A missing=()
+can() {
+    local what=""
+    if [ ! -e "${LIBLLAMA:-}" ]; then
+        what="llama.cpp is missing here (LIBLLAMA)"
+    elif ! knows gguf numpy sentencepiece; then
+        what="$python has no gguf, numpy and sentencepiece"
+    elif [ "$1" != "${1#HQQ}" ] && ! knows hqq torch; then
+        what="$python has no hqq and torch"
+    elif [ "$1" != "${1%+imatrix}" ] && [ ! -x "$importance" ]; then
+        what="IMPORTANCE is missing here (make bench)"
+    fi
+    [ -n "$what" ] || return 0
+    missing[$what]+=" $1"
+    return 1
 }
 
 # ---- the table -------------------------------------------------------------------------------------------------------
@@ -98,29 +145,25 @@ failures=0
 for form in $forms; do
     ours "$form" || failures=$((failures + 1))
 done
-missing=""
-if [ -z "${types// /}" ]; then
-    missing="No peer was asked for."
-elif [ ! -e "${LIBLLAMA:-}" ]; then
-    missing="llama.cpp is missing here (LIBLLAMA): none of its types was measured."
-elif ! "$python" -c 'import gguf, numpy, sentencepiece' 2>/dev/null; then
-    missing="$python has no gguf, numpy and sentencepiece: none of llama.cpp's types was measured."
-else
-    for type in $types; do
-        peer "$type" || failures=$((failures + 1))
-    done
-fi
-[ -z "$missing" ] || say "$missing"
+for type in $types; do
+    can "$type" || continue
+    peer "$type" || failures=$((failures + 1))
+done
+without=""
+for what in "${!missing[@]}"; do
+    without+=" Not measured, as $what:${missing[$what]}."
+done
+[ -z "$without" ] || say "$without"
 cpu=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)
 {
     echo "# Pressed weights: $(basename "$model")"
     echo
-    echo "    FORMS=\"${forms//$'\n    '/ }\" TYPES=\"$types\" CHUNKS=$chunks CTX=$ctx \\"
+    echo "    FORMS=\"${forms//$'\n    '/ }\" TYPES=\"${types//$'\n    '/ }\" CHUNKS=$chunks CTX=$ctx \\"
     echo "        tests/bench/quant.sh $(basename "$model") $(basename "$calibration") $(basename "$text") $(basename "$table")"
     echo
     echo "$(date -u +%Y-%m-%d), commit $(git -C "$top" describe --always --dirty --abbrev=10 --exclude='*' 2>/dev/null || echo unknown)," \
         "$(nproc) processors of ${cpu:-an unknown CPU}. KL to the unpressed model in nats a token; errors are over $chunks chunks of" \
-        "$ctx tokens.${missing:+ $missing}"
+        "$ctx tokens.$without"
     echo
     echo "| program | form | bits, layers | bits, all | bytes | KL | 95 % | same first choice | ratio of perplexities | decode, tok/s |"
     echo "|---|---|---|---|---|---|---|---|---|---|"
