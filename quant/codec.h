@@ -104,6 +104,24 @@ struct codec_part {
     int64_t dim[4]; /* outermost first */
 };
 
+/* A code of a row that may become another one. */
+struct codec_move {
+    float gain; /* what the loss is thought to lose by it; <= 0: nothing */
+    int at, code;
+};
+/* For codes that stand alone: one of them changes, and nothing but the numbers of the row that it makes. Matrices are the
+ * host's; threads may share one, but not a panel of it. */
+struct codec_moves {
+    /* The moves that a row offers: one for every place, at most cols. */
+    int (*count)(const struct weight *w);
+    /* out[count]: the best move of every place, where a row's numbers changed by d [cols] change the loss by
+     * sum of grad d + curve d^2 / 2. grad, curve [cols], curve >= 0; room [3][cols] is scratch. */
+    void (*find)(const struct weight *w, int row, const float *grad, const float *curve,
+                 float *room, struct codec_move *out);
+    /* Code `at` of the row, as a move has it, becomes `code`; returns what it was. */
+    int (*make)(struct weight *w, int row, int at, int code);
+};
+
 struct codec {
     const char *name;
     int step; /* panels that are encoded, and best multiplied, together; rows are cut at multiples of it; 0 is 1 */
@@ -144,6 +162,7 @@ struct codec {
     void (*decode)(const struct weight *w, int row, float *dst); /* one row to f32 [cols] */
     /* Multiplies a row by factor: its scales, each rounded to the type that it is kept in. */
     void (*rescale)(struct weight *w, int row, float factor);
+    const struct codec_moves *moves; /* NULL: codes do not stand alone */
     const char *(*form)(
         const struct weight *w); /* "q4", "q4m", "bf16", ...: what weight_form() shows */
     /* Preferred preparation given what the user allows (int8 activations or not) and the machine. NULL: PREP_I8 where he

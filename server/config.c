@@ -92,6 +92,7 @@ static const struct option table[] = {
     { NULL, "context", INT, AT(context), Q, "512", 2, 1 << 22, NULL, "tokens of a sequence; at most what the model was trained for" },
     { NULL, "damp", NUM, AT(damp), Q, "0.01", 0, 1, NULL, "part of the mean of the diagonal that is added to it in the second moments" },
     { NULL, "tune", INT, AT(tune), Q, "0", 0, 1 << 20, NULL, "steps of tuning once all is pressed: scales of rows, norms and biases move until the outputs are as near the model's as they get; 0: none" },
+    { NULL, "tune-codes", INT, AT(tune_codes), Q, "0", 0, 1 << 20, NULL, "steps that move codes after --tune, of forms whose codes stand alone (planes, aqlm), towards the model's outputs; 0: none" },
     { NULL, "force", BOOL, AT(force), Q, "false", 0, 0, NULL, "start over where another run was not finished" },
     { "Chat", "system", STR, AT(system), C, "", 0, 0, NULL, "system prompt" },
     { NULL, "temperature", NUM, AT(temperature), C, "0.7", 0, 2, NULL, "0: always the most likely token" },

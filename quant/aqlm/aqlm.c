@@ -312,6 +312,7 @@ const struct codec codec_aqlm = {
     .get = get_aqlm,
     .decode = decode_aqlm,
     .rescale = rescale_aqlm,
+    .moves = &aqlm_moves,
     .form = form_aqlm,
     .cpu = { &aqlm_ref, &aqlm_avx2, &aqlm_avx512, NULL },
     .cuda = CODEC_CUDA(aqlm_cuda),

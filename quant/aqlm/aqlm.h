@@ -87,6 +87,7 @@ void aqlm_set_books(struct weight *w, const uint16_t *book);
 int aqlm_press_all(struct weight *w, const float *src, const struct moments *m, struct par *par,
                    const struct press_watch *watch, struct err *e);
 
+extern const struct codec_moves aqlm_moves; /* moves.c */
 extern const struct codec codec_aqlm;
 extern const struct codec_cpu aqlm_ref, aqlm_avx2, aqlm_avx512;
 extern const struct codec_cuda aqlm_cuda;

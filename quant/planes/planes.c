@@ -322,6 +322,47 @@ static int press_planes(struct weight *w, int row0, int n, const float *src,
     return rc;
 }
 
+/* ---- moves ------------------------------------------------------------------------------------------------------- */
+
+static int count_moves(const struct weight *w)
+{
+    return w->cols;
+}
+
+/* A code's best move is to the neighbour down the slope. */
+static void find_moves(const struct weight *w, int row, const float *grad, const float *curve,
+                       float *room, struct codec_move *out)
+{
+    int bits = planes_bits(w);
+    (void)room;
+    for (int k = 0; k < w->cols; k += INPUT_GROUP) {
+        uint8_t code[INPUT_GROUP];
+        struct planes_fit f = get_fit(w, row, k);
+        get_codes(codes_of(w, row, k / INPUT_GROUP), code, bits);
+        for (int i = 0; i < INPUT_GROUP; i++) {
+            int to = code[i] + ((grad[k + i] > 0) == (f.d > 0) ? -1 : 1);
+            bool there = to >= 0 && to < 1 << bits;
+            float d = f.d * (float)(to - code[i]);
+            float gain = there ? -d * (grad[k + i] + .5f * d * curve[k + i]) : 0;
+            out[k + i] = (struct codec_move){ gain, k + i, to };
+        }
+    }
+}
+
+static int make_move(struct weight *w, int row, int at, int to)
+{
+    int bits = planes_bits(w);
+    uint8_t code[INPUT_GROUP];
+    uint8_t *p = codes_of(w, row, at / INPUT_GROUP);
+    get_codes(p, code, bits);
+    int was = code[at % INPUT_GROUP];
+    code[at % INPUT_GROUP] = (uint8_t)to;
+    put_codes(p, code, bits);
+    return was;
+}
+
+static const struct codec_moves planes_moves = { count_moves, find_moves, make_move };
+
 /* ---- the rest ---------------------------------------------------------------------------------------------------- */
 
 const struct codec codec_planes = {
@@ -336,6 +377,7 @@ const struct codec codec_planes = {
     .plane_name = { "codes", "numbers" },
     .decode = decode_planes,
     .rescale = rescale_planes,
+    .moves = &planes_moves,
     .form = form_planes,
     .cpu = { &planes_ref, &planes_avx2, &planes_avx512, NULL },
     .cuda = CODEC_CUDA(planes_cuda),

@@ -27,6 +27,22 @@ bool quantize_has_budget(const struct config *c)
     return c->bits > 0 || c->size > 0;
 }
 
+/* Whether codes of the form can move, where they are to. */
+static int check_codes(struct be *be, const struct config *c, const char *word, struct err *e)
+{
+    struct weight w;
+    if (c->tune_codes == 0)
+        return 0;
+    TRY(weight_open_press(&w, be, word, CODEC_PANEL, PROBE_COLS, e));
+    bool alone = w.codec->moves != NULL;
+    weight_close(&w, be);
+    return alone ? 0
+                 : err_set(e, ERR_INVALID,
+                           "tune-codes: the codes of %s do not stand alone; those of planes and "
+                           "aqlm do",
+                           c->codec);
+}
+
 int quantize_check_codec(struct be *be, const struct config *c, struct err *e)
 {
     struct family f;
@@ -36,10 +52,11 @@ int quantize_check_codec(struct be *be, const struct config *c, struct err *e)
     if ((c->bits > 0) + (c->size > 0) + pareto > 1)
         return err_set(e, ERR_INVALID,
                        "bits, size, pareto: one of them says what there is to spend");
-    if (pareto && c->tune > 0)
-        return err_set(e, ERR_INVALID, "tune: a sweep judges models as they are pressed");
+    if (pareto && (c->tune > 0 || c->tune_codes > 0))
+        return err_set(e, ERR_INVALID, "%s: a sweep judges models as they are pressed",
+                       c->tune > 0 ? "tune" : "tune-codes");
     if (f.n > 0 && budget)
-        return 0;
+        return check_codes(be, c, f.word[0], e);
     if (f.n > 0)
         return err_set(e, ERR_INVALID,
                        "codec: %s is a family of forms: give one of them, as %s, or --bits, --size "
@@ -56,7 +73,7 @@ int quantize_check_codec(struct be *be, const struct config *c, struct err *e)
                        : c->bits > 0 ? "bits"
                                      : "size",
                        c->codec);
-    return 0;
+    return check_codes(be, c, c->codec, e);
 }
 
 /* ---- matrices ---------------------------------------------------------------------------------------------------- */

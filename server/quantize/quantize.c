@@ -182,7 +182,7 @@ static int run(struct quantize *q, struct err *e)
     TRY(open_model(q, e));
     TRY(quantize_check_budget(q, e));
     TRY(open_text(q, e));
-    if (q->config->tune > 0 && q->text.n < 2)
+    if (quantize_tunes(q->config) && q->text.n < 2)
         return err_set(
             e, ERR_INVALID,
             "tune: a sequence is held out to judge by, and there is but one of %d tokens; take "

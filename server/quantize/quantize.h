@@ -57,7 +57,8 @@ enum { PROBE_COLS = 128 }; /* columns that fit every form: a word is tried on so
 enum { QUANTIZE_OUT = 64, QUANTIZE_ROWS = 128 }; /* rows of logits; rows that stand for a matrix */
 #define QUANTIZE_NOTES "quantize.json"
 
-#define QUANTIZE_FACTORS "quantize.tune" /* beside quantize.json: f32, as tune.h orders them */
+/* Beside quantize.json, what tuning found: factors in f32, as tune.h orders them, behind them every struct tune_move. */
+#define QUANTIZE_TUNED "quantize.tune"
 
 struct quantize {
     const struct config *config;
@@ -128,9 +129,11 @@ int quantize_loss(const struct quantize *q, struct pressed *p, int n, const stru
 
 /* ---- tuning ------------------------------------------------------------------------------------------------------ */
 
-/* Whether --tune asks for tuning that has not been done: then q->x must be what the last layer of the teacher leaves. */
+/* Whether the options ask for tuning, of factors or codes. */
+bool quantize_tunes(const struct config *c);
+/* And whether that has not been done: then q->x must be what the last layer of the teacher leaves. */
 bool quantize_tune_due(const struct quantize *q);
-/* All shards are there: tunes the model that they make, as --tune says, and writes them once more. What was found is settled,
+/* All shards are there: tunes the model that they make, as --tune and --tune-codes say, and writes them once more. What was found is settled,
  * and noted, before the first shard is replaced, and a shard that has been replaced bears a mark: wherever a run is stopped, the
  * next one goes on, or tunes again from the same start, to the same bytes. ERR_INVALID: there is but one sequence; ERR_CANCELLED
  * after a signal. */
@@ -148,7 +151,7 @@ int quantize_state_save(struct quantize *q, struct err *e) WARN_UNUSED;
 /* The map of this name in the notes on allocation, to be read and written; empty at first. ERR_NOMEM. */
 int quantize_state_map(struct quantize *q, const char *key, json_t **out,
                        struct err *e) WARN_UNUSED;
-/* What tuning found: {"step", "before", "after", "factors"}; NULL: it has not. */
+/* What tuning found: {"step", "before", "after", "moves": codes moved, "found": the mark of QUANTIZE_TUNED}; NULL: it has not. */
 const json_t *quantize_state_tuned(const struct quantize *q);
 /* Takes note over and brings it to the disk. */
 int quantize_state_tune(struct quantize *q, json_t *note, struct err *e) WARN_UNUSED;

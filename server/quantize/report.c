@@ -165,16 +165,18 @@ static int print_tuning(const struct quantize *q)
 {
     static const struct table_col cols[] = { { "tune_step", "best step" },
                                              { "kl_before", "KL before" },
-                                             { "kl_after", "KL after" } };
+                                             { "kl_after", "KL after" },
+                                             { "codes_moved", "codes moved" } };
     const json_t *note = quantize_state_tuned(q);
     struct table *t;
     if (note == NULL)
         return 0;
-    if (table_open(&t, cols, 3) < 0)
+    if (table_open(&t, cols, 4) < 0)
         return cli_fail(&(struct err){ ERR_NOMEM, "no memory for the table" });
     table_int(t, json_integer_value(json_object_get(note, "step")));
     table_num(t, json_number_value(json_object_get(note, "before")), 4);
     table_num(t, json_number_value(json_object_get(note, "after")), 4);
+    table_int(t, json_integer_value(json_object_get(note, "moves")));
     int code = cli_table(t, q->config->json);
     if (code == 0 && !q->config->json)
         putchar('\n');

@@ -56,12 +56,13 @@ static json_t *make_options(const struct quantize *q)
     const char *allocate = chooses ? c->allocate : "uniform";
     int64_t generations = strcmp(allocate, "evopress") == 0 ? c->generations : 0;
     size_t bytes = (size_t)q->text.n * (size_t)q->text.len * sizeof *q->text.token;
-    return json_pack("{s:s, s:f, s:I, s:s, s:I, s:s, s:i, s:i, s:f, s:i, s:o, s:o, s:i}", "codec",
-                     c->codec, "bits", c->bits, "size", (json_int_t)c->size, "allocate", allocate,
-                     "generations", (json_int_t)generations, "head", quantize_head(c), "tokens",
-                     q->text.n * q->text.len, "context", q->text.len, "damp", c->damp, "tune",
-                     (int)c->tune, "model", hex(hash_model(q->model)), "calibrate",
-                     hex(XXH3_64bits(q->text.token, bytes)), "version", VERSION);
+    return json_pack("{s:s, s:f, s:I, s:s, s:I, s:s, s:i, s:i, s:f, s:i, s:i, s:o, s:o, s:i}",
+                     "codec", c->codec, "bits", c->bits, "size", (json_int_t)c->size, "allocate",
+                     allocate, "generations", (json_int_t)generations, "head", quantize_head(c),
+                     "tokens", q->text.n * q->text.len, "context", q->text.len, "damp", c->damp,
+                     "tune", (int)c->tune, "tune_codes", (int)c->tune_codes, "model",
+                     hex(hash_model(q->model)), "calibrate", hex(XXH3_64bits(q->text.token, bytes)),
+                     "version", VERSION);
 }
 
 static int append(const char *text, size_t n, void *out)
@@ -135,8 +136,7 @@ static void remove_rest(const char *folder)
     char path[FOLDER_PATH];
     DIR *d = opendir(folder);
     for (const struct dirent *f; d != NULL && (f = readdir(d)) != NULL;)
-        if ((file_is_rest(f->d_name, QUANTIZE_NOTES) ||
-             file_is_rest(f->d_name, QUANTIZE_FACTORS)) &&
+        if ((file_is_rest(f->d_name, QUANTIZE_NOTES) || file_is_rest(f->d_name, QUANTIZE_TUNED)) &&
             folder_path(path, folder, f->d_name, NULL) == 0)
             (void)unlink(path);
     if (d != NULL)

@@ -76,13 +76,13 @@ static void attention_back(struct tune *t, int layer, const float *x, int n, dou
     struct tune_acts *a = &t->a;
     struct tune_back *d = &t->d;
     copy(d->row, d->h, n, c->dim);
-    tune_multiply_back(t, &l->o, d->row, a->o, d->att, false, n, grad);
+    tune_multiply_back(t, &l->o, d->row, a->att, a->o, d->att, false, n, grad);
     tune_attend_back(t, n);
     heads_back(t, d->q, a->yq, y->q_norm, l->q_norm, n, c->n_heads, grad);
     heads_back(t, d->k, a->yk, y->k_norm, l->k_norm, n, c->n_kv_heads, grad);
-    tune_multiply_back(t, &l->q, d->q, a->yq, d->hn, false, n, grad);
-    tune_multiply_back(t, &l->k, d->k, a->yk, d->hn, true, n, grad);
-    tune_multiply_back(t, &l->v, d->v, a->v, d->hn, true, n, grad);
+    tune_multiply_back(t, &l->q, d->q, a->xn, a->yq, d->hn, false, n, grad);
+    tune_multiply_back(t, &l->k, d->k, a->xn, a->yk, d->hn, true, n, grad);
+    tune_multiply_back(t, &l->v, d->v, a->xn, a->v, d->hn, true, n, grad);
     tune_norm_back(t, x, a->xn, y->attn_norm, l->attn_norm, d->hn, d->h, t->dx, n, c->dim, grad);
 }
 
@@ -93,10 +93,10 @@ void tune_reverse(struct tune *t, int layer, const float *x, int n, double *grad
     struct tune_acts *a = &t->a;
     struct tune_back *d = &t->d;
     copy(d->row, t->dx, n, c->dim);
-    tune_multiply_back(t, &l->down, d->row, a->down, d->act, false, n, grad);
+    tune_multiply_back(t, &l->down, d->row, a->act, a->down, d->act, false, n, grad);
     tune_swiglu_back(t, a->gate, a->up, d->act, d->gate, d->up, n);
-    tune_multiply_back(t, &l->gate, d->gate, a->gate, d->hn, false, n, grad);
-    tune_multiply_back(t, &l->up, d->up, a->up, d->hn, true, n, grad);
+    tune_multiply_back(t, &l->gate, d->gate, a->hn, a->gate, d->hn, false, n, grad);
+    tune_multiply_back(t, &l->up, d->up, a->hn, a->up, d->hn, true, n, grad);
     tune_norm_back(t, a->h, a->hn, t->m->layer[layer].ffn_norm, l->ffn_norm, d->hn, t->dx, d->h, n,
                    c->dim, grad);
     attention_back(t, layer, x, n, grad);

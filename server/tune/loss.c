@@ -161,5 +161,7 @@ double tune_loss(struct tune *t, const struct tune_text *text, double *grad)
         tune_forward(t, l, x, x + size, n);
         tune_reverse(t, l, x, n, grad);
     }
+    t->seen += grad != NULL ? n : 0;
+    t->lost += grad != NULL ? kl : 0;
     return kl;
 }

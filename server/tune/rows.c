@@ -116,12 +116,14 @@ void tune_multiply(const struct tune *t, const struct tune_matrix *m, const floa
 }
 
 void tune_multiply_back(const struct tune *t, const struct tune_matrix *m, float *dy,
-                        const float *y, float *dx, bool add, int n, double *grad)
+                        const float *x, const float *y, float *dx, bool add, int n, double *grad)
 {
     sum_up(t->be,
            (struct sums){ dy, y, m->bias, grad + m->at, grad + m->bias_at, n, m->stored->rows });
     struct scale s = { dy, t->factor + m->at, NULL, m->stored->rows };
     par_for(t->be->par, n, 0, scale_rows, &s);
+    if (m->slopes.g != NULL)
+        tune_slopes_add(t, m, dy, x, n);
     struct dense_product p = { .c = dx, .a = dy, .b = m->w, .m = n, .scale = 1, .add = add };
     p.n = m->stored->cols;
     p.k = m->stored->rows;

@@ -97,26 +97,17 @@ static void read_matrix(const struct be *be, const struct weight *w, float *to)
     par_for(be->par, w->rows, CODEC_PANEL, read_rows, &r);
 }
 
-enum { LAYER_MATRICES = 7 };
-
-static void matrices_of(struct tune_layer *l, struct tune_matrix *out[LAYER_MATRICES])
-{
-    struct tune_matrix *const all[LAYER_MATRICES] = { &l->q,    &l->k,  &l->v,   &l->o,
-                                                      &l->gate, &l->up, &l->down };
-    memcpy(out, all, sizeof all);
-}
-
 static const struct weight *head_of(const struct model *m)
 {
     return m->out.codec != NULL ? &m->out : &m->embd;
 }
 
-static void read_all(struct tune *t)
+void tune_read(struct tune *t)
 {
-    struct tune_matrix *all[LAYER_MATRICES];
+    struct tune_matrix *all[TUNE_MATRICES];
     for (int i = 0; i < t->m->config.n_layers; i++) {
-        matrices_of(&t->layer[i], all);
-        for (int k = 0; k < LAYER_MATRICES; k++)
+        tune_matrices(&t->layer[i], all);
+        for (int k = 0; k < TUNE_MATRICES; k++)
             read_matrix(t->be, all[k]->stored, all[k]->w);
     }
     read_matrix(t->be, head_of(t->m), t->head);
@@ -127,6 +118,8 @@ static struct tune_matrix matrix_of(const struct model *m, const struct weight *
                                     float *const *bias)
 {
     struct tune_matrix x = { .stored = w, .at = first_of(m, w) };
+    while (m->slot[x.slot].w != w)
+        x.slot++;
     if (bias != NULL && *bias != NULL) {
         x.bias = *bias;
         x.bias_at = first_of(m, bias);
@@ -137,7 +130,7 @@ static struct tune_matrix matrix_of(const struct model *m, const struct weight *
 static int open_layer(struct tune_layer *l, const struct model *m, int i, struct err *e)
 {
     const struct layer *y = &m->layer[i];
-    struct tune_matrix *all[LAYER_MATRICES];
+    struct tune_matrix *all[TUNE_MATRICES];
     *l = (struct tune_layer){ .q = matrix_of(m, &y->q, &y->q_bias),
                               .k = matrix_of(m, &y->k, &y->k_bias),
                               .v = matrix_of(m, &y->v, &y->v_bias),
@@ -149,8 +142,8 @@ static int open_layer(struct tune_layer *l, const struct model *m, int i, struct
                               .ffn_norm = first_of(m, &y->ffn_norm),
                               .q_norm = first_of(m, &y->q_norm),
                               .k_norm = first_of(m, &y->k_norm) };
-    matrices_of(l, all);
-    for (int k = 0; k < LAYER_MATRICES; k++) {
+    tune_matrices(l, all);
+    for (int k = 0; k < TUNE_MATRICES; k++) {
         const struct weight *w = all[k]->stored;
         all[k]->w = mem_alloc((size_t)w->rows * (size_t)w->cols * sizeof(float));
         if (all[k]->w == NULL)
@@ -236,7 +229,7 @@ static int open_all(struct tune *t, struct err *e)
     t->out_norm = first_of(t->m, &t->m->out_norm);
     open_angles(t);
     start_anew(t);
-    read_all(t);
+    tune_read(t);
     return 0;
 }
 
@@ -264,12 +257,13 @@ int tune_open(struct tune **out, struct model *student, const struct model *teac
 
 void tune_close(struct tune *t)
 {
-    struct tune_matrix *all[LAYER_MATRICES];
+    struct tune_matrix *all[TUNE_MATRICES];
     if (t == NULL)
         return;
+    tune_codes_close(t);
     for (int i = 0; t->layer != NULL && i < t->m->config.n_layers; i++) {
-        matrices_of(&t->layer[i], all);
-        for (int k = 0; k < LAYER_MATRICES; k++)
+        tune_matrices(&t->layer[i], all);
+        for (int k = 0; k < TUNE_MATRICES; k++)
             mem_free(all[k]->w);
     }
     mem_free(t->wanted_head);
@@ -294,5 +288,5 @@ void tune_settle(struct tune *t)
         at += n;
     }
     start_anew(t);
-    read_all(t);
+    tune_read(t);
 }

@@ -9,9 +9,19 @@
  * long for a row (32,000 x 288), with 256 no less. */
 enum { TUNE_SPAN = 64, TUNE_OUT = 128 };
 
+/* What tokens say of a matrix as stored, summed up over them: tune.h has the formula. All NULL: nobody asked. */
+struct tune_slopes {
+    float *g;  /* [rows][cols] dloss / dW */
+    double *s; /* [rows] sum of the squares of dloss / dy_r */
+    float *h;  /* [cols][cols] sum of x x^T; it is the first's of the matrices that read the same */
+    bool sums; /* this one is the first */
+};
+
 /* A matrix of a layer and the bias behind it. */
 struct tune_matrix {
     const struct weight *stored;
+    int slot;
+    struct tune_slopes slopes;
     float *w;          /* [rows][cols] as stored, without factors */
     int at;            /* its first factor */
     const float *bias; /* [rows] with its factors, or NULL */
@@ -22,6 +32,16 @@ struct tune_layer {
     struct tune_matrix q, k, v, o, gate, up, down;
     int attn_norm, ffn_norm, q_norm, k_norm; /* first factors */
 };
+
+enum { TUNE_MATRICES = 7 };
+/* Those that read the same follow each other. */
+static inline void tune_matrices(struct tune_layer *l, struct tune_matrix *out[TUNE_MATRICES])
+{
+    struct tune_matrix *const all[TUNE_MATRICES] = { &l->q,    &l->k,  &l->v,   &l->o,
+                                                     &l->gate, &l->up, &l->down };
+    for (int i = 0; i < TUNE_MATRICES; i++)
+        out[i] = all[i];
+}
 
 /* One layer's activations, made by tune_forward() and read by tune_reverse(). */
 struct tune_acts {
@@ -61,7 +81,11 @@ struct tune {
     double kl[TUNE_OUT];       /* of the rows at hand */
     struct tune_acts a;
     struct tune_back d;
-    float *room; /* what all of the activations above lie in */
+    int64_t seen;      /* tokens that slopes are of, */
+    double lost;       /* and the sum of their losses */
+    float *code_room;  /* codes.c: [threads] of the room that a row takes; NULL: nobody asked */
+    size_t code_width; /* the most inputs of a matrix */
+    float *room;       /* what all of the activations above lie in */
 };
 
 /* ---- rows.c ------------------------------------------------------------------------------------------------------ */
@@ -69,11 +93,11 @@ struct tune {
 /* The product, its columns spread over the workers. */
 void tune_product(const struct be *be, const struct dense_product *p);
 /* y[n][rows] = diag(f) W x + bias, and the way back: dx[n][cols] (+)= W^T diag(f) dy, with what the factors of matrix and bias
- * get added to grad. dy is scratch afterwards. */
+ * get added to grad, and slopes where they are wanted. dy is scratch afterwards. */
 void tune_multiply(const struct tune *t, const struct tune_matrix *m, const float *x, float *y,
                    int n);
 void tune_multiply_back(const struct tune *t, const struct tune_matrix *m, float *dy,
-                        const float *y, float *dx, bool add, int n, double *grad);
+                        const float *x, const float *y, float *dx, bool add, int n, double *grad);
 /* The way back through y = rmsnorm(x) with the weights w [dim], whose first factor is at: dx = base + ..., base NULL for 0. dx
  * may be dy or base. */
 void tune_norm_back(const struct tune *t, const float *x, const float *y, const float *w, int at,
@@ -81,6 +105,18 @@ void tune_norm_back(const struct tune *t, const float *x, const float *y, const 
 /* The way back through act = silu(gate) up. */
 void tune_swiglu_back(const struct tune *t, const float *gate, const float *up, const float *dact,
                       float *dgate, float *dup, int n);
+
+/* ---- codes.c ----------------------------------------------------------------------------------------------------- */
+
+/* Adds what n tokens say. dy [n][rows] is dloss / d(W x), x [n][cols]. */
+void tune_slopes_add(const struct tune *t, const struct tune_matrix *m, const float *dy,
+                     const float *x, int n);
+void tune_codes_close(struct tune *t); /* nothing open is accepted */
+
+/* ---- tune.c ------------------------------------------------------------------------------------------------------ */
+
+/* All matrices in f32, as they are stored. */
+void tune_read(struct tune *t);
 
 /* ---- attend.c ---------------------------------------------------------------------------------------------------- */
 

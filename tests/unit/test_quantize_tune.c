@@ -1,4 +1,4 @@
-/* wring quantize --tune: the model comes nearer, wherever a run is stopped the next one ends with the same bytes, and what it
+/* wring quantize --tune and --tune-codes: the model comes nearer, wherever a run is stopped the next one ends with the same bytes, and what it
  * says when it cannot. */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -27,6 +27,9 @@ enum { LAYERS = 5 };
 
 static const char *const plain[] = { "--codec=planes2", "--tokens=512", NULL };
 static const char *const tuned[] = { "--codec=planes2", "--tokens=512", "--tune=6", NULL };
+
+static const char *const moved[] = { "--codec=planes2", "--tokens=512", "--tune=6",
+                                     "--tune-codes=3", NULL };
 
 /* ---- the result -------------------------------------------------------------------------------------------------- */
 
@@ -78,6 +81,28 @@ static void comes_nearer(void **state)
     assert_true(noted("tuned", "step") >= 1 && noted("tuned", "step") <= 6);
 }
 
+/* Codes move where factors have gone as far as they get; and alone, in every form whose codes can. */
+static void codes_move(void **state)
+{
+    static const char *const form[] = { "--codec=planes1", "--codec=planes3g32",
+                                        "--codec=aqlm1x8g8" };
+    (void)state;
+    must_run("moved", moved);
+    print_message("%.0f codes moved: KL %.4f; held out %.4f, tuned %.4f\n", noted("moved", "moves"),
+                  kl_of("moved", "model"), noted("moved", "after"), noted("tuned", "after"));
+    assert_true(noted("moved", "moves") > 0);
+    assert_true(noted("moved", "after") < noted("tuned", "after"));
+    assert_true(noted("tuned", "moves") == 0);
+    for (size_t i = 0; i < sizeof form / sizeof *form; i++) {
+        const char *more[] = { form[i], "--tokens=512", "--tune-codes=4", NULL };
+        must_run("form", more);
+        print_message("%s: %.0f codes moved, held out %.4f to %.4f\n", form[i],
+                      noted("form", "moves"), noted("form", "before"), noted("form", "after"));
+        assert_true(noted("form", "after") < noted("form", "before"));
+        fetch_remove(in_root("form"));
+    }
+}
+
 /* A GGUF file has other rows in q and k than the folder. */
 static void reads_gguf(void **state)
 {
@@ -105,13 +130,12 @@ static void tunes_every_form(void **state)
 
 /* ---- going on ---------------------------------------------------------------------------------------------------- */
 
-/* Shards that are pressed again are tuned with the factors that were found. */
-static void goes_on(void **state)
+/* Shards that are pressed again are tuned with the factors and moves that were found. */
+static void goes_on_with(const char *whole, const char *const *options)
 {
     static const unsigned lacks[] = { 0x3e, 0x01, 0x14, 0 }; /* by bits */
-    (void)state;
-    must_run("again", tuned);
-    same_folders("tuned", "again");
+    must_run("again", options);
+    same_folders(whole, "again");
     for (size_t k = 0; k < sizeof lacks / sizeof *lacks; k++) {
         assert_int_equal(rename(in_root("again"), in_root("again.part")), 0);
         for (int i = 0; i <= LAYERS; i++)
@@ -119,9 +143,17 @@ static void goes_on(void **state)
                 assert_int_equal(unlink(shard_name("again.part", i, LAYERS)), 0);
         assert_int_equal(
             file_write_atomic(joined("again.part", "quantize.tune.Ab3xYz"), "x", 1, NULL), 0);
-        must_run("again", tuned);
-        same_folders("tuned", "again");
+        must_run("again", options);
+        same_folders(whole, "again");
     }
+}
+
+static void goes_on(void **state)
+{
+    (void)state;
+    goes_on_with("moved", moved);
+    fetch_remove(in_root("again"));
+    goes_on_with("tuned", tuned);
 }
 
 /* A child runs the command and gets a signal as soon as a file is in OUT.part; its exit code, or -1 when it was killed. */
@@ -134,7 +166,7 @@ static int stopped_at(const char *out, const char *file, int sig)
     if (pid == 0) {
         struct err e;
         fetch_catch_signals();
-        _exit(run(out, tuned, &e) == ERR_CANCELLED ? 3 : 0);
+        _exit(run(out, moved, &e) == ERR_CANCELLED ? 3 : 0);
     }
     int status = 0;
     while (waitpid(pid, &status, WNOHANG) == 0) {
@@ -154,8 +186,8 @@ static void survives_signals(void **state)
         int code = stopped_at("cut", at[i / 2], i % 2 == 0 ? SIGKILL : SIGINT);
         assert_true(code == 3 || code == -1 || there(in_root("cut")));
         if (!there(in_root("cut")))
-            must_run("cut", tuned);
-        same_folders("tuned", "cut");
+            must_run("cut", moved);
+        same_folders("moved", "cut");
         fetch_remove(in_root("cut"));
     }
 }
@@ -165,7 +197,14 @@ static void survives_signals(void **state)
 static void says_what_is_wrong(void **state)
 {
     static const char *const one[] = { "--tokens=64", "--tune=2", NULL };
+    static const char *const chained[] = { "--codec=trellis2", "--tune-codes=1", NULL };
+    static const char *const summed[] = { "--codec=lowrank16+planes2", "--tune-codes=1", NULL };
+    static const char *const swept[] = { "--codec=planes", "--pareto=3", "--tune-codes=1", NULL };
     (void)state;
+    must_fail("x", chained, ERR_INVALID,
+              "tune-codes: the codes of trellis2 do not stand alone; those of planes and aqlm do");
+    must_fail("x", summed, ERR_INVALID, "the codes of lowrank16+planes2 do not stand alone");
+    must_fail("x", swept, ERR_INVALID, "tune-codes: a sweep judges models as they are pressed");
     must_fail("one", one, ERR_INVALID, "there is but one of 64 tokens");
     assert_int_equal(rename(in_root("again"), in_root("again.part")), 0);
     must_fail("again", plain, ERR_INVALID, "was begun with tune 6");
@@ -177,13 +216,14 @@ static void says_what_is_wrong(void **state)
 static void survives_lack_of_memory(void **state)
 {
     (void)state;
-    survives_poverty("model", tuned, check_small() ? 3 : 8, check_small() ? 1 : 3);
+    survives_poverty("model", moved, check_small() ? 3 : 8, check_small() ? 1 : 3);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(comes_nearer),
+        cmocka_unit_test(codes_move),
         cmocka_unit_test(reads_gguf),
         cmocka_unit_test(tunes_every_form),
         cmocka_unit_test(goes_on),

@@ -1,5 +1,5 @@
 /* Tuning: the pass is the engine's, its gradient the slope that finite differences find, for every kind of parameter of every
- * variant of the family; factors go into the model. */
+ * variant of the family; factors go into the model; codes move down the slope. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -13,7 +13,7 @@
 #include "server/base/mem.h"
 #include "server/cli/logits.h"
 #include "server/cli/runner.h"
-#include "server/tune/tune.h"
+#include "server/tune/tune_internal.h"
 
 enum { LEN = 100, RUN = 128 };
 
@@ -285,6 +285,149 @@ static void steps_down(void **state)
     close_pair(&p);
 }
 
+/* ---- codes ------------------------------------------------------------------------------------------------------- */
+
+static void open_codes(struct pair *p, const char *arch, int threads)
+{
+    struct err e;
+    char folder[256];
+    snprintf(folder, sizeof folder, "tests/golden/archs/%s", arch);
+    open_pair(p, folder, "planes3g32", threads);
+    if (tune_codes_open(p->tune, &e) < 0)
+        fail_msg("%s", e.text);
+    tune_loss(p->tune, &p->text, p->grad);
+}
+
+/* The loss with the matrix moved by h along dir, as far as its slope is long. */
+static double loss_off(struct pair *p, const struct tune_matrix *m, const float *dir, double h)
+{
+    size_t n = (size_t)m->stored->rows * (size_t)m->stored->cols;
+    float *was = mem_alloc(n * sizeof *was);
+    assert_non_null(was);
+    memcpy(was, m->w, n * sizeof *was);
+    for (size_t i = 0; i < n; i++)
+        m->w[i] += (float)h * dir[i];
+    double kl = tune_loss(p->tune, &p->text, NULL);
+    memcpy(m->w, was, n * sizeof *was);
+    mem_free(was);
+    return kl;
+}
+
+static double check_matrix(struct pair *p, const struct tune_matrix *m)
+{
+    enum { H = 16 };
+    size_t n = (size_t)m->stored->rows * (size_t)m->stored->cols;
+    float *dir = mem_alloc(n * sizeof *dir);
+    double size = 0;
+    assert_non_null(dir);
+    for (size_t i = 0; i < n; i++)
+        size += (double)m->slopes.g[i] * (double)m->slopes.g[i];
+    size = sqrt(size);
+    for (size_t i = 0; i < n; i++)
+        dir[i] = m->slopes.g[i] / (float)size;
+    double slope[2];
+    for (int i = 0; i < 2; i++) {
+        double h = 1.0 / (H << i);
+        slope[i] = (loss_off(p, m, dir, h) - loss_off(p, m, dir, -h)) / (2 * h);
+    }
+    mem_free(dir);
+    return fabs((4 * slope[1] - slope[0]) / 3 / size - 1);
+}
+
+static void matrices_have_slopes(void **state)
+{
+    static const char *const arch[] = { "llama3-scaling", "qwen2-biases", "qwen3-head-norms" };
+    (void)state;
+    for (size_t i = 0; i < sizeof arch / sizeof *arch; i++) {
+        struct tune_matrix *all[TUNE_MATRICES];
+        struct pair p;
+        double worst = 0;
+        open_codes(&p, arch[i], 2);
+        for (int l = 0; l < p.model[1]->config.n_layers; l++) {
+            tune_matrices(&p.tune->layer[l], all);
+            for (int k = 0; k < TUNE_MATRICES; k++)
+                worst = fmax(worst, check_matrix(&p, all[k]));
+        }
+        print_message("%s: worst slope of a matrix %.1e off\n", arch[i], worst);
+        assert_true(worst < 2e-3);
+        close_pair(&p);
+    }
+}
+
+/* The first layer's activations are those that the pass ended with. */
+static void sums_up_inputs(void **state)
+{
+    struct pair p;
+    (void)state;
+    open_codes(&p, "llama3-scaling", 2);
+    const struct tune_layer *l = &p.tune->layer[0];
+    int dim = p.model[1]->config.dim;
+    assert_ptr_equal(l->q.slopes.h, l->v.slopes.h);
+    assert_ptr_equal(l->gate.slopes.h, l->up.slopes.h);
+    for (int i = 0; i < dim; i += 7) {
+        double want = 0;
+        for (int r = 0; r < LEN; r++)
+            want += (double)p.tune->a.xn[r * dim + i] * (double)p.tune->a.xn[r * dim + dim - 1 - i];
+        double got = (double)l->q.slopes.h[i * dim + dim - 1 - i];
+        assert_true(fabs(got - want) < 1e-3 * (1 + fabs(want)));
+    }
+    close_pair(&p);
+}
+
+/* A step makes the loss less, the engine says so too, and unmaking it brings back every bit. */
+static void codes_step_down(void **state)
+{
+    struct pair p;
+    struct buf moves;
+    struct err e;
+    (void)state;
+    buf_init(&moves, SIZE_MAX);
+    open_codes(&p, "llama3-scaling", 2);
+    double before = tune_loss(p.tune, &p.text, NULL);
+    assert_int_equal(tune_codes_move(p.tune, 160, &moves, &e), 0);
+    double after = tune_loss(p.tune, &p.text, NULL);
+    double engine = engine_loss(&p);
+    const struct tune_move *move = (const void *)moves.data;
+    size_t n = moves.len / sizeof *move;
+    print_message("%zu moves: KL %.4f to %.4f nats a token\n", n, before / LEN, after / LEN);
+    assert_true(n > 0 && after < before);
+    assert_true(fabs(after - engine) < 1e-3 * engine);
+    tune_codes_undo(p.tune, move, n);
+    assert_true(tune_loss(p.tune, &p.text, NULL) == before);
+    tune_codes_make(p.model[1], move, n);
+    tune_read(p.tune);
+    assert_true(tune_loss(p.tune, &p.text, NULL) == after);
+    buf_free(&moves);
+    close_pair(&p);
+}
+
+static void moves_for_any_threads(void **state)
+{
+    struct buf moves[2];
+    struct err e;
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        struct pair p;
+        buf_init(&moves[i], SIZE_MAX);
+        open_codes(&p, "qwen2-biases", i == 0 ? 1 : 3);
+        assert_int_equal(tune_codes_move(p.tune, 60, &moves[i], &e), 0);
+        close_pair(&p);
+    }
+    assert_true(moves[0].len > 0);
+    assert_int_equal(moves[0].len, moves[1].len);
+    assert_memory_equal(moves[0].data, moves[1].data, moves[0].len);
+    buf_free(&moves[0]);
+    buf_free(&moves[1]);
+}
+
+static int open_both(struct pair *p, struct tune **t, struct err *e)
+{
+    TRY(tune_open(t, p->model[1], p->model[0], LEN, e));
+    int rc = tune_codes_open(*t, e);
+    tune_close(*t);
+    return rc;
+}
+
 static void lacks_memory(void **state)
 {
     struct pair p;
@@ -293,16 +436,14 @@ static void lacks_memory(void **state)
     struct mem_stats before;
     struct mem_stats after;
     (void)state;
-    open_pair(&p, "tests/golden/archs/linear-scaling", "q4", 1);
+    open_pair(&p, "tests/golden/archs/linear-scaling", "planes4", 1);
     mem_stats(&before);
     uint64_t calls = 0;
     for (int rc = ERR_NOMEM; rc != 0;) {
         mem_fail_at(++calls);
-        rc = tune_open(&t, p.model[1], p.model[0], LEN, &e);
+        rc = open_both(&p, &t, &e);
         mem_fail_at(0);
         assert_true(rc == 0 || rc == ERR_NOMEM);
-        if (rc == 0)
-            tune_close(t);
         mem_stats(&after);
         assert_int_equal(after.blocks, before.blocks);
     }
@@ -318,10 +459,18 @@ static void lacks_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        CASE("llama3-scaling"),         CASE("linear-scaling"),
-        CASE("mistral-window"),         CASE("qwen2-biases"),
-        CASE("qwen3-head-norms"),       cmocka_unit_test(any_number_of_threads),
-        cmocka_unit_test(settles),      cmocka_unit_test(steps_down),
+        CASE("llama3-scaling"),
+        CASE("linear-scaling"),
+        CASE("mistral-window"),
+        CASE("qwen2-biases"),
+        CASE("qwen3-head-norms"),
+        cmocka_unit_test(any_number_of_threads),
+        cmocka_unit_test(settles),
+        cmocka_unit_test(steps_down),
+        cmocka_unit_test(matrices_have_slopes),
+        cmocka_unit_test(sums_up_inputs),
+        cmocka_unit_test(codes_step_down),
+        cmocka_unit_test(moves_for_any_threads),
         cmocka_unit_test(lacks_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
