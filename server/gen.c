@@ -24,6 +24,7 @@ static void gen_free(struct gen *g)
         struct choice *c = &g->choice[i];
         if (c->owns_ids)
             mem_free(c->ids);
+        buf_free(&c->decoded);
         buf_free(&c->text);
         api_logprobs_free(&c->lp);
     }
@@ -146,6 +147,20 @@ static int make_prompt(struct gen *g, struct choice *c, struct api_error *e)
                      kv_slot_bytes(&shape), e);
 }
 
+/* The prompt's text as given, or what its ids stand for. */
+static int make_echo(const struct gen *g, struct choice *c, struct api_error *e)
+{
+    const struct api_prompt *p = &g->req.prompts[c->i_prompt];
+
+    c->echo = p->text;
+    if (p->text.p)
+        return 0;
+    if (tok_decode(g->h->model->tok, p->ids, p->n_ids, true, &c->decoded) < 0)
+        return no_memory(e);
+    c->echo = (struct api_str){ buf_str(&c->decoded), c->decoded.len };
+    return 0;
+}
+
 static int make_choice(struct gen *g, int i, uint64_t seed, struct api_error *e)
 {
     const struct api_sampling *s = &g->req.sampling;
@@ -156,10 +171,14 @@ static int make_choice(struct gen *g, int i, uint64_t seed, struct api_error *e)
     c->index = i;
     c->i_prompt = i / g->req.n;
     buf_init(&c->text, TEXT_MAX);
+    buf_init(&c->decoded, TEXT_MAX);
     api_logprobs_init(&c->lp, g->req.kind, LOGPROBS_MAX);
     if (i == first) {
         TRY(make_prompt(g, c, e));
+        if (g->req.echo)
+            TRY(make_echo(g, c, e));
     } else {
+        c->echo = g->choice[first].echo;
         c->ids = g->choice[first].ids;
         c->job.n_prompt = g->choice[first].job.n_prompt;
         c->job.kv = g->choice[first].job.kv;

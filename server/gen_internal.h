@@ -13,8 +13,11 @@ struct choice {
     int index;
     int32_t *ids; /* the prompt; owned by the first choice of each prompt */
     bool owns_ids;
+    struct api_str echo; /* the prompt's text as the reply repeats it */
+    struct buf decoded;  /* holds it where the prompt is ids; owned as ids are */
     int i_prompt;
     int n_scored;    /* prompt tokens whose logprobs are in lp */
+    size_t echo_at;  /* bytes of the echo that those tokens are */
     bool submitted;  /* and not done yet when done is false */
     bool done;       /* its last event has come */
     bool begun;      /* a stream: role or echo has been sent */

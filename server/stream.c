@@ -4,6 +4,8 @@
  * and suspends its connection, under the lock, when there is nothing; whoever appends resumes it. A reader that falls
  * more than a ceiling behind loses its stream: the engine never waits for anybody.
  */
+#include <string.h>
+
 #include "server/base/clock.h"
 #include "server/base/log.h"
 #include "server/gen_internal.h"
@@ -32,6 +34,28 @@ static void add_logprobs(struct choice *c, int32_t id, const struct sample_resul
     api_logprobs_add(&c->lp, &t, top, n);
 }
 
+static bool begins_with(const char *s, size_t n, const char *start, size_t n_start)
+{
+    return n >= n_start && memcmp(s, start, n_start) == 0;
+}
+
+/* A token of the prompt. The space that the tokenizer puts in front of a text is in its token, but not in the echo. */
+static void score_token(struct choice *c, const struct sample_result *r)
+{
+    int32_t id = c->job.prompt[c->n_scored++];
+    struct api_str piece = http_piece(c->g->h, id);
+    size_t left = c->echo.n - c->echo_at;
+    const char *at = c->echo.p + c->echo_at;
+
+    add_logprobs(c, id, r);
+    if (piece.n > 0 && piece.p[0] == ' ' && !begins_with(at, left, piece.p, piece.n) &&
+        begins_with(at, left, piece.p + 1, piece.n - 1)) {
+        piece.n--;
+        c->lp.offset--;
+    }
+    c->echo_at += piece.n < left ? piece.n : left;
+}
+
 /* Echo with logprobs: the tokens of the prompt, the first of which nothing predicts. */
 static void score_prompt(struct choice *c, const struct job_event *ev)
 {
@@ -40,14 +64,15 @@ static void score_prompt(struct choice *c, const struct job_event *ev)
     if (!c->job.prompt_logprobs)
         return;
     if (c->n_scored == 0) {
-        add_logprobs(c, c->job.prompt[0], NULL);
-        c->n_scored = 1;
+        score_token(c, NULL);
         /* A beginning-of-text token that the tokenizer put in front is no part of the echoed text. */
-        if (g->req.prompts[c->i_prompt].text.p && c->job.prompt[0] == tok_bos(g->h->model->tok))
+        if (g->req.prompts[c->i_prompt].text.p && c->job.prompt[0] == tok_bos(g->h->model->tok)) {
             c->lp.offset = 0;
+            c->echo_at = 0;
+        }
     }
     if (ev->kind == JOB_PROMPT && ev->has_logprob && c->n_scored < c->job.n_prompt)
-        add_logprobs(c, c->job.prompt[c->n_scored++], ev->result);
+        score_token(c, ev->result);
 }
 
 static void put_text(struct choice *c, const char *text, size_t n, bool has_logprobs)
@@ -72,19 +97,8 @@ static void begin(struct choice *c)
     c->begun = true;
     if (g->req.kind == API_CHAT && g->req.stream)
         api_stream_role(&g->stream, c->index, &g->out);
-    if (!g->req.echo)
-        return;
-    const struct api_prompt *p = &g->req.prompts[c->i_prompt];
-    if (p->text.p) {
-        put_text(c, p->text.p, p->text.n, c->lp.n > 0);
-        return;
-    }
-    struct buf text;
-    buf_init(&text, TEXT_MAX);
-    if (tok_decode(g->h->model->tok, p->ids, p->n_ids, true, &text) < 0)
-        api_error_internal(&g->err, "The server ran out of memory.");
-    put_text(c, buf_str(&text), text.len, c->lp.n > 0);
-    buf_free(&text);
+    if (g->req.echo)
+        put_text(c, c->echo.p, c->echo.n, c->lp.n > 0);
 }
 
 static void job_failed(struct gen *g, const struct job_event *ev)

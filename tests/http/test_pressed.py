@@ -210,6 +210,34 @@ def test_choices_add_up(small):
     assert b["budget"] == a["budget"] and b["mass_min"] == a["mass_min"] and b["mass_mean"] == a["mass_mean"]
 
 
+def told_at_offsets(server, prompt, **more):
+    """The echo. Every token's text stands at its offset, but for the space that only the tokens have."""
+    choice = complete(server, prompt, echo=True, max_tokens=3, ignore_eos=False, **more)["choices"][0]
+    text, lp = choice["text"], choice["logprobs"]
+    end = 0
+    for token, at in zip(lp["tokens"], lp["text_offset"]):
+        if not token.startswith("bytes:") and token != "<s>":
+            told = token if text.startswith(token, at) else token[1:]
+            assert text.startswith(told, at) and (told == token or token[0] == " "), (token, at, text)
+            assert at == end, (token, at, end)
+            end = at + len(told)
+        elif token == "<s>" and text.startswith(token, at):
+            end = at + len(token)
+    assert end == len(text) or text.endswith("\ufffd")
+    return text, lp["text_offset"]
+
+
+def test_echo_offsets(small):
+    """The space that a sentencepiece vocabulary puts in front of a text is in its tokens but not in the text."""
+    text, offsets = told_at_offsets(small, "Once upon a")
+    assert text.startswith("Once upon a") and offsets[:2] == [0, 0]
+    for prompt in (" Once upon", "  a", "One.<s>Two<s> three", "<s>Once", "A man", "\nOnce"):
+        assert told_at_offsets(small, prompt)[0].startswith(prompt)
+    tokens = small.post("/tokenize", {"prompt": "Once upon a"}).json()["tokens"]
+    for prompt in (tokens, tokens[1:], tokens + tokens):
+        assert "Once upon a" in told_at_offsets(small, prompt)[0]
+
+
 def test_echo_scores_come_first(small):
     """The prompt's log-probabilities are those of the full cache: it is pressed after it was read."""
     full = complete(small, ids(PROMPT), {"policy": "full"}, echo=True, max_tokens=1)
