@@ -196,8 +196,7 @@ static struct request *begin(struct http *h, struct MHD_Connection *mhd, const c
     buf_init(&r->body, h->c.max_body);
     take_id(r);
     check_route(r, method, path);
-    if (!r->err.status || r->err.status == 404)
-        check_key(r); /* a stranger learns nothing about paths */
+    check_key(r); /* its error replaces the route's: a stranger learns nothing about paths */
     check_framing(r, version);
     watch_body(&h->watch, r->conn, r->start_ns + body_ns);
     return r;

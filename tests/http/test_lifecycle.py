@@ -15,6 +15,13 @@ def test_api_key(start):
         r = requests.get(server.url + path, timeout=10)
         wire.check_error(r, 401, "invalid_api_key")
         assert r.headers["WWW-Authenticate"] == "Bearer"
+    for r in (requests.get(server.url + "/tokenize", timeout=10), requests.delete(server.url + "/version", timeout=10),
+              requests.post(server.url + "/tokenize", data="a", headers={"Content-Type": "text/plain"}, timeout=10)):
+        wire.check_error(r, 401, "invalid_api_key")
+        assert "Allow" not in r.headers
+    assert requests.delete(server.url + "/health", timeout=10).status_code == 405
+    assert requests.options(server.url + "/tokenize", timeout=10).status_code == 204
+    assert server.get("/tokenize").status_code == 405
     for key in ("", "Bearer ", "Bearer wrong-key!", "Bearer secret-ke", "Bearer secret-key2", "secret-key"):
         r = requests.post(server.url + "/tokenize", json={"content": "a"}, headers={"Authorization": key}, timeout=10)
         wire.check_error(r, 401, "invalid_api_key")
