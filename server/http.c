@@ -25,6 +25,7 @@ enum {
     HEAD_BYTES = 32 << 10, /* a connection's memory: head of the request and of the reply */
     IDLE_S = 60,           /* silence on a connection that nobody works for */
     BACKLOG = 1024,
+    BODIES_READ = 4, /* times max_body: so long a body is read to its end before it is refused */
     SPARE_SLOTS = 16 /* connections being closed while new ones are accepted */
 };
 static const uint64_t body_ns = 60ull * 1000000000; /* for a whole body to arrive */
@@ -107,7 +108,9 @@ static void check_framing(struct request *r, const char *version)
         r->close = true;
     } else if (f.length > (int64_t)r->h->c.max_body) {
         api_error_too_large(&r->err, (int64_t)r->h->c.max_body);
-        r->close = true;
+        /* Most clients write all before they read: closed meanwhile, they see a broken pipe and not the answer. */
+        r->close = MHD_lookup_connection_value(r->mhd, MHD_HEADER_KIND, MHD_HTTP_HEADER_EXPECT) ||
+                   f.length / BODIES_READ >= (int64_t)r->h->c.max_body;
     }
 }
 

@@ -1,5 +1,6 @@
 """HTTP itself: headers, methods, framing, odd clients."""
 
+import http.client
 import json
 
 import pytest
@@ -64,12 +65,26 @@ def test_large_body(server):
 
     wire.check_error(requests.post(server.url + "/tokenize", data=chunks(), headers=headers, timeout=60), 413,
                      "request_too_large")
-    with server.connect() as s:
-        s.sendall(b"POST /tokenize HTTP/1.1\r\nHost: t\r\nContent-Type: application/json\r\n"
-                  b"Content-Length: 99999999999\r\n\r\n")
-        status, headers, body = wire.read_reply(s)
-    assert status == 413 and headers["connection"].lower() == "close"
-    wire.check("Error", json.loads(body))
+    for more in (b"Content-Length: 99999999999\r\n", b"Content-Length: %d\r\nExpect: 100-continue\r\n" % len(big)):
+        with server.connect() as s:
+            s.sendall(b"POST /tokenize HTTP/1.1\r\nHost: t\r\nContent-Type: application/json\r\n" + more + b"\r\n")
+            status, headers, body = wire.read_reply(s)
+        assert status == 413 and headers["connection"].lower() == "close"
+        wire.check("Error", json.loads(body))
+
+
+@pytest.mark.parametrize("size", [(8 << 20) + 1, 9 << 20, 30 << 20])
+def test_large_body_is_read(server, size):
+    """A client that writes its whole body before it reads is told, and may go on."""
+    client = http.client.HTTPConnection(server.host, server.port, timeout=60)
+    headers = {"Content-Type": "application/json"}
+    client.request("POST", "/tokenize", b"a" * size, headers)
+    r = client.getresponse()
+    assert r.status == 413
+    assert wire.check("Error", json.loads(r.read()))["error"]["code"] == "request_too_large"
+    client.request("POST", "/tokenize", b'{"content":"a"}', headers)
+    assert client.getresponse().status == 200
+    client.close()
 
 
 @pytest.mark.parametrize("head", [
