@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "server/base/clock.h"
+#include "server/base/log.h"
 #include "server/base/mem.h"
 #include "server/cli/cli.h"
 
@@ -151,6 +152,15 @@ static bool read_line(struct buf *line)
     return line->len > 0 && !interrupted;
 }
 
+/* Whether the conversation goes on without its last message, which does not fit the context or which the template refuses. */
+static bool take_back(struct chat *c, const struct err *e)
+{
+    if (e->code != ERR_LIMIT && e->code != ERR_INVALID)
+        return false;
+    log_text("%s\n/clear forgets the conversation\n", e->text);
+    return json_array_remove(c->messages, json_array_size(c->messages) - 1) == 0;
+}
+
 static int converse(struct chat *c, struct err *e)
 {
     struct buf line;
@@ -168,6 +178,10 @@ static int converse(struct chat *c, struct err *e)
             break;
         }
         rc = answer(c, e);
+        if (rc < 0 && take_back(c, e)) {
+            rc = 0;
+            continue;
+        }
         if (rc == 0 && add_message(c, "assistant", buf_str(&c->answer), c->answer.len) < 0)
             rc = err_set(e, ERR_NOMEM, "no memory for the conversation");
     }

@@ -1,8 +1,10 @@
-"""Keys, overload, and the end of a server."""
+"""Keys, overload, the beginning and the end of a server; a conversation in the terminal."""
 
+import subprocess
 import threading
 import time
 
+import pytest
 import requests
 import wire
 
@@ -85,3 +87,29 @@ def test_drain_deadline(start):
     t.join()
     assert b"[DONE]" not in lines[-1]
     assert b'"shutting_down"' in lines[-1]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    if not wire.BINARY.exists():
+        pytest.skip(f"{wire.BINARY} is not built")
+    return wire.import_small(tmp_path_factory.mktemp("models") / "stories260K",
+                             "{% for m in messages %}{{ m.content }} {% endfor %}")
+
+
+def chat(folder, *lines):
+    args = [wire.BINARY, "chat", folder, "--device", "cpu", "--ctx", "64", "--max-tokens", "4"]
+    return subprocess.run(args, input="".join(line + "\n" for line in lines), capture_output=True, text=True, timeout=60)
+
+
+def test_chat_outgrows_its_context(folder):
+    """What does not fit is taken back; what was said before and what comes after stand."""
+    long = "Once upon a time there was a little girl. " * 10
+    alone = chat(folder, "Once upon a time", "She saw")
+    assert alone.returncode == 0 and alone.stderr.count("/clear") == 0
+    both = chat(folder, "Once upon a time", long, "She saw")
+    assert both.returncode == 0 and both.stderr.count("/clear forgets the conversation") == 1
+    assert "64" in both.stderr
+    many = chat(folder, *["Once upon a time there was a girl."] * 12, "/clear", "Once")
+    assert many.returncode == 0 and many.stderr.count("/clear") > 1
+    assert many.stdout.count("\n") > alone.stdout.count("\n")
