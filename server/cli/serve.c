@@ -12,6 +12,7 @@
 #include "server/base/log.h"
 #include "server/cli/cli.h"
 #include "server/http.h"
+#include "server/model/folder.h"
 
 static const char usage[] = "serve MODEL [--config FILE] [options]";
 
@@ -26,21 +27,14 @@ struct serve {
 /* The alias, or the last part of the path without its ending. */
 static void name_model(struct serve *s)
 {
-    const char *path = s->config->word[0];
-    size_t n = strlen(path);
-    while (n > 1 && path[n - 1] == '/')
-        n--;
-    const char *base = path;
-    for (size_t i = 0; i + 1 < n; i++)
-        if (path[i] == '/')
-            base = path + i + 1;
-    n -= (size_t)(base - path);
-    if (n > 5 && strncmp(base + n - 5, ".gguf", 5) == 0)
-        n -= 5;
-    if (s->config->alias[0] != 0)
+    if (s->config->alias[0] != 0) {
         snprintf(s->model_id, sizeof s->model_id, "%s", s->config->alias);
-    else
-        snprintf(s->model_id, sizeof s->model_id, "%.*s", (int)n, base);
+        return;
+    }
+    folder_name(s->model_id, sizeof s->model_id, s->config->word[0]);
+    size_t n = strlen(s->model_id);
+    if (n > 5 && strcmp(s->model_id + n - 5, ".gguf") == 0)
+        s->model_id[n - 5] = 0;
 }
 
 static void print_plan(struct serve *s)

@@ -1,6 +1,8 @@
 #include "server/model/folder.h"
 
+#include <limits.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -23,6 +25,28 @@ int folder_beside(char out[FOLDER_PATH], const char *folder, const char *suffix,
     if (len < 0 || len >= FOLDER_PATH)
         return err_set(e, ERR_LIMIT, "%s: the path is too long", folder);
     return 0;
+}
+
+static const char *last_part(const char *path, size_t *n)
+{
+    size_t end = strlen(path);
+    while (end > 1 && path[end - 1] == '/')
+        end--;
+    size_t at = end > 0 ? end - 1 : 0;
+    while (at > 0 && path[at - 1] != '/')
+        at--;
+    *n = end - at;
+    return path + at;
+}
+
+void folder_name(char *out, size_t size, const char *path)
+{
+    char real[PATH_MAX];
+    size_t n;
+    const char *part = last_part(path, &n);
+    if (n <= 2 && strspn(part, ".") >= n && realpath(path, real) != NULL)
+        part = last_part(real, &n);
+    snprintf(out, size, "%.*s", (int)n, part);
 }
 
 bool folder_has(const char *folder, const char *name)

@@ -16,6 +16,8 @@ int folder_path(char out[FOLDER_PATH], const char *folder, const char *name,
  * nothing; ERR_LIMIT. */
 int folder_beside(char out[FOLDER_PATH], const char *folder, const char *suffix,
                   struct err *e) WARN_UNUSED;
+/* The last part of a path, of "." and ".." the name of what they are; cut where it does not fit. */
+void folder_name(char *out, size_t size, const char *path);
 bool folder_has(const char *folder, const char *name);
 
 /* Opens b with what the file holds, at most FOLDER_MAX_TEXT bytes; on failure b is empty. */

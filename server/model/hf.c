@@ -183,8 +183,7 @@ int hf_open(struct source *s, const char *folder, struct err *e)
         h->folder[--n] = 0;
     s->folder = h->folder;
     TRY(read_config(s, h, e));
-    const char *slash = strrchr(h->folder, '/');
-    snprintf(s->config.name, sizeof s->config.name, "%s", slash != NULL ? slash + 1 : h->folder);
+    folder_name(s->config.name, sizeof s->config.name, h->folder);
     TRY(add_weights(s, h, e));
     TRY(read_forms(s, h, e));
     TRY(read_template(s, h->folder, e));

@@ -97,6 +97,16 @@ def folder(tmp_path_factory):
                              "{% for m in messages %}{{ m.content }} {% endfor %}")
 
 
+@pytest.mark.parametrize("path", [".", "./", "../stories260K/.", "configs/..", "../stories260K//"])
+def test_folder_has_a_name(folder, monkeypatch, path):
+    """A server in its model's folder does not serve a model called "."."""
+    (folder / "configs").mkdir(exist_ok=True)
+    monkeypatch.chdir(folder)
+    server = wire.Server("--device", "cpu", "--kv-size", "16M", model=path)
+    assert server.model == "stories260K"
+    assert server.stop() == 0
+
+
 def chat(folder, *lines):
     args = [wire.BINARY, "chat", folder, "--device", "cpu", "--ctx", "64", "--max-tokens", "4"]
     return subprocess.run(args, input="".join(line + "\n" for line in lines), capture_output=True, text=True, timeout=60)
