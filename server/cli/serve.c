@@ -83,12 +83,23 @@ static int open_all(struct serve *s, struct err *e)
     return http_open(&s->http, &hc, s->session.model, s->engine, e);
 }
 
+/* The host as a client's URL has it: an address that can be called, in brackets where it has colons. */
+static void print_host(char *out, size_t size, const char *host)
+{
+    if (strcmp(host, "0.0.0.0") == 0)
+        host = "127.0.0.1";
+    else if (strcmp(host, "::") == 0)
+        host = "::1";
+    snprintf(out, size, strchr(host, ':') != NULL ? "[%s]" : "%s", host);
+}
+
 static void wait_and_drain(struct serve *s, const sigset_t *set)
 {
     int sig = 0;
-    bool any = strcmp(s->config->host, "0.0.0.0") == 0 || strcmp(s->config->host, "::") == 0;
-    LOG(I, "listening", "url=http://%s:%d model=%s ctx=%d", any ? "127.0.0.1" : s->config->host,
-        http_port(s->http), LOG_STR(s->model_id), engine_ctx(s->engine));
+    char host[512];
+    print_host(host, sizeof host, s->config->host);
+    LOG(I, "listening", "url=http://%s:%d model=%s ctx=%d", host, http_port(s->http),
+        LOG_STR(s->model_id), engine_ctx(s->engine));
     sigwait(set, &sig);
     LOG(I, "draining", "signal=%s timeout_s=%lld", sig == SIGTERM ? "TERM" : "INT",
         (long long)s->config->drain_timeout);

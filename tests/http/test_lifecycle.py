@@ -1,5 +1,6 @@
 """Keys, overload, the beginning and the end of a server; a conversation in the terminal."""
 
+import socket
 import subprocess
 import threading
 import time
@@ -104,6 +105,20 @@ def test_folder_has_a_name(folder, monkeypatch, path):
     monkeypatch.chdir(folder)
     server = wire.Server("--device", "cpu", "--kv-size", "16M", model=path)
     assert server.model == "stories260K"
+    assert server.stop() == 0
+
+
+@pytest.mark.parametrize("host, told", [("::1", "[::1]"), ("::", "[::1]"), ("0.0.0.0", "127.0.0.1"),
+                                        ("localhost", "localhost")])
+def test_url_can_be_opened(folder, host, told):
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        if ":" in host:
+            pytest.skip("there is no IPv6 here")
+    server = wire.Server("--device", "cpu", "--kv-size", "16M", "--host", host, model=folder)
+    assert server.url == f"http://{told}:{server.port}"
+    server.connect().close()
     assert server.stop() == 0
 
 

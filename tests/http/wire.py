@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import time
+import urllib.parse
 
 import jsonschema
 import requests
@@ -55,8 +56,8 @@ class Server:
             self.log = []
             self.proc = subprocess.Popen(args, stderr=subprocess.PIPE, text=True)
             self.url = self._wait_for_url()
-        self.host, port = re.match(r"http://([^:/]+):(\d+)", self.url).groups()
-        self.port = int(port)
+        at = urllib.parse.urlsplit(self.url)
+        self.host, self.port = at.hostname, at.port
         self.model = requests.get(self.url + "/v1/models", headers=self.headers(), timeout=30).json()["data"][0]["id"]
 
     def _wait_for_url(self):
