@@ -151,6 +151,16 @@ static uint64_t settings_of(const struct eval *v)
     return h;
 }
 
+/* A line cut short, by a kill or a full disk, must not swallow the next. */
+static int end_line(int fd)
+{
+    struct stat st;
+    char last = '\n';
+    if (fstat(fd, &st) < 0 || (st.st_size > 0 && pread(fd, &last, 1, st.st_size - 1) != 1))
+        return ERR_IO;
+    return last == '\n' || write(fd, "\n", 1) == 1 ? 0 : ERR_IO;
+}
+
 static int open_log(struct eval *v, struct err *e)
 {
     char path[PATH_SIZE];
@@ -158,8 +168,10 @@ static int open_log(struct eval *v, struct err *e)
     if (mkdir(v->config->out, 0755) < 0 && access(v->config->out, W_OK) < 0)
         return err_errno(e, ERR_IO, "%s: cannot create the folder", v->config->out);
     TRY(kv_grid_load(&v->grid, path, e));
-    v->log = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
-    return v->log >= 0 ? 0 : err_errno(e, ERR_IO, "%s: cannot write", path);
+    v->log = open(path, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+    if (v->log < 0 || end_line(v->log) < 0)
+        return err_errno(e, ERR_IO, "%s: cannot write", path);
+    return 0;
 }
 
 /* Queries kept with every page: what the finest stride asks for, where one is given. */
