@@ -1,5 +1,6 @@
 """Bad bodies: always a 400 with OpenAI's error object and the path of the field, never a 5xx."""
 
+import jsonschema
 import pytest
 import requests
 import wire
@@ -78,6 +79,29 @@ def test_raw(server, path, body):
     r = requests.post(server.url + path, data=body, headers={"Content-Type": "application/json"}, timeout=30)
     assert r.status_code == 400, r.text[:300]
     wire.check("Error", r.json())
+
+
+@pytest.mark.parametrize("number,status", [
+    ("18446744073709551615", 400), ("9223372036854775808", 400), ("1e999", 400),
+    ("9223372036854775807", 200), ("-9223372036854775808", 200), ("1e308", 200)])
+def test_numbers_of_fields_not_listed(server, number, status):
+    """As info.description of openapi.yaml says: what JSON is here does not hang on where a number stands."""
+    for field in ("x", "seed") if number.isdigit() else ("x",):
+        r = requests.post(server.url + "/v1/completions", data='{"prompt":"a","max_tokens":1,"%s":%s}' % (field, number),
+                          headers={"Content-Type": "application/json"}, timeout=30)
+        assert r.status_code == status, (field, r.text)
+
+
+def test_seed_has_bounds(server):
+    """The schema takes what the server takes."""
+    for seed in (2**63 - 1, -2**63):
+        body = {"prompt": "a", "max_tokens": 1, "seed": seed, "compression": {"kv": {"seed": seed}}}
+        wire.check("CompletionRequest", body)
+        r = server.post("/v1/completions", body)
+        assert r.status_code == 200, r.text
+    for body in ({"seed": 2**63}, {"compression": {"kv": {"seed": -2**63 - 1}}}):
+        with pytest.raises(jsonschema.ValidationError):
+            wire.check("CompletionRequest", {"prompt": "a", **body})
 
 
 def test_good_oddities(server):
