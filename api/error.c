@@ -39,11 +39,25 @@ int api_error_code(struct api_error *e, const char *code, const char *param, con
     return ERR_INVALID;
 }
 
+static int too_long(struct api_error *e, const char *param, const char *about, int64_t n_prompt,
+                    int64_t n_ctx)
+{
+    const char *what = strcmp(param, "messages") == 0 ? "messages" : "prompt";
+    fill(e, 400, TYPE_REQUEST, "context_length_exceeded", param);
+    snprintf(e->message, sizeof(e->message),
+             "This model's maximum context length is %lld tokens. However, your %s resulted in "
+             "%s%lld tokens. Please reduce the length of the %s.",
+             (long long)n_ctx, what, about, (long long)n_prompt, what);
+    e->n_prompt = n_prompt;
+    e->n_ctx = n_ctx;
+    return ERR_INVALID;
+}
+
 int api_error_context(struct api_error *e, const char *param, int64_t n_prompt, int64_t n_wanted,
                       int64_t n_ctx)
 {
     const char *what = strcmp(param, "messages") == 0 ? "messages" : "prompt";
-    fill(e, 400, TYPE_REQUEST, "context_length_exceeded", param);
+    too_long(e, param, "", n_prompt, n_ctx);
     if (n_wanted > 0)
         snprintf(e->message, sizeof(e->message),
                  "This model's maximum context length is %lld tokens. However, you requested %lld "
@@ -51,14 +65,12 @@ int api_error_context(struct api_error *e, const char *param, int64_t n_prompt, 
                  "%s or completion.",
                  (long long)n_ctx, (long long)(n_prompt + n_wanted), (long long)n_prompt, what,
                  (long long)n_wanted, what);
-    else
-        snprintf(e->message, sizeof(e->message),
-                 "This model's maximum context length is %lld tokens. However, your %s resulted in "
-                 "%lld tokens. Please reduce the length of the %s.",
-                 (long long)n_ctx, what, (long long)n_prompt, what);
-    e->n_prompt = n_prompt;
-    e->n_ctx = n_ctx;
     return ERR_INVALID;
+}
+
+int api_error_context_least(struct api_error *e, const char *param, int64_t n_least, int64_t n_ctx)
+{
+    return too_long(e, param, "at least ", n_least, n_ctx);
 }
 
 int api_error_key(struct api_error *e, bool given)

@@ -38,6 +38,8 @@ int api_error_code(struct api_error *e, const char *code, const char *param, con
  * alone is too long. */
 int api_error_context(struct api_error *e, const char *param, int64_t n_prompt, int64_t n_wanted,
                       int64_t n_ctx);
+/* The same of a prompt alone, of which only a lower bound is known. */
+int api_error_context_least(struct api_error *e, const char *param, int64_t n_least, int64_t n_ctx);
 int api_error_key(struct api_error *e, bool given);         /* 401 invalid_api_key */
 int api_error_model(struct api_error *e, const char *name); /* 404 model_not_found */
 int api_error_path(struct api_error *e, const char *method, const char *path);   /* 404 */

@@ -135,8 +135,8 @@ static int make_prompt(struct gen *g, struct choice *c, struct api_error *e)
     const struct engine_config *ec = engine_settings(g->h->en);
     struct kv_shape shape;
 
-    TRY(prompt_tokens(g->h, &g->req, c->i_prompt, &c->ids, &c->job.n_prompt,
-                      pressed ? &marks : NULL, e));
+    TRY(prompt_tokens(g->h, &g->req, c->i_prompt, engine_room(ec, g->kv.policy), &c->ids,
+                      &c->job.n_prompt, pressed ? &marks : NULL, e));
     c->owns_ids = true;
     c->job.kv = g->kv;
     c->job.kv.question0 = marks.question0;

@@ -3,6 +3,7 @@
  * Runs on an I/O thread. Special tokens are recognised in what the template wrote and in raw prompts of /v1/completions
  * (whose author writes the whole prompt), never in the messages of a chat.
  */
+#include <limits.h>
 #include <string.h>
 
 #include "server/base/clock.h"
@@ -124,7 +125,14 @@ static int find_marks(const struct tokenizer *tok, const json_t *messages, struc
 
 /* ---- prompts ----------------------------------------------------------------------------------------------------- */
 
-static int chat_tokens(const struct http *h, const struct api_request *req, int32_t **ids,
+static int check_room(const struct http *h, const char *s, size_t n, int room, const char *param,
+                      struct api_error *e)
+{
+    int64_t least = tok_at_least(h->model->tok, s, n);
+    return least > room ? api_error_context_least(e, param, least, room) : 0;
+}
+
+static int chat_tokens(const struct http *h, const struct api_request *req, int room, int32_t **ids,
                        int *n_ids, struct prompt_marks *marks, struct api_error *e)
 {
     const struct tokenizer *tok = h->model->tok;
@@ -148,6 +156,10 @@ static int chat_tokens(const struct http *h, const struct api_request *req, int3
     if (rc < 0)
         return api_error_bad(e, "messages", "The model's chat template refused the messages: %s",
                              why.text);
+    if (check_room(h, buf_str(&out.text), out.text.len, room, "messages", e) < 0) {
+        tmpl_output_free(&out);
+        return ERR_INVALID;
+    }
     rc = tok_encode_segments(tok, buf_str(&out.text), out.seg, out.n_seg, &t);
     if (rc == 0 && marks)
         rc = find_marks(tok, req->messages, &out, marks);
@@ -163,14 +175,16 @@ static int text_tokens(const struct http *h, const struct api_str *s, unsigned f
     return take_ids(&t, rc, param, ids, n_ids, e);
 }
 
-int prompt_tokens(const struct http *h, const struct api_request *req, int i, int32_t **ids,
-                  int *n_ids, struct prompt_marks *marks, struct api_error *e)
+int prompt_tokens(const struct http *h, const struct api_request *req, int i, int room,
+                  int32_t **ids, int *n_ids, struct prompt_marks *marks, struct api_error *e)
 {
     if (req->kind == API_CHAT)
-        return chat_tokens(h, req, ids, n_ids, marks, e);
+        return chat_tokens(h, req, room, ids, n_ids, marks, e);
     const struct api_prompt *p = &req->prompts[i];
-    if (!p->ids)
+    if (!p->ids) {
+        TRY(check_room(h, p->text.p, p->text.n, room, "prompt", e));
         return text_tokens(h, &p->text, TOK_ADD_BOS | TOK_PARSE_SPECIAL, "prompt", ids, n_ids, e);
+    }
     *ids = mem_alloc((size_t)p->n_ids * sizeof(**ids));
     if (!*ids)
         return no_memory(e);
@@ -183,7 +197,7 @@ int prompt_tokenize(const struct http *h, const struct api_tokenize *t, int32_t 
                     struct api_error *e)
 {
     if (t->is_chat)
-        return chat_tokens(h, &t->chat, ids, n_ids, NULL, e);
+        return chat_tokens(h, &t->chat, INT_MAX, ids, n_ids, NULL, e);
     unsigned flags =
         (t->add_special ? TOK_ADD_BOS : 0u) | (t->parse_special ? TOK_PARSE_SPECIAL : 0u);
     if (t->text.n == 0 && !t->add_special) {

@@ -130,8 +130,10 @@ static int build_pieces(struct tokenizer *t, const struct tok_vocab *v, struct e
     memset(t->byte_id, -1, sizeof t->byte_id);
     alphabet_bytes(byte_of);
     size_t used = 0;
+    t->longest = 1;
     for (int i = 0; i < v->n; i++) {
         TRY(add_piece(t, v, byte_of, i, &used, e));
+        t->longest = t->piece[i].len > t->longest ? t->piece[i].len : t->longest;
         t->score[i] = v->score != NULL ? v->score[i] : 0;
         if (t->score[i] != t->score[i])
             return err_set(e, ERR_FORMAT, "the score of token %d is no number", i);
@@ -221,6 +223,7 @@ static int build_bpe(struct tokenizer *t, const struct tok_vocab *v, struct err 
     }
     if (n_bytes == 0)
         return err_set(e, ERR_FORMAT, "the vocabulary has no token for any single byte");
+    t->gaps = n_bytes < 256;
     return build_merges(t, v, e);
 }
 
@@ -510,6 +513,19 @@ int tok_encode(const struct tokenizer *t, const char *s, size_t n, unsigned flag
     if ((flags & TOK_ADD_BOS) != 0 && t->add_eos)
         TRY(tok_push(out, t->eos));
     return 0;
+}
+
+int64_t tok_at_least(const struct tokenizer *t, const char *s, size_t n)
+{
+    size_t written = 0; /* bytes that are in some token */
+    if (t->nfc && nfc_may_change(s, n))
+        written = t->gaps ? 0 : n / 3; /* normal form C is a third as long at least: U+212A is K */
+    else if (!t->gaps)
+        written = n;
+    else
+        for (size_t i = 0; i < n; i++)
+            written += t->byte_id[(unsigned char)s[i]] >= 0;
+    return (int64_t)((written + t->longest - 1) / t->longest);
 }
 
 int tok_encode_segments(const struct tokenizer *t, const char *s, const struct text_segment *seg,

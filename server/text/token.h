@@ -85,6 +85,9 @@ int tok_encode(const struct tokenizer *t, const char *s, size_t n, unsigned flag
  * text. Text between special tokens is tokenised as one run across segment borders. No BOS is added: templates write it. */
 int tok_encode_segments(const struct tokenizer *t, const char *s, const struct text_segment *seg,
                         int n_seg, struct tok_ids *out) WARN_UNUSED;
+/* Tokens that s becomes at least, without encoding it: as many as if all were the vocabulary's longest piece, so that a text
+ * far too long for a model is told in time linear in its length. */
+int64_t tok_at_least(const struct tokenizer *t, const char *s, size_t n);
 
 /* Appends the text of ids; special tokens' names only when asked for. SPM: the space that encoding put in front goes. */
 int tok_decode(const struct tokenizer *t, const int32_t *id, int n, bool with_special,

@@ -20,6 +20,7 @@ struct tokenizer {
     int n;
     char *pool; /* all pieces, each NUL-terminated */
     struct tok_piece *piece;
+    uint32_t longest; /* bytes of the longest piece; 1 at least */
     uint8_t *kind;
     float *score;
     bool *eog;
@@ -35,6 +36,7 @@ struct tokenizer {
     int special_first[257];
     struct pretoken *pre;
     bool whole_words; /* a word that is a token is not taken apart (Llama 3) */
+    bool gaps;        /* BPE: some byte has no token and is left out of texts */
     bool spaces_lead; /* SPM: in every piece, spaces stand in front only */
     bool nfc;         /* text is put into Unicode's normal form C first (Qwen2) */
     bool add_bos, add_eos, add_space_prefix, prefix_first_only, prefix_if_none;

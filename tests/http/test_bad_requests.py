@@ -104,6 +104,19 @@ def test_seed_has_bounds(server):
             wire.check("CompletionRequest", {"prompt": "a", **body})
 
 
+@pytest.mark.parametrize("path,param", [("/v1/completions", "prompt"), ("/v1/chat/completions", "messages")])
+def test_text_far_too_long(server, path, param):
+    """Refused by its length alone, unless somebody only wants it tokenized."""
+    def body(text):
+        return {"prompt": text} if param == "prompt" else {"messages": [{"role": "user", "content": text}]}
+    e = wire.check_error(server.post(path, body("a" * 7_900_000)), 400, "context_length_exceeded", param)
+    assert "at least" in e["message"] and e["n_prompt_tokens"] > e["n_ctx"]
+    e = wire.check_error(server.post(path, body("word " * (e["n_ctx"] + 1))), 400, "context_length_exceeded", param)
+    assert "at least" not in e["message"]
+    r = server.post("/tokenize", body("a" * 2_000_000) if param == "messages" else {"content": "a" * 2_000_000})
+    assert r.status_code == 200 and r.json()["count"] > e["n_ctx"]
+
+
 def test_good_oddities(server):
     """Unknown fields are ignored, null is absent, integral floats are integers."""
     body = {"messages": MESSAGES, "max_tokens": 2.0, "n": None, "stop": None, "temperature": None, "user": 5,

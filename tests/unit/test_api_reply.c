@@ -86,6 +86,12 @@ static void errors(void **state)
                  "However, your messages resulted in 5000 tokens. Please reduce the length of the "
                  "messages.\",\"type\":\"invalid_request_error\",\"param\":\"messages\",\"code\":"
                  "\"context_length_exceeded\",\"n_prompt_tokens\":5000,\"n_ctx\":2048}}");
+    api_error_context_least(&e, "prompt", 5000, 2048);
+    assert_string_equal(e.message, "This model's maximum context length is 2048 tokens. However, "
+                                   "your prompt resulted in at least 5000 tokens. Please reduce "
+                                   "the length of the prompt.");
+    assert_string_equal(e.code, "context_length_exceeded");
+    assert_true(e.n_prompt == 5000 && e.n_ctx == 2048);
     api_error_key(&e, true);
     expect_error(&e, 401,
                  "{\"error\":{\"message\":\"Incorrect API key provided.\",\"type\":"

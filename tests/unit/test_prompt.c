@@ -1,4 +1,5 @@
 /* What a policy is told of a chat prompt: where the question ends and how far the system message reaches, in tokens. */
+#include <limits.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -49,7 +50,7 @@ static int32_t *marks_of(const char *template, const char *messages, struct prom
     snprintf(body, sizeof body, "{\"messages\":[%s]}", messages);
     *m = (struct prompt_marks){ 0 };
     if (api_request_parse(&req, API_CHAT, body, strlen(body), &lim, &e) < 0 ||
-        prompt_tokens(&front, &req, 0, &ids, n, m, &e) < 0)
+        prompt_tokens(&front, &req, 0, INT_MAX, &ids, n, m, &e) < 0)
         fail_msg("%s: %s", body, e.message);
     api_request_free(&req);
     tmpl_close(model.tmpl);
@@ -144,7 +145,7 @@ static void memory_may_run_out(void **state)
         int n = 0;
         assert_int_equal(api_request_parse(&req, API_CHAT, body, strlen(body), &lim, &e), 0);
         mem_fail_at(at);
-        rc = prompt_tokens(&front, &req, 0, &ids, &n, &m, &e);
+        rc = prompt_tokens(&front, &req, 0, INT_MAX, &ids, &n, &m, &e);
         mem_fail_at(0);
         failures += rc < 0;
         assert_true(rc < 0 || (m.question1 > m.question0 && m.system > 0));

@@ -216,6 +216,7 @@ static void round_trip(const struct tokenizer *t, const char *s, size_t n)
     buf_init(&back, 1 << 20);
     assert_int_equal(tok_encode(t, s, n, 0, &ids), 0);
     assert_int_equal(tok_decode(t, ids.id, ids.n, false, &back), 0);
+    assert_in_range(tok_at_least(t, s, n), n > 0, ids.n);
     assert_int_equal(back.len, n);
     if (n > 0)
         assert_memory_equal(back.data, s, n);
@@ -241,6 +242,38 @@ static void test_random_bytes(void **state)
         }
         tok_close(t);
     }
+}
+
+static void check_at_least(const char *pre, const char *unit, int times, int64_t want)
+{
+    struct tokenizer *t = pre != NULL ? open_bpe(pre) : open_spm();
+    struct tok_ids ids = { 0 };
+    struct buf b;
+    buf_init(&b, 1 << 20);
+    for (int i = 0; i < times; i++)
+        assert_int_equal(buf_adds(&b, unit), 0);
+    assert_int_equal(tok_at_least(t, buf_str(&b), b.len), want);
+    assert_int_equal(tok_encode(t, buf_str(&b), b.len, TOK_PARSE_SPECIAL, &ids), 0);
+    assert_true(ids.n >= want);
+    tok_ids_free(&ids);
+    buf_free(&b);
+    tok_close(t);
+}
+
+/* By the longest piece: a special token of 12 bytes, or 5 of <unk>. Normal form C makes three bytes one. */
+static void test_at_least(void **state)
+{
+    (void)state;
+    check_at_least("gpt-2", "a", 0, 0);
+    check_at_least("gpt-2", "a", 1, 1);
+    check_at_least("gpt-2", "a", 12, 1);
+    check_at_least("gpt-2", "a", 13, 2);
+    check_at_least("gpt-2", "hello", 120, 50);
+    check_at_least("gpt-2", "<|im_start|>", 50, 50);
+    check_at_least("qwen2", "a", 120, 10);
+    check_at_least("qwen2", "\xE2\x84\xAA", 120, 10);
+    check_at_least(NULL, "<unk>", 50, 50);
+    check_at_least(NULL, "ab", 50, 20);
 }
 
 /* A word far beyond the length that a scan handles must come out like many short ones. */
@@ -598,7 +631,7 @@ int main(void)
         cmocka_unit_test(test_long_word), cmocka_unit_test(test_segments),
         cmocka_unit_test(test_decode),    cmocka_unit_test(test_stream),
         cmocka_unit_test(test_refuses),   cmocka_unit_test(test_files),
-        cmocka_unit_test(test_faults),
+        cmocka_unit_test(test_faults),    cmocka_unit_test(test_at_least),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -225,6 +225,7 @@ static void compare_lines(const struct tokenizer *t, const char *name)
             busy += clock_s() - start;
             if (hash_ids(&ids) != hash[special] && bad++ < 20)
                 show(special ? "special" : "plain", i, s, n, &ids);
+            assert_true(tok_at_least(t, s, n) <= ids.n);
             buf_clear(&back);
             assert_int_equal(tok_decode(t, ids.id, ids.n, true, &back), 0);
             if (must_come_back(t, name, s, n))
