@@ -34,8 +34,8 @@ static int check_params(const struct sample_params *p, int n_vocab, struct err *
     if (!(p->top_p > 0 && p->top_p <= 1))
         return err_set(e, ERR_INVALID, "top_p is %g; more than 0 and at most 1 is needed",
                        (double)p->top_p);
-    if (!(p->min_p >= 0 && p->min_p < 1))
-        return err_set(e, ERR_INVALID, "min_p is %g; 0 or more and less than 1 is needed",
+    if (!(p->min_p >= 0 && p->min_p <= 1))
+        return err_set(e, ERR_INVALID, "min_p is %g; 0 or more and at most 1 is needed",
                        (double)p->min_p);
     if (!(p->repetition_penalty > 0) || isinf(p->repetition_penalty))
         return err_set(e, ERR_INVALID, "repetition_penalty is %g; more than 0 is needed",

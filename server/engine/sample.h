@@ -22,7 +22,7 @@ struct logit_bias {
 struct sample_params {
     float temperature;                         /* 0: greedy */
     float top_p;                               /* (0, 1], 1: off */
-    float min_p;                               /* [0, 1), 0: off */
+    float min_p;                               /* [0, 1], 0: off; 1: only the likeliest */
     int top_k;                                 /* 0: off */
     float repetition_penalty;                  /* > 0, 1: off; over prompt and output */
     float presence_penalty, frequency_penalty; /* [-2, 2], 0: off; over the output */

@@ -497,6 +497,38 @@ static void test_head_logprobs(void **state)
     be_close(be);
 }
 
+/* min_p 1 leaves the likeliest token, whatever the draw and the other cuts are, and those that are as likely; read from the row
+ * or from what the head leaves of it. */
+static void test_min_p_one(void **state)
+{
+    (void)state;
+    static float x[BIG];
+    static const float temperature[] = { 0.01f, 0.7f, 2 }, top_p[] = { 1, 0.9f };
+    static const int top_k[] = { 0, 40, 3000 };
+    struct sample_params p = plain, greedy = plain;
+    struct be *be;
+    struct err e;
+    assert_int_equal(be_open(&be, &(struct be_config){ .n_threads = 2 }, &e), 0);
+    greedy.temperature = 0;
+    p.min_p = 1;
+    for (int i = 0; i < 18 * 20; i++) {
+        p.temperature = temperature[i % 3];
+        p.top_p = top_p[i / 3 % 2];
+        p.top_k = top_k[i / 6 % 3];
+        p.seed = (uint64_t)i;
+        make_logits(x, BIG, 0.1);
+        int32_t best = one(&greedy, x, BIG);
+        assert_int_equal(one(&p, x, BIG), best);
+        int32_t other = (best + 999) % BIG;
+        x[other] = x[best];
+        int32_t id = one(&p, x, BIG);
+        assert_true(id == best || id == other);
+        if (i < 18)
+            assert_true(run_head(be, &p, BIG, 2.5, 20) == 0 || p.top_k == 3000);
+    }
+    be_close(be);
+}
+
 static void test_refusals(void **state)
 {
     (void)state;
@@ -509,7 +541,7 @@ static void test_refusals(void **state)
     bad[1].temperature = NAN;
     bad[2].top_p = 0;
     bad[3].top_p = 1.5f;
-    bad[4].min_p = 1;
+    bad[4].min_p = nextafterf(1, 2);
     bad[5].min_p = -0.1f;
     bad[6].repetition_penalty = 0;
     bad[7].presence_penalty = NAN;
@@ -571,7 +603,7 @@ int main(void)
         cmocka_unit_test(test_seed),          cmocka_unit_test(test_logprobs),
         cmocka_unit_test(test_penalties),     cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_memory),        cmocka_unit_test(test_head),
-        cmocka_unit_test(test_head_logprobs),
+        cmocka_unit_test(test_head_logprobs), cmocka_unit_test(test_min_p_one),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
