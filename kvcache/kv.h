@@ -7,8 +7,8 @@
  * KV_NARROW_Q8 a narrow page holds twice as many slots as a block of a wide page, in the same bytes; what is merged is
  * summed in f32 and rounded once, when it is written.
  *
- * Thread: the engine's only. Owner: the engine owns the pool and the index, a sequence owns its tables and holds one
- * reference to each of its pages.
+ * Thread: the engine's only, kv_seq_plan() excepted. Owner: the engine owns the pool and the index, a sequence owns its
+ * tables and holds one reference to each of its pages.
  *
  * Records (kernels/backend.h) of queries are kept for policies that score. With every wide page go those of `samples` of
  * its tokens, evenly strided, so a prefix that is found in the index brings its samples along. The records of a prompt's
@@ -129,6 +129,12 @@ struct kv_seq {
  * pool has no room to press it then, the sequence stays whole. */
 int kv_seq_open(struct kv_seq *s, struct kv_pool *p, const struct kv_options *opt, int n_prompt,
                 int max_tokens, struct err *e) WARN_UNUSED;
+/* kv_seq_open in two halves. What it would refuse, but for ERR_NOMEM, needs neither memory nor a page: the plan is numbers in
+ * *s without tables, from what is constant in a pool, so that any thread may ask. */
+int kv_seq_plan(struct kv_seq *s, const struct kv_pool *p, const struct kv_options *opt,
+                int n_prompt, int max_tokens, struct err *e) WARN_UNUSED;
+/* The tables that were planned. ERR_NOMEM: s is closed. */
+int kv_seq_tables(struct kv_seq *s, struct kv_pool *p, struct err *e) WARN_UNUSED;
 void kv_seq_close(struct kv_seq *s,
                   struct kv_pool *p); /* drops every reference; safe on a zeroed seq */
 /* Drops every reference and keeps the wide tables: empty, ready for the same tokens again. Allocates nothing. */

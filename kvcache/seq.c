@@ -103,11 +103,6 @@ static bool goes_by_layer(const struct kv_seq *s, const struct kv_pool *p)
            (s->n_prompt >= s->opt.layer_major || first_peak(s, p) > p->n_pages);
 }
 
-static int no_tables(struct err *e)
-{
-    return err_set(e, ERR_NOMEM, "no memory for the tables of a sequence");
-}
-
 static int plan_compaction(struct kv_seq *s, const struct kv_pool *p, int max_tokens, struct err *e)
 {
     if (s->opt.policy->keeps_all)
@@ -127,9 +122,6 @@ static int plan_compaction(struct kv_seq *s, const struct kv_pool *p, int max_to
         s->max_spare = 0; /* whole it fits the pool, so it stays whole */
         return 0;
     }
-    s->spare = mem_alloc((size_t)s->max_spare * sizeof *s->spare);
-    if (s->spare == NULL)
-        return no_tables(e);
     if (!prompt_pressed(s))
         return 0;
     int a_page = pool_page_records(p);
@@ -154,24 +146,41 @@ static int plan_compaction(struct kv_seq *s, const struct kv_pool *p, int max_to
                        "the KV pool has %d",
                        s->n_prompt, s->opt.budget, (long long)peak,
                        s->layer_major ? ", even layer by layer" : "", p->n_pages);
-    s->query = mem_alloc((size_t)p->shape.n_layers * (size_t)s->want_query * sizeof *s->query);
-    return s->query == NULL ? no_tables(e) : 0;
+    return 0;
 }
 
 /* ---- life ------------------------------------------------------------------------------------------------------ */
 
-int kv_seq_open(struct kv_seq *s, struct kv_pool *p, const struct kv_options *opt, int n_prompt,
-                int max_tokens, struct err *e)
+int kv_seq_plan(struct kv_seq *s, const struct kv_pool *p, const struct kv_options *opt,
+                int n_prompt, int max_tokens, struct err *e)
 {
     *s = (struct kv_seq){ .opt = *opt,
                           .n_prompt = n_prompt,
                           .max_blocks = max_int(pages_of_slots(max_tokens), 1) };
     TRY(kv_options_fill(&s->opt, n_prompt, kv_slot_bytes(&p->shape), e));
-    s->wide = mem_zalloc((size_t)p->shape.n_layers * (size_t)s->max_blocks, sizeof *s->wide);
-    int rc = s->wide != NULL ? plan_compaction(s, p, max_tokens, e) : no_tables(e);
-    if (rc < 0)
-        kv_seq_close(s, p);
-    return rc;
+    return plan_compaction(s, p, max_tokens, e);
+}
+
+int kv_seq_tables(struct kv_seq *s, struct kv_pool *p, struct err *e)
+{
+    size_t layers = (size_t)p->shape.n_layers;
+    s->wide = mem_zalloc(layers * (size_t)s->max_blocks, sizeof *s->wide);
+    bool ok = s->wide != NULL;
+    if (ok && s->max_spare > 0)
+        ok = (s->spare = mem_alloc((size_t)s->max_spare * sizeof *s->spare)) != NULL;
+    if (ok && s->want_query > 0)
+        ok = (s->query = mem_alloc(layers * (size_t)s->want_query * sizeof *s->query)) != NULL;
+    if (ok)
+        return 0;
+    kv_seq_close(s, p);
+    return err_set(e, ERR_NOMEM, "no memory for the tables of a sequence");
+}
+
+int kv_seq_open(struct kv_seq *s, struct kv_pool *p, const struct kv_options *opt, int n_prompt,
+                int max_tokens, struct err *e)
+{
+    TRY(kv_seq_plan(s, p, opt, n_prompt, max_tokens, e));
+    return kv_seq_tables(s, p, e);
 }
 
 void seq_release(struct kv_seq *s, struct kv_pool *p)

@@ -327,11 +327,8 @@ int gen_submit(struct gen *g, struct api_error *e)
         return api_error_unavailable(e, "shutting_down", "The server is shutting down.", 5);
     if (rc == ERR_BUSY)
         return api_error_busy(e, "The server's queue is full.", http_retry_after(g->h));
-    if (rc == ERR_LIMIT) {
-        api_error_code(e, "context_length_exceeded",
-                       g->req.kind == API_CHAT ? "messages" : "prompt", "%s", why.text);
-        return ERR_INVALID;
-    }
+    if (rc == ERR_LIMIT) /* of the pool: check_length() has looked at the context */
+        return api_error_code(e, "context_length_exceeded", "compression.kv", "%s", why.text);
     return api_error_from(e, &why, rc == ERR_UNSUPPORTED ? "compression.kv.policy" : NULL);
 }
 

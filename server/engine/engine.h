@@ -144,7 +144,8 @@ int engine_open(struct engine **out, const struct model *m, const struct engine_
 void engine_close(struct engine *en);
 /* 0; ERR_BUSY when the queue is full or the engine drains; ERR_LIMIT when the prompt leaves no room in the context: e says
  * how many tokens there were and how many there may be (max_tokens beyond the context is cut, and ends with
- * FINISH_LENGTH); ERR_INVALID; ERR_DEVICE when the device was lost. Any thread. */
+ * FINISH_LENGTH), or when the pool cannot hold it and what pressing it takes; ERR_INVALID; ERR_UNSUPPORTED; ERR_DEVICE when
+ * the device was lost. Any thread. */
 int engine_submit(struct engine *en, struct job *j, struct err *e) WARN_UNUSED;
 /* Asks for the end of a submitted job; its JOB_DONE (FINISH_CANCELLED unless it ended before) comes within one step. Any thread. */
 void engine_cancel(struct engine *en, struct job *j);

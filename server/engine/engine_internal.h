@@ -89,7 +89,8 @@ int layers_run(struct engine *en, struct batch *b, bool *through, struct err *e)
 
 /* ---- press.c --------------------------------------------------------------------------------------------------- */
 int press_open(struct engine *en, struct err *e) WARN_UNUSED;
-/* What j asks of its cache: ERR_INVALID, ERR_UNSUPPORTED. Any thread. */
+/* What j asks of its cache, planned: what would be refused when its turn comes is refused before an answer has begun.
+ * ERR_INVALID, ERR_LIMIT, ERR_UNSUPPORTED. Any thread. */
 int press_check(const struct engine *en, const struct job *j, struct err *e) WARN_UNUSED;
 /* Presses s when that is due. ERR_DEVICE only: what else goes wrong is the end of s. */
 int press_seq(struct engine *en, struct seq *s, struct err *e) WARN_UNUSED;

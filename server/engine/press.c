@@ -13,15 +13,15 @@ int press_open(struct engine *en, struct err *e)
 
 int press_check(const struct engine *en, const struct job *j, struct err *e)
 {
-    struct kv_options o = j->kv;
-    int window = en->model->config.window;
-    TRY(kv_options_fill(&o, j->n_prompt, kv_slot_bytes(kv_pool_shape(en->pool)), e));
-    if (window > 0 && !o.policy->keeps_all)
+    const struct kv_policy *policy = j->kv.policy;
+    struct kv_seq kv;
+    int limit, window = en->model->config.window;
+    if (window > 0 && policy != NULL && !policy->keeps_all)
         return err_set(e, ERR_UNSUPPORTED,
                        "the policy '%s' cannot press the cache of this model: its attention has a "
                        "sliding window of %d tokens",
-                       o.policy->name, window);
-    return 0;
+                       policy->name, window);
+    return seq_plan(&kv, &limit, j, en->pool, &en->config, e);
 }
 
 /* ---- pressing -------------------------------------------------------------------------------------------------- */

@@ -35,29 +35,37 @@ static int open_buffers(struct seq *s, const struct kv_shape *shape)
     return open_text(s);
 }
 
+int seq_plan(struct kv_seq *kv, int *limit, const struct job *j, const struct kv_pool *pool,
+             const struct engine_config *c, struct err *e)
+{
+    struct kv_options opt = j->kv;
+    int room = engine_room(c, opt.policy) - j->n_prompt, whole = engine_room(c, NULL);
+    opt.layer_major = j->prompt_logprobs ? 0 : c->layer_major; /* those want logits of every row */
+    *limit = j->n_prompt + (j->max_tokens < 0 || j->max_tokens > room ? room : j->max_tokens);
+    TRY(kv_seq_plan(kv, pool, &opt, j->n_prompt, *limit, e));
+    if (kv->max_spare > 0 || *limit <= whole)
+        return 0;
+    *limit = whole;          /* it stays whole */
+    if (j->n_prompt < whole) /* with a token to make, if it is as long */
+        return 0;
+    return err_set(e, ERR_LIMIT,
+                   "the prompt has %d tokens, all of which this request keeps; the KV pool has "
+                   "room for %d, those of the answer included",
+                   j->n_prompt, whole);
+}
+
 int seq_open(struct seq **out, struct job *j, const struct model *m, struct kv_pool *pool,
              const struct engine_config *c, struct err *e)
 {
     struct seq *s = mem_zalloc(1, sizeof *s);
     if (s == NULL)
         return err_set(e, ERR_NOMEM, "no memory for a sequence");
-    struct kv_options kv = j->kv;
-    int room = engine_room(c, kv.policy) - j->n_prompt;
-    kv.layer_major = j->prompt_logprobs ? 0 : c->layer_major; /* those want logits of every row */
     s->job = j;
-    s->limit = j->n_prompt + (j->max_tokens < 0 || j->max_tokens > room ? room : j->max_tokens);
     int rc = sampler_open(&s->sampler, &j->sample, m->config.vocab, e);
     if (rc == 0)
-        rc = kv_seq_open(&s->kv, pool, &kv, j->n_prompt, s->limit, e);
-    int whole = engine_room(c, NULL);
-    if (rc == 0 && s->kv.spare == NULL && s->limit > whole) { /* it stays whole */
-        s->limit = whole;
-        if (j->n_prompt >= whole) /* with a token to make, if it is as long */
-            rc = err_set(e, ERR_LIMIT,
-                         "the prompt has %d tokens, all of which this request keeps; the KV pool "
-                         "has room for %d, those of the answer included",
-                         j->n_prompt, whole);
-    }
+        rc = seq_plan(&s->kv, &s->limit, j, pool, c, e);
+    if (rc == 0)
+        rc = kv_seq_tables(&s->kv, pool, e);
     if (rc == 0 && (rc = open_buffers(s, kv_pool_shape(pool))) < 0)
         (void)err_set(e, rc, "no memory for a sequence of %d tokens", s->limit);
     if (rc < 0) {

@@ -32,7 +32,11 @@ struct seq {
     int n_cached, preemptions;
 };
 
-/* ERR_NOMEM, ERR_INVALID (sampling parameters), and kv_seq_open's. */
+/* The cache that j asks for, without its tables, and in *limit the most tokens it may have. kv_seq_plan's errors, and ERR_LIMIT
+ * for a prompt that stays whole and does not fit the pool. Any thread. */
+int seq_plan(struct kv_seq *kv, int *limit, const struct job *j, const struct kv_pool *pool,
+             const struct engine_config *c, struct err *e) WARN_UNUSED;
+/* ERR_NOMEM, ERR_INVALID (sampling parameters), and seq_plan's. */
 int seq_open(struct seq **out, struct job *j, const struct model *m, struct kv_pool *pool,
              const struct engine_config *c, struct err *e) WARN_UNUSED;
 void seq_close(struct seq *s, struct kv_pool *pool); /* NULL is accepted */

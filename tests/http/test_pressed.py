@@ -325,6 +325,15 @@ def test_layer_major(model, small):
     assert server.stop() == 0
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_pool_without_room_to_press(model, stream):
+    """What the pool can never hold is refused before an answer begins, whether it would be streamed or not."""
+    server = serve(model, "--kv-size", "128K")  # 5 pages of 32 tokens in each of 5 layers
+    r = server.post("/v1/completions", {"prompt": ids(145), "stream": stream, "compression": {"kv": {**KV, "split": "mass"}}})
+    assert "pressing a prompt" in wire.check_error(r, 400, "context_length_exceeded", "compression.kv")["message"]
+    assert server.stop() == 0
+
+
 def test_server_without_queries(model):
     server = serve(model, "--kv-samples", "0")
     r = server.post("/v1/completions", {"prompt": ids(PROMPT), "compression": {"kv": KV}})

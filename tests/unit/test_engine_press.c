@@ -156,26 +156,22 @@ static void test_refusals(void **state)
     en = open_engine(&c);
     for (int i = 0; i < n_pressing(); i++) {
         make_pressed(&r, i, 0, 100, 5);
-        submit(en, &r);
-        wait_done(&r);
-        assert_int_equal(r.finish, FINISH_ERROR);
-        assert_int_equal(r.code, ERR_UNSUPPORTED);
+        assert_int_equal(engine_submit(en, &r.job, &e), ERR_UNSUPPORTED);
+        assert_non_null(strstr(e.text, "keeps no queries"));
     }
     check_clean(en);
     engine_close(en);
-    /* a prompt that fits the pool, but not beside its narrow pages; whoever waits behind it is served */
+    /* a prompt that fits the pool, but not beside its narrow pages; whoever comes behind it is served */
     static struct run next;
     c = plain;
     c.kv_tokens = 512;
     en = open_engine(&c);
     make_pressed(&r, 0, 0, 500, 5);
     make_pressed(&next, 0, 0, 300, 5);
-    submit(en, &r);
+    assert_int_equal(engine_submit(en, &r.job, &e), ERR_LIMIT);
+    assert_non_null(strstr(e.text, "pressing a prompt of 500 tokens"));
     submit(en, &next);
-    wait_done(&r);
     wait_done(&next);
-    assert_int_equal(r.finish, FINISH_ERROR);
-    assert_int_equal(r.code, ERR_LIMIT);
     assert_int_equal(next.finish, FINISH_LENGTH);
     check_clean(en);
     engine_close(en);
