@@ -13,16 +13,14 @@
 #include <errno.h>
 #include <linux/futex.h>
 #include <pthread.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
-#include <stdio.h>
-#include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include "server/base/clock.h"
+#include "server/base/machine.h"
 #include "server/base/mem.h"
 
 /* A worker woken only to find the gate shut is likely to share its CPU with the caller: it spins for MISSED_NS. */
@@ -196,29 +194,9 @@ void par_for(struct par *p, int n_items, int grain, par_fn *fn, void *arg)
     shut(p);
 }
 
-/* CPUs by affinity, at most the cgroup's quota rounded up. */
-static int usable_cpus(void)
-{
-    cpu_set_t set;
-    int n = 1;
-    long long quota;
-    long long period;
-    char line[64] = "";
-    if (sched_getaffinity(0, sizeof set, &set) == 0)
-        n = CPU_COUNT(&set);
-    FILE *f = fopen("/sys/fs/cgroup/cpu.max", "re");
-    if (f == NULL)
-        return n;
-    if (fgets(line, sizeof line, f) != NULL && sscanf(line, "%lld %lld", &quota, &period) == 2 &&
-        quota > 0 && period > 0 && (quota + period - 1) / period < n)
-        n = (int)((quota + period - 1) / period);
-    fclose(f);
-    return n < 1 ? 1 : n;
-}
-
 int par_open(struct par **out, int n_threads, struct err *e)
 {
-    int n = n_threads > 0 ? n_threads : usable_cpus();
+    int n = n_threads > 0 ? n_threads : machine_cpus(NULL);
     n = n > PAR_MAX ? PAR_MAX : n;
     char *raw = mem_zalloc(1, sizeof(struct par) + 64);
     if (raw == NULL)

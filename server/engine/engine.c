@@ -1,8 +1,8 @@
 /* The engine's doors, and its opening and closing. The work is in step.c and press.c. */
 #include <signal.h>
-#include <unistd.h>
 
 #include "server/base/clock.h"
+#include "server/base/machine.h"
 #include "server/base/mem.h"
 #include "server/engine/engine_internal.h"
 #include "server/engine/stats.h"
@@ -20,15 +20,15 @@ static int64_t page_round(int64_t n_tokens)
     return (n_tokens + KV_PAGE - 1) / KV_PAGE * KV_PAGE;
 }
 
-/* What the pool may take unasked. A machine's memory serves others too: a quarter. A device's is there for this: nine
- * tenths of what weights and activations leave, less room for the backend's own buffers. */
+/* What the pool may take unasked. A machine's memory, or a container's, serves others too: a quarter. A device's is there for
+ * this: nine tenths of what weights and activations leave, less room for the backend's own buffers. */
 static int64_t default_bytes(struct be *be)
 {
     size_t room, total;
     const size_t own = (size_t)256 << 20;
     be->ops->memory(be, &room, &total);
     if (total == 0)
-        return (int64_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE) / 4;
+        return machine_memory(NULL) / 4;
     return (int64_t)(room / 10 * 9 > 2 * own ? room / 10 * 9 - own : room / 2);
 }
 

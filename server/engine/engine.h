@@ -103,7 +103,7 @@ struct engine_config {
     int64_t kv_tokens; /* tokens in the KV pool; 0: from kv_bytes */
     size_t
         kv_bytes; /* bytes of the KV pool; 0 with kv_tokens 0: on the CPU ctx * min(max_seqs, 4) tokens, at most
-                   * a quarter of the machine's memory; on a device ctx * max_seqs, as far as they fit */
+                   * a quarter of the memory that is there (machine.h); on a device ctx * max_seqs, as far as they fit */
     enum kv_type kv_type;
     enum kv_narrow kv_narrow; /* of what pressing leaves */
     int kv_samples; /* queries kept with every page, see struct kv_shape; 0: no policy can score */

@@ -12,10 +12,13 @@
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "server/base/clock.h"
+#include "server/base/machine.h"
 #include "server/base/mem.h"
 #include "server/base/par.h"
+#include "tests/tools/scratch.h"
 
 enum { MAX_ITEMS = 1000 };
 
@@ -202,6 +205,36 @@ static void nothing(void *arg, int first, int last, int i_thread)
     (void)i_thread;
 }
 
+static void write_limit(const char *name, const char *text)
+{
+    assert_int_equal(file_write_atomic(in_root(name), text, strlen(text), NULL), 0);
+}
+
+/* A cgroup's limits count where they are smaller than what there is; "max", nonsense and no file at all are none. */
+static void test_machine(void **state)
+{
+    (void)state;
+    int64_t all = machine_memory(root);
+    int cpus = machine_cpus(root);
+    assert_true(all > 0 && cpus > 0);
+    assert_int_equal(mkdir(in_root("memory"), 0700), 0);
+    write_limit("memory/memory.limit_in_bytes", "9223372036854771712\n"); /* version 1: none */
+    write_limit("memory.max", "max\n");
+    write_limit("cpu.max", "max 100000\n");
+    assert_int_equal(machine_memory(root), all);
+    assert_int_equal(machine_cpus(root), cpus);
+    write_limit("memory.max", "");
+    write_limit("cpu.max", "100000\n");
+    assert_int_equal(machine_memory(root), all);
+    assert_int_equal(machine_cpus(root), cpus);
+    write_limit("memory/memory.limit_in_bytes", "8192\n");
+    assert_int_equal(machine_memory(root), 8192);
+    write_limit("memory.max", "4096\n");
+    write_limit("cpu.max", "1000 100000\n");
+    assert_int_equal(machine_memory(root), 4096);
+    assert_int_equal(machine_cpus(root), 1);
+}
+
 /* Allocates nothing; the cost of a hot loop is printed, not asserted: the machine may be busy. */
 static void test_dispatch(void **state)
 {
@@ -236,6 +269,7 @@ int main(void)
         cmocka_unit_test(test_two_engines),
         cmocka_unit_test(test_open_fails),
         cmocka_unit_test(test_auto_honours_affinity),
+        cmocka_unit_test_setup_teardown(test_machine, scratch_open, scratch_close),
         cmocka_unit_test(test_dispatch),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
