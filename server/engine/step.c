@@ -257,14 +257,39 @@ static bool fits_pool(const struct engine *en, const struct seq *s)
     return need + growth(en, s) <= kv_pool_available(en->pool);
 }
 
+/* Starts from what the prefix index knows of it. Rows whose logits are wanted have to be computed, what was swapped has not. */
+static bool looks_up(const struct seq *s)
+{
+    return s->shares && s->kv.swap == NULL && !seq_scores(s);
+}
+
+/* Whether r, which runs, is about to publish the prompt of s: then it is computed once, and its pages are taken once. It runs,
+ * so it gets through or ends, and s waits for neither long nor in vain. */
+static bool computes_for(const struct seq *r, const struct seq *s)
+{
+    int n = s->job->n_prompt;
+    return r->shares && !r->kv.layer_major && r->job->n_prompt == n && r->kv.n_tokens < n &&
+           r->kv.n_hashed < (n - 1) / KV_PAGE * KV_PAGE &&
+           memcmp(r->token, s->token, (size_t)n * sizeof *s->token) == 0;
+}
+
+/* The choices of a request come with the same prompt, all at once. Who comes behind s waits with it: prompts are computed
+ * oldest first, so that there is little to lose. */
+static bool prompt_comes(const struct engine *en, const struct seq *s)
+{
+    for (int i = 0; looks_up(s) && !kv_seq_by_layer(&s->kv) && i < en->n_running; i++)
+        if (computes_for(en->running[i], s))
+            return true;
+    return false;
+}
+
 /* Takes the pages of s: those of its tokens and for pressing them, or those it had when it was swapped. ERR_LIMIT: not now. */
 static int take_pages(struct engine *en, struct seq *s, struct err *e)
 {
     bool swapped = s->kv.swap != NULL;
     if (kv_seq_by_layer(&s->kv) && layers_busy(en))
         return err_set(e, ERR_LIMIT, "another prompt goes layer by layer");
-    /* rows whose logits are wanted have to be computed */
-    if (s->shares && !swapped && !seq_scores(s))
+    if (looks_up(s))
         kv_prefix_match(&s->kv, en->pool, s->token, s->n_tokens, 0);
     bool fits = fits_pool(en, s);
     if (!fits && kv_seq_by_layer(&s->kv) && s->kv.n_cached > 0) {
@@ -282,11 +307,14 @@ static int take_pages(struct engine *en, struct seq *s, struct err *e)
     return no_pages(en, ERR_LIMIT, s->n_tokens, e);
 }
 
-/* Starts waiting sequences, oldest first, until one does not fit. One that does not fit when nothing runs never will. */
+/* Starts waiting sequences, oldest first, until one does not fit or waits for its prompt. One that does not fit when nothing
+ * runs never will. */
 static int admit(struct engine *en, struct err *e)
 {
     while (!en->blocked && en->n_running < en->config.max_seqs && next_held(en)) {
         struct seq *s = en->held[0];
+        if (prompt_comes(en, s))
+            return 0;
         int rc = take_pages(en, s, e);
         if (rc == ERR_DEVICE)
             return rc;

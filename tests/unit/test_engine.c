@@ -185,6 +185,98 @@ static void test_settings(void **state)
     engine_close(en);
 }
 
+/* ---- equal prompts ----------------------------------------------------------------------------------------- */
+
+enum { N_CHOICES = 4, CHOICE_TOKENS = 60 };
+
+/* Choices of one prompt: they differ in their seed. */
+static void make_choices(struct run *r, int n_prompt)
+{
+    for (int i = 0; i < N_CHOICES; i++) {
+        make_run(&r[i], 1, n_prompt, CHOICE_TOKENS);
+        r[i].job.sample.seed = (uint64_t)(100 + i);
+        r[i].job.prompt = r[0].prompt;
+    }
+}
+
+/* Submits all of them, ends the first `cancelled` at once, and waits. */
+static void run_choices(struct engine *en, struct run *r, int cancelled)
+{
+    for (int i = 0; i < N_CHOICES; i++)
+        submit(en, &r[i]);
+    for (int i = 0; i < cancelled; i++)
+        engine_cancel(en, &r[i].job);
+    for (int i = 0; i < N_CHOICES; i++)
+        wait_done(&r[i]);
+    check_clean(en);
+}
+
+/* The prompt goes through the model once, in many steps, and its pages are there once; every answer is the one that the
+ * choice gets alone. */
+static void test_choices(void **state)
+{
+    (void)state;
+    static struct run alone[N_CHOICES], r[N_CHOICES];
+    enum { N = 1000, SHARED = (N - 1) / KV_PAGE * KV_PAGE };
+    struct engine_config c = plain;
+    c.kv_tokens = 4096;
+    make_choices(alone, N);
+    for (int i = 0; i < N_CHOICES; i++)
+        run_one(&c, &alone[i]);
+    c.prefix_cache = true;
+    c.max_batch = 64;
+    struct engine *en = open_engine(&c);
+    const struct engine_stats *s = engine_stats(en);
+    make_choices(r, N);
+    run_choices(en, r, 0);
+    for (int i = 0; i < N_CHOICES; i++) {
+        assert_same(&alone[i], &r[i]);
+        assert_int_equal(r[i].usage.cached_tokens, i > 0 ? SHARED : 0);
+    }
+    assert_int_equal(atomic_load(&s->prefix_hits), (N_CHOICES - 1) * SHARED);
+    int rows = N + (N_CHOICES - 1) * (N - SHARED) + N_CHOICES * (CHOICE_TOKENS - 1);
+    assert_int_equal(atomic_load(&s->batch_rows.sum_us), (uint64_t)rows * 1000000);
+    engine_close(en);
+    /* the first one ends in the middle of the prompt, or before: another goes on from there */
+    for (int cancelled = 1; cancelled < N_CHOICES; cancelled++) {
+        en = open_engine(&c);
+        make_choices(r, N);
+        run_choices(en, r, cancelled);
+        for (int i = cancelled; i < N_CHOICES; i++) {
+            assert_same(&alone[i], &r[i]);
+            assert_true(i == cancelled || r[i].usage.cached_tokens == SHARED);
+        }
+        engine_close(en);
+    }
+}
+
+/* In a pool that is too small for all answers the youngest make room, again and again, also in the prompt. */
+static void test_choices_preempted(void **state)
+{
+    (void)state;
+    static struct run alone[N_CHOICES], r[2][N_CHOICES];
+    struct engine_config c = plain;
+    make_choices(alone, 400);
+    for (int i = 0; i < N_CHOICES; i++)
+        run_one(&c, &alone[i]);
+    c.prefix_cache = true;
+    c.max_batch = 16;
+    c.kv_tokens = 512;
+    struct engine *en = open_engine(&c);
+    make_choices(r[0], 400);
+    make_choices(r[1], 400);
+    for (int i = 0; i < N_CHOICES; i++)
+        submit(en, &r[0][i]);
+    run_choices(en, r[1], 0);
+    for (int i = 0; i < N_CHOICES; i++) {
+        wait_done(&r[0][i]);
+        assert_same(&alone[i], &r[0][i]);
+        assert_same(&alone[i], &r[1][i]);
+    }
+    assert_true(atomic_load(&engine_stats(en)->preemptions) > 0);
+    engine_close(en);
+}
+
 /* ---- memory and numbers -------------------------------------------------------------------------------------- */
 
 static void test_no_allocation(void **state)
@@ -294,6 +386,7 @@ int main(void)
         cmocka_unit_test(test_lengths),   cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_settings),  cmocka_unit_test(test_no_allocation),
         cmocka_unit_test(test_no_memory), cmocka_unit_test(test_numbers),
+        cmocka_unit_test(test_choices),   cmocka_unit_test(test_choices_preempted),
     };
     return cmocka_run_group_tests(tests, open_toy, close_toy);
 }
