@@ -6,7 +6,7 @@ import wire
 MESSAGES = [{"role": "user", "content": "Count to five."}]
 
 
-@pytest.mark.parametrize("extra", [{}, {"n": 2}, {"logprobs": True}, {"logprobs": True, "top_logprobs": 20},
+@pytest.mark.parametrize("extra", [{}, {"n": 2}, {"min_p": 1}, {"logprobs": True}, {"logprobs": True, "top_logprobs": 20},
                                    {"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]}])
 def test_chat(server, extra):
     body = {"messages": MESSAGES, "max_tokens": 6, **extra}
