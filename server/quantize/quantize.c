@@ -34,8 +34,7 @@ static int check_head(struct be *be, const char *word, struct err *e)
     return 0;
 }
 
-/* The model as the file has it, nothing of it rounded on the way, on the CPU. */
-static int open_model(struct quantize *q, struct err *e)
+int quantize_open_model(struct quantize *q, struct err *e)
 {
     const struct config *c = q->config;
     struct model_options o;
@@ -52,7 +51,7 @@ static int open_model(struct quantize *q, struct err *e)
     return 0;
 }
 
-static int open_text(struct quantize *q, struct err *e)
+int quantize_open_text(struct quantize *q, struct err *e)
 {
     const struct config *c = q->config;
     int len =
@@ -179,15 +178,15 @@ int quantize_whole(const struct quantize *q, const struct config *c, struct err 
 
 static int run(struct quantize *q, struct err *e)
 {
-    TRY(open_model(q, e));
+    TRY(quantize_open_model(q, e));
     TRY(quantize_check_budget(q, e));
-    TRY(open_text(q, e));
+    TRY(quantize_open_text(q, e));
     if (quantize_tunes(q->config) && q->text.n < 2)
         return err_set(
             e, ERR_INVALID,
-            "tune: a sequence is held out to judge by, and there is but one of %d tokens; take "
+            "%s: a sequence is held out to judge by, and there is but one of %d tokens; take "
             "more --tokens or a shorter --context",
-            q->text.len);
+            q->config->tune > 0 ? "tune" : "tune-codes", q->text.len);
     if (q->config->pareto[0] != 0)
         return quantize_pareto(q, e);
     TRY(open_out(q, e));

@@ -78,6 +78,11 @@ struct quantize {
  * left for the next run. */
 int quantize_run(struct quantize *q, const struct config *c, struct err *e) WARN_UNUSED;
 void quantize_close(struct quantize *q);
+/* Its first two parts, for programs that look at what it looks at. The model as the file has it, nothing of it rounded on the
+ * way, on the CPU; ERR_INVALID also for a codec or head that is none. */
+int quantize_open_model(struct quantize *q, struct err *e) WARN_UNUSED;
+/* The sequences that it calibrates with, a runner for them, and x, not filled in yet. */
+int quantize_open_text(struct quantize *q, struct err *e) WARN_UNUSED;
 
 /* The same with the model and text that q has opened, for other options: c->word[1] is there afterwards, whole. It may be there
  * before, or a part of it. ERR_INVALID: with other options than c's. */
@@ -133,10 +138,10 @@ int quantize_loss(const struct quantize *q, struct pressed *p, int n, const stru
 bool quantize_tunes(const struct config *c);
 /* And whether that has not been done: then q->x must be what the last layer of the teacher leaves. */
 bool quantize_tune_due(const struct quantize *q);
-/* All shards are there: tunes the model that they make, as --tune and --tune-codes say, and writes them once more. What was found is settled,
- * and noted, before the first shard is replaced, and a shard that has been replaced bears a mark: wherever a run is stopped, the
- * next one goes on, or tunes again from the same start, to the same bytes. ERR_INVALID: there is but one sequence; ERR_CANCELLED
- * after a signal. */
+/* All shards are there: tunes the model that they make, as --tune and --tune-codes say, and writes them once more. What was
+ * found is settled, and noted, before the first shard is replaced, and a shard that has been replaced bears a mark: wherever a
+ * run is stopped, the next one goes on, or tunes again from the same start, to the same bytes. ERR_INVALID: there is but one
+ * sequence; ERR_CANCELLED after a signal. */
 int quantize_tune(struct quantize *q, struct err *e) WARN_UNUSED;
 
 /* ---- what is remembered ------------------------------------------------------------------------------------------ */

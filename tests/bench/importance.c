@@ -9,11 +9,8 @@
 #include <string.h>
 
 #include "server/base/mem.h"
-#include "server/cli/recipe.h"
 #include "server/model/arch.h"
 #include "server/quantize/quantize.h"
-
-enum { PATH_SIZE = 4096 };
 
 struct squares {
     double *of[LAYER_INPUTS]; /* [cols] sums; NULL: nothing was read yet */
@@ -62,30 +59,10 @@ static int run_layer(struct quantize *q, int layer, FILE *f, struct err *e)
     return rc;
 }
 
-/* Model and text as wring quantize opens them. */
-static int open_all(struct quantize *q, struct err *e)
-{
-    const struct config *c = q->config;
-    struct model_options o;
-    char path[PATH_SIZE];
-    TRY(session_device(&q->session.be, c, "cpu", e));
-    TRY(recipe_resolve(c->word[0], path, sizeof path, e));
-    TRY(session_options(&o, c, q->session.be, false, e));
-    o.int8 = false;
-    TRY(model_open(&q->session.model, path, &o, q->session.be, e));
-    q->model = q->session.model;
-    int most = q->model->config.ctx_train, len = c->context < most ? (int)c->context : most;
-    TRY(sequences_aligned(&q->text, q->model->tok, c->calibrate, c->align, c->tokens, len,
-                          q->session.be->par, e));
-    TRY(quantize_runner(&q->run, q->model, len, e));
-    size_t tokens = (size_t)q->text.n * (size_t)len;
-    q->x = mem_zalloc(tokens * (size_t)q->model->config.dim, sizeof *q->x);
-    return q->x != NULL ? 0 : err_set(e, ERR_NOMEM, "no memory for %zu tokens", tokens);
-}
-
 static int run(struct quantize *q, FILE *f, struct err *e)
 {
-    TRY(open_all(q, e));
+    TRY(quantize_open_model(q, e));
+    TRY(quantize_open_text(q, e));
     for (int l = 0; l < q->model->config.n_layers; l++)
         TRY(run_layer(q, l, f, e));
     return fflush(f) == 0 ? 0 : err_errno(e, ERR_IO, "%s", q->config->word[1]);
