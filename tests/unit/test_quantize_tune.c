@@ -84,8 +84,10 @@ static void comes_nearer(void **state)
 /* Codes move where factors have gone as far as they get; and alone, in every form whose codes can. */
 static void codes_move(void **state)
 {
-    static const char *const form[] = { "--codec=planes1", "--codec=planes3g32",
-                                        "--codec=aqlm1x8g8" };
+    static const char *const form[] = { "--codec=aqlm1x8g8", "--codec=planes1",
+                                        "--codec=planes3g32" };
+    /* under the thread sanitizer planes2 stands for all: rows are shared out in one place, and aqlm takes a minute to press */
+    size_t n = check_races() ? 0 : sizeof form / sizeof *form;
     (void)state;
     must_run("moved", moved);
     print_message("%.0f codes moved: KL %.4f; held out %.4f, tuned %.4f\n", noted("moved", "moves"),
@@ -93,7 +95,7 @@ static void codes_move(void **state)
     assert_true(noted("moved", "moves") > 0);
     assert_true(noted("moved", "after") < noted("tuned", "after"));
     assert_true(noted("tuned", "moves") == 0);
-    for (size_t i = 0; i < sizeof form / sizeof *form; i++) {
+    for (size_t i = 0; i < n; i++) {
         const char *more[] = { form[i], "--tokens=512", "--tune-codes=4", NULL };
         must_run("form", more);
         print_message("%s: %.0f codes moved, held out %.4f to %.4f\n", form[i],
@@ -130,13 +132,15 @@ static void tunes_every_form(void **state)
 
 /* ---- going on ---------------------------------------------------------------------------------------------------- */
 
-/* Shards that are pressed again are tuned with the factors and moves that were found. */
+/* Shards that are pressed again are tuned with the factors and moves that were found. Once under the thread sanitizer, and
+ * there with both: this file took 334 seconds. */
 static void goes_on_with(const char *whole, const char *const *options)
 {
     static const unsigned lacks[] = { 0x3e, 0x01, 0x14, 0 }; /* by bits */
     must_run("again", options);
     same_folders(whole, "again");
-    for (size_t k = 0; k < sizeof lacks / sizeof *lacks; k++) {
+    size_t n = check_races() ? 1 : sizeof lacks / sizeof *lacks;
+    for (size_t k = 0; k < n; k++) {
         assert_int_equal(rename(in_root("again"), in_root("again.part")), 0);
         for (int i = 0; i <= LAYERS; i++)
             if (lacks[k] >> i & 1)
@@ -153,7 +157,8 @@ static void goes_on(void **state)
     (void)state;
     goes_on_with("moved", moved);
     fetch_remove(in_root("again"));
-    goes_on_with("tuned", tuned);
+    if (!check_races())
+        goes_on_with("tuned", tuned);
 }
 
 /* A child runs the command and gets a signal as soon as a file is in OUT.part; its exit code, or -1 when it was killed. */
