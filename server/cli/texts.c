@@ -71,16 +71,28 @@ void texts_close(struct texts *t)
     *t = (struct texts){ 0 };
 }
 
+/* Whether the separator is one token, a special one or not. */
+static int is_token(const struct tokenizer *tok, const char *separator, bool *is)
+{
+    struct tok_ids ids = { 0 };
+    int rc = tok_encode(tok, separator, strlen(separator), TOK_PARSE_SPECIAL, &ids);
+    *is = ids.n == 1;
+    tok_ids_free(&ids);
+    return rc;
+}
+
 int texts_encode(const struct tokenizer *tok, const struct buf *text, const char *separator,
                  struct tok_ids *out)
 {
     size_t n = strlen(separator);
-    bool cuts = n > 0 && tok_find(tok, separator, n) < 0;
+    bool whole = true; /* no cuts */
+    if (n > 0)
+        TRY(is_token(tok, separator, &whole));
     unsigned flags = TOK_ADD_BOS | (n > 0 ? TOK_PARSE_SPECIAL : 0);
     const char *p = buf_str(text);
     const char *end = p + text->len;
     while (p < end) {
-        const char *cut = cuts ? memmem(p, (size_t)(end - p), separator, n) : NULL;
+        const char *cut = whole ? NULL : memmem(p, (size_t)(end - p), separator, n);
         const char *stop = cut != NULL ? cut : end;
         if (stop > p)
             TRY(tok_encode(tok, p, (size_t)(stop - p), flags, out));

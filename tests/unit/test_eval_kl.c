@@ -266,6 +266,35 @@ static void parts_documents(void **state)
     tok_ids_free(&want);
 }
 
+/* A separator that the vocabulary has stays in the text, special tokens too. */
+static void keeps_known_marks(void **state)
+{
+    static const char *const more[] = { "--separator=</s>", "--ctx=4", "--chunks=0", NULL };
+    static const char mark[] = "</s>";
+    const struct tokenizer *tok = exact.model->tok;
+    struct config c;
+    struct chunks t;
+    struct err e;
+    int marks = 0;
+    (void)state;
+    assert_true(tok_is_special(tok, tok_eos(tok)) &&
+                strcmp(tok_text(tok, tok_eos(tok)), mark) == 0);
+    write_text("marks.txt", "the dog</s>\nand the dog</s>\n");
+    options(&c, more);
+    assert_int_equal(chunks_open(&t, &c, tok, in_root("marks.txt"), &e), 0);
+    struct tok_ids want = { 0 };
+    const char *text = "the dog</s>\nand the dog</s>\n";
+    assert_int_equal(tok_encode(tok, text, strlen(text), TOK_ADD_BOS | TOK_PARSE_SPECIAL, &want),
+                     0);
+    assert_int_equal(t.text.n, want.n);
+    for (int i = 0; i < want.n; i++)
+        marks += want.id[i] == tok_eos(tok);
+    assert_int_equal(marks, 2);
+    chunks_close(&t);
+    config_free(&c);
+    tok_ids_free(&want);
+}
+
 /* ---- what it refuses ------------------------------------------------------------------------------------------------ */
 
 static void must_fail(const struct toy *a, const struct toy *b, const char *text, const char *says)
@@ -402,6 +431,7 @@ int main(void)
         cmocka_unit_test(finds_no_difference_where_there_is_none),
         cmocka_unit_test(counts_bits),
         cmocka_unit_test(parts_documents),
+        cmocka_unit_test(keeps_known_marks),
         cmocka_unit_test(wants_a_text),
         cmocka_unit_test(wants_one_vocabulary),
         cmocka_unit_test(prints_what_it_found),
