@@ -63,6 +63,7 @@ static int fill_form(struct quantize *q, char *form, struct err *e)
     c.size = 0;
     c.generations = 0;
     c.tune = 0;
+    c.tune_codes = 0;
     c.force = false;
     int rc = quantize_whole(q, &c, e);
     if (rc == ERR_INVALID && q->config->forms[0] != 0)

@@ -277,11 +277,14 @@ static void judges_what_comes_out(void **state)
     assert_true(kl[2] < kl[0]);
 }
 
-/* A bank that is there is used as it is, and only for what it was made for. */
+/* A bank that is there is used as it is, whatever is done with what comes of it, and only for what it was made for. */
 static void keeps_its_bank(void **state)
 {
     const char *more[] = { PLANES, "--bits=3.3", "--allocate=lgreco", forms, NULL };
     const char *other[] = { PLANES, "--bits=3.3", "--allocate=lgreco", forms, "--damp=.1", NULL };
+    const char *moved[] = {
+        PLANES, "--bits=3.3", "--allocate=lgreco", forms, "--tune-codes=1", NULL
+    };
     const char *own[] = { PLANES, "--bits=3.3", "--allocate=lgreco", NULL };
     (void)state;
     struct buf before;
@@ -294,6 +297,8 @@ static void keeps_its_bank(void **state)
     assert_non_null(strstr(e.text, "damp"));
     read_file(&after, "bank/planes3/model-00002-of-00003.safetensors");
     assert_int_equal(before.len, after.len);
+    press_toy("moved", moved);
+    fetch_remove(in_root("moved"));
     press_toy("own", own);
     assert_false(there(in_root("own.forms")));
     assert_true(there(in_root("bank")));
