@@ -44,7 +44,8 @@ static int set_paths(struct hf_writer *w, const char *out, struct err *e)
     return folder_beside(w->out, out, "", e);
 }
 
-/* An empty folder is as good as none: rename() replaces it. */
+/* An empty folder is as good as none and goes at once: one that cannot, as it is a link or has a file system mounted, could not be
+ * replaced by rename() at the end either. */
 static int check_free(const char *out, struct err *e)
 {
     const struct dirent *d;
@@ -58,8 +59,12 @@ static int check_free(const char *out, struct err *e)
     while ((d = readdir(dir)) != NULL)
         empty &= strcmp(d->d_name, ".") == 0 || strcmp(d->d_name, "..") == 0;
     closedir(dir);
-    return empty ? 0
-                 : err_set(e, ERR_INVALID, "%s: is there already; name a folder that is not", out);
+    if (!empty)
+        return err_set(e, ERR_INVALID, "%s: is there already; name a folder that is not", out);
+    if (rmdir(out) != 0)
+        return err_errno(e, ERR_INVALID,
+                         "%s: is empty but cannot be replaced; name a new folder in it", out);
+    return 0;
 }
 
 static int open_folder(struct hf_writer *w, struct err *e)

@@ -394,6 +394,10 @@ static void refuses_places(void **state)
     assert_int_equal(writing_begin(&x, in_root("out"), &e), ERR_INVALID);
     assert_non_null(strstr(e.text, "is there already"));
     assert_int_equal(unlink(in_root("out/file")), 0);
+    assert_int_equal(symlink("out", in_root("link")), 0);
+    assert_int_equal(writing_begin(&x, in_root("link"), &e), ERR_INVALID);
+    assert_non_null(strstr(e.text, "link: is empty but cannot be replaced"));
+    assert_int_equal(unlink(in_root("link")), 0);
     assert_int_equal(hf_write_open(&x.w, "/", x.src, &x.m->config, 3, &e), ERR_INVALID);
     assert_int_equal(hf_write_open(&x.w, "", x.src, &x.m->config, 3, &e), ERR_INVALID);
     assert_int_equal(writing_begin(&x, in_root("out"), &e), 0);
