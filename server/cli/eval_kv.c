@@ -139,11 +139,12 @@ static uint64_t settings_of(const struct eval *v)
     const struct model_config *m = &v->model->config;
     const struct kv_shape *s = kv_pool_shape(v->run.pool);
     char text[512];
-    int n = snprintf(text, sizeof text, "%s %d %d %d %zu %s %s %d %d %lld %d", m->name, m->n_layers,
-                     m->dim, m->vocab, v->model->weight_bytes, c->weights, c->activations,
-                     (int)s->type + KV_TYPE_N * (int)s->narrow_type, v->maker.length,
-                     (long long)c->seed, s->samples);
-    uint64_t h = XXH3_64bits(text, strnlen(text, n > 0 ? sizeof text : 0));
+    int n = snprintf(text, sizeof text, "%s %d %d %d %zu %s %s %s %d %d %lld %d", m->name,
+                     m->n_layers, m->dim, m->vocab, v->model->weight_bytes, v->model->be->ops->name,
+                     c->weights, c->activations, (int)s->type + KV_TYPE_N * (int)s->narrow_type,
+                     v->maker.length, (long long)c->seed, s->samples);
+    uint64_t h =
+        XXH3_64bits_withSeed(text, strnlen(text, n > 0 ? sizeof text : 0), model_hash(v->model));
     for (int i = 0; i < v->maker.texts.n; i++)
         h = XXH3_64bits_withSeed(buf_str(&v->maker.texts.text[i]), v->maker.texts.text[i].len, h);
     if (c->ctx > 0)

@@ -16,6 +16,9 @@ static int add_task(struct kv_grid *g, const struct kv_task *t, struct err *e)
 {
     if (g->n_tasks == MOST)
         return err_set(e, ERR_LIMIT, "tasks: more than %d", MOST);
+    for (int i = 0; i < g->n_tasks; i++)
+        if (g->task[i] == t)
+            return err_set(e, ERR_INVALID, "tasks: \"%s\" is named twice", t->name);
     g->task[g->n_tasks++] = t;
     return 0;
 }
@@ -45,6 +48,9 @@ static int add_variant(struct kv_grid *g, const char *word, struct err *e)
 {
     if (g->n_variants == MOST)
         return err_set(e, ERR_LIMIT, "policies: more than %d", MOST);
+    for (int i = 0; i < g->n_variants; i++)
+        if (strcmp(g->variant[i].word, word) == 0)
+            return err_set(e, ERR_INVALID, "policies: \"%s\" is named twice", word);
     return kv_variant_parse(&g->variant[g->n_variants++], word, e);
 }
 
@@ -68,6 +74,15 @@ static int read_variants(struct kv_grid *g, const char *list, const char *base, 
     return 0;
 }
 
+static int check_budgets(const struct cli_list *b, struct err *e)
+{
+    for (int i = 0; i < b->n; i++)
+        for (int k = 0; k < i; k++)
+            if (b->v[i] == b->v[k])
+                return err_set(e, ERR_INVALID, "budgets: %d is named twice", b->v[i]);
+    return 0;
+}
+
 static size_t n_cells(const struct kv_grid *g)
 {
     return (size_t)g->n_tasks * (size_t)g->n_samples *
@@ -80,6 +95,7 @@ static int read_all(struct kv_grid *g, const struct config *c, const char *budge
     TRY(read_variants(g, c->policies, c->base, e));
     TRY(cli_numbers("budgets", c->budgets[0] != 0 ? c->budgets : budgets, KV_BUDGET_MIN, 1 << 20,
                     &g->budget, e));
+    TRY(check_budgets(&g->budget, e));
     g->cell = mem_zalloc(n_cells(g), sizeof *g->cell);
     return g->cell != NULL ? 0 : err_set(e, ERR_NOMEM, "no memory for %zu results", n_cells(g));
 }

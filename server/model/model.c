@@ -3,6 +3,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <xxhash.h>
 
 #include "server/base/clock.h"
 #include "server/base/log.h"
@@ -164,6 +165,31 @@ void model_close(struct model *m)
     tok_close(m->tok);
     mem_free(m->layer);
     mem_free(m);
+}
+
+static uint64_t hash_more(struct be *be, const void *p, size_t bytes, uint64_t h)
+{
+    char piece[1 << 16];
+    for (size_t at = 0; at < bytes; at += sizeof piece) {
+        size_t n = bytes - at < sizeof piece ? bytes - at : sizeof piece;
+        be->ops->download(be, piece, (const char *)p + at, n);
+        h = XXH3_64bits_withSeed(piece, n, h);
+    }
+    return h;
+}
+
+uint64_t model_hash(const struct model *m)
+{
+    uint64_t h = 0;
+    for (int i = 0; i < m->n_slots; i++) {
+        const struct slot *s = &m->slot[i];
+        h = XXH3_64bits_withSeed(s->name, strlen(s->name), h);
+        for (int p = 0; s->w != NULL && p < CODEC_PLANES; p++)
+            h = hash_more(m->be, s->w->plane[p], s->w->bytes[p], h);
+        if (s->v != NULL && *s->v != NULL)
+            h = hash_more(m->be, *s->v, (size_t)s->rows * sizeof(float), h);
+    }
+    return h;
 }
 
 void model_kv_shape(const struct model *m, enum kv_type type, enum kv_narrow narrow, int samples,

@@ -65,6 +65,8 @@ struct model_options {
 int model_open(struct model **out, const char *path, const struct model_options *o, struct be *be,
                struct err *e) WARN_UNUSED;
 void model_close(struct model *m);
+/* Of the names and numbers of all that was loaded, in the form that it is kept in; the same on every backend. */
+uint64_t model_hash(const struct model *m);
 /* samples: queries kept with every page (struct kv_shape). */
 void model_kv_shape(const struct model *m, enum kv_type type, enum kv_narrow narrow, int samples,
                     struct kv_shape *out);

@@ -26,21 +26,6 @@ static int no_memory(struct err *e)
 
 /* ---- what was asked for ------------------------------------------------------------------------------------------ */
 
-/* Of all numbers of the model, as they were loaded. */
-static uint64_t hash_model(const struct model *m)
-{
-    uint64_t h = 0;
-    for (int i = 0; i < m->n_slots; i++) {
-        const struct slot *s = &m->slot[i];
-        h = XXH3_64bits_withSeed(s->name, strlen(s->name), h);
-        for (int p = 0; s->w != NULL && p < CODEC_PLANES; p++)
-            h = XXH3_64bits_withSeed(s->w->plane[p], s->w->bytes[p], h);
-        if (s->v != NULL && *s->v != NULL)
-            h = XXH3_64bits_withSeed(*s->v, (size_t)s->rows * sizeof(float), h);
-    }
-    return h;
-}
-
 static json_t *hex(uint64_t v)
 {
     char text[17];
@@ -61,7 +46,7 @@ static json_t *make_options(const struct quantize *q)
                      allocate, "generations", (json_int_t)generations, "head", quantize_head(c),
                      "tokens", q->text.n * q->text.len, "context", q->text.len, "damp", c->damp,
                      "tune", (int)c->tune, "tune_codes", (int)c->tune_codes, "model",
-                     hex(hash_model(q->model)), "calibrate", hex(XXH3_64bits(q->text.token, bytes)),
+                     hex(model_hash(q->model)), "calibrate", hex(XXH3_64bits(q->text.token, bytes)),
                      "version", VERSION);
 }
 

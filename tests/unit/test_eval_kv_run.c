@@ -16,22 +16,21 @@
 #include "tests/tools/eval_fixture.h"
 #include "tests/tools/pressing.h"
 #include "tests/tools/scratch.h"
+#include "tests/tools/toy.h"
 
 /* The command as a user gives it, its table thrown away. */
-static int run(const char *tasks)
+static int run_with(const char *model, const char *out_name, const char *policies,
+                    const char *budgets, const char *tasks)
 {
     char text[512];
     char out[512];
-    char policies[128];
-    const char *name = pressing(0)->name;
     snprintf(text, sizeof text, "--text=%s", in_root("text.txt"));
-    snprintf(out, sizeof out, "--out=%s", in_root("out"));
-    snprintf(policies, sizeof policies, "--policies=%s,%s:sinks=0", name, name);
+    snprintf(out, sizeof out, "--out=%s", in_root(out_name));
     const char *argv[] = { "kv",
-                           in_root("model"),
+                           in_root(model),
                            "--samples=2",
                            "--length=200",
-                           "--budgets=32,64,512",
+                           budgets,
                            "--device=cpu",
                            "--log-level=error",
                            text,
@@ -48,6 +47,14 @@ static int run(const char *tasks)
     close(old);
     close(null);
     return code;
+}
+
+static int run(const char *tasks)
+{
+    char policies[128];
+    const char *name = pressing(0)->name;
+    snprintf(policies, sizeof policies, "--policies=%s,%s:sinks=0", name, name);
+    return run_with("model", "out", policies, "--budgets=32,64,512", tasks);
 }
 
 /* Lines of the CSV without the two columns of times at the end. */
@@ -219,12 +226,38 @@ static void makes_all_tasks(void **state)
     session_close(&s);
 }
 
+/* Another model of the same name and size has results of its own. */
+static void knows_the_model(void **state)
+{
+    int lines[3];
+    (void)state;
+    for (int i = 0; i < 3; i++) {
+        struct buf log;
+        struct err e;
+        assert_int_equal(toy_write(in_root("toy.gguf"), i == 0 ? 3 : 4, &e), 0);
+        assert_int_equal(
+            run_with("toy.gguf", "toys", "--policies=window", "--budgets=32", "--tasks=continue"),
+            0);
+        read_file(&log, "toys/kv.jsonl");
+        lines[i] = lines_of(&log);
+        buf_free(&log);
+    }
+    assert_true(lines[0] > 0);
+    assert_int_equal(lines[1], 2 * lines[0]);
+    assert_int_equal(lines[2], lines[1]);
+}
+
 static void refuses_wrong_use(void **state)
 {
     (void)state;
     const char *no_model[] = { "kv" };
     assert_int_equal(eval_kv(1, (char **)(uintptr_t)no_model), 2);
     assert_int_equal(run("--tasks=nosuch"), 1);
+    assert_int_equal(run("--tasks=number,number"), 1);
+    const char *ask = "--tasks=continue";
+    assert_int_equal(run_with("model", "no", "--policies=ems,ems", "--budgets=32", ask), 1);
+    assert_int_equal(run_with("model", "no", "--policies=ems", "--budgets=32,32", ask), 1);
+    assert_int_equal(access(in_root("no"), F_OK), -1);
 }
 
 int main(void)
@@ -232,6 +265,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(runs_and_goes_on),
         cmocka_unit_test(makes_all_tasks),
+        cmocka_unit_test(knows_the_model),
         cmocka_unit_test(refuses_wrong_use),
     };
     return cmocka_run_group_tests(tests, eval_open, scratch_close);
