@@ -141,8 +141,9 @@ static int chat_tokens(const struct http *h, const struct api_request *req, int 
     struct err why = { 0 };
 
     if (!h->model->tmpl)
-        return api_error_code(e, "unsupported_value", "messages",
-                              "This model has no chat template; use /v1/completions.");
+        return api_error_code(
+            e, "unsupported_value", "messages",
+            "This model has no chat template that can be read; use /v1/completions.");
     const struct tmpl_input in = { .messages = req->messages,
                                    .tools = req->tools,
                                    .kwargs = req->template_kwargs,

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -112,6 +113,49 @@ static int read_template(struct source *s, const char *folder, struct err *e)
 
 /* ---- the folder -------------------------------------------------------------------------------------------------- */
 
+static int refuse_added(const char *folder, const char *text, json_int_t id, struct err *e)
+{
+    return err_set(e, ERR_UNSUPPORTED,
+                   "%s: token %lld, \"%.60s\", was added to tokenizer.model, of which only a "
+                   "tokenizer.json says enough: load the tokenizer with transformers and save it",
+                   folder, (long long)id, text);
+}
+
+/* A tokenizer.model knows nothing of tokens that were added later, whose files have them as {text: id} or {id: {content}}. */
+static int check_added(const char *folder, const struct tokenizer *tok, struct err *e)
+{
+    static const char *const file[] = { "added_tokens.json", "tokenizer_config.json" };
+    int rc = 0;
+    for (int i = 0; i < 2 && rc == 0; i++) {
+        json_t *all = NULL;
+        json_t *v;
+        const char *key;
+        if (!folder_has(folder, file[i]))
+            continue;
+        TRY(folder_read_json(&all, folder, file[i], e));
+        json_object_foreach(i == 0 ? all : json_object_get(all, "added_tokens_decoder"), key, v)
+        {
+            const char *text = json_string_value(json_object_get(v, "content"));
+            json_int_t id = i == 0 ? json_integer_value(v) : strtoll(key, NULL, 10);
+            if (rc == 0 && id >= tok_n(tok))
+                rc = refuse_added(folder, text != NULL ? text : key, id, e);
+        }
+        json_decref(all);
+    }
+    return rc;
+}
+
+static int open_spm(struct tokenizer **out, const char *folder, const char *path, struct err *e)
+{
+    TRY(tok_open_spm(out, path, e));
+    int rc = check_added(folder, *out, e);
+    if (rc < 0) {
+        tok_close(*out);
+        *out = NULL;
+    }
+    return rc;
+}
+
 static int hf_tokenizer(const struct source *s, struct tokenizer **out, struct err *e)
 {
     const struct hf *h = s->state;
@@ -121,7 +165,7 @@ static int hf_tokenizer(const struct source *s, struct tokenizer **out, struct e
         return tok_open_json(out, h->folder, e);
     TRY(folder_path(path, h->folder, "tokenizer.model", e));
     if (access(path, F_OK) == 0)
-        return tok_open_spm(out, path, e);
+        return open_spm(out, h->folder, path, e);
     return err_set(e, ERR_NOTFOUND, "%s: has neither tokenizer.json nor tokenizer.model",
                    h->folder);
 }

@@ -66,13 +66,19 @@ static int open_rope(struct model *m, struct err *e)
 
 static int open_text(struct model *m, const struct source *src, struct err *e)
 {
+    struct err why;
     TRY(source_tokenizer(src, &m->tok, e));
     if (tok_n(m->tok) > m->config.vocab)
         return err_set(e, ERR_FORMAT, "the tokenizer has %d tokens, the model only %d",
                        tok_n(m->tok), m->config.vocab);
     if (src->chat_template == NULL)
         return 0;
-    return tmpl_open(&m->tmpl, src->chat_template, strlen(src->chat_template), e);
+    int rc = tmpl_open(&m->tmpl, src->chat_template, strlen(src->chat_template), &why);
+    if (rc == ERR_NOMEM)
+        return err_set(e, rc, "%s", why.text);
+    if (rc < 0) /* all but chat goes without */
+        log_line(LOG_W, "no_chat_template", "reason=%s", LOG_STR(why.text));
+    return 0;
 }
 
 struct from_files {

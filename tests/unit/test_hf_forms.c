@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include <cmocka.h>
+#include <unistd.h>
 
 #include "server/base/mem.h"
 #include "server/cli/fetch.h"
@@ -95,6 +96,60 @@ static void refuses_folders(void **state)
     assert_non_null(strstr(e.text, "cannot be pressed again to q4"));
     o.weights = "auto";
     assert_int_equal(model_open(&m, in_root("out"), &o, be, &e), 0);
+    model_close(m);
+    fetch_remove(in_root("out"));
+}
+
+static void put(const char *name, const char *text)
+{
+    struct err e;
+    assert_int_equal(file_write_atomic(in_root(name), text, strlen(text), &e), 0);
+}
+
+/* Tokens beyond those of a tokenizer.model, in either file; those within are known. */
+static void refuses_added_tokens(void **state)
+{
+    static const char *const file[] = { "out/added_tokens.json", "out/tokenizer_config.json" };
+    static const char *const within[] = {
+        "{\"<s>\": 1}", "{\"added_tokens_decoder\": {\"1\": {\"content\": \"<s>\"}}}"
+    };
+    static const char *const beyond[] = {
+        "{\"<|im_end|>\": 512}",
+        "{\"added_tokens_decoder\": {\"512\": {\"content\": \"<|im_end|>\"}}}"
+    };
+    struct model *m;
+    struct err e = { 0 };
+    struct model_options o = { .weights = "auto" };
+    (void)state;
+    writing_model(be, ARCH("llama3-scaling"), "q8", in_root("out"));
+    for (int i = 0; i < 2; i++) {
+        put(file[i], within[i]);
+        assert_int_equal(model_open(&m, in_root("out"), &o, be, &e), 0);
+        model_close(m);
+        put(file[i], beyond[i]);
+        assert_int_equal(model_open(&m, in_root("out"), &o, be, &e), ERR_UNSUPPORTED);
+        assert_non_null(strstr(e.text, "token 512, \"<|im_end|>\", was added to tokenizer.model"));
+        assert_int_equal(unlink(in_root(file[i])), 0);
+    }
+    fetch_remove(in_root("out"));
+}
+
+/* A template that cannot be read is no reason not to load: only chats need it. */
+static void loads_without_template(void **state)
+{
+    struct model *m;
+    struct err e = { 0 };
+    struct model_options o = { .weights = "auto" };
+    (void)state;
+    writing_model(be, ARCH("llama3-scaling"), "q8", in_root("out"));
+    put("out/chat_template.jinja", "{% include 'more' %}");
+    if (model_open(&m, in_root("out"), &o, be, &e) < 0)
+        fail_msg("%s", e.text);
+    assert_null(m->tmpl);
+    model_close(m);
+    put("out/chat_template.jinja", "{{ messages[0].content }}");
+    assert_int_equal(model_open(&m, in_root("out"), &o, be, &e), 0);
+    assert_non_null(m->tmpl);
     model_close(m);
     fetch_remove(in_root("out"));
 }
@@ -219,8 +274,12 @@ static int tear_down(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(refuses_folders), cmocka_unit_test(refuses_nameless_codes),
-        cmocka_unit_test(loads_or_fails),  cmocka_unit_test(maps_names),
+        cmocka_unit_test(refuses_folders),
+        cmocka_unit_test(refuses_added_tokens),
+        cmocka_unit_test(loads_without_template),
+        cmocka_unit_test(refuses_nameless_codes),
+        cmocka_unit_test(loads_or_fails),
+        cmocka_unit_test(maps_names),
         cmocka_unit_test(maps_rows),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
