@@ -334,6 +334,10 @@ static void refuses_metadata(void **state)
     finish(&f, 0);
     expect(ERR_FORMAT, "general.alignment is 48; a power of two");
     start_good(&f);
+    meta_u32(&f, "split.count", 3);
+    finish(&f, 0);
+    expect(ERR_UNSUPPORTED, "is one of 3 parts of a model");
+    start_good(&f);
     meta_str(&f, "llama.rope.scaling.type", "yarn");
     finish(&f, 0);
     expect(ERR_UNSUPPORTED, "rope scaling \"yarn\"");
