@@ -148,7 +148,10 @@ int inverse_factor(float *u, const float *h, int n, const struct openblas *blas,
         mem_unmap(w, bytes);
     }
     if (rc < 0)
-        return err_set(e, rc, "the second moments of %d inputs are not positive definite", n);
+        return err_set(e, rc,
+                       "the second moments of %d inputs are not positive definite: they need more "
+                       "tokens or more damping",
+                       n);
     mirror(u, n);
     return 0;
 }

@@ -88,7 +88,7 @@ static const struct option table[] = {
     { NULL, "head", STR, AT(head), Q, "auto", 0, 0, NULL, "form of the embedding and the head; auto: q8, or f16 with aqlm, whose folders other programs read too" },
     { NULL, "calibrate", STR, AT(calibrate), Q, "gutenberg", 0, 0, NULL, "texts that show what the matrices read, comma separated: files, folders of .txt files, or recipes" },
     { NULL, "align", STR, AT(align), Q, "", 0, 0, NULL, "texts, as for --calibrate: of its sequences those that are most like these, by how well both are compressed together; empty: evenly spread" },
-    { NULL, "tokens", INT, AT(tokens), Q, "32768", 1, 1 << 28, NULL, "tokens that are taken of --calibrate" },
+    { NULL, "tokens", INT, AT(tokens), Q, "32768", 2, 1 << 28, NULL, "tokens that are taken of --calibrate" },
     { NULL, "context", INT, AT(context), Q, "512", 2, 1 << 22, NULL, "tokens of a sequence; at most what the model was trained for" },
     { NULL, "damp", NUM, AT(damp), Q, "0.01", 0, 1, NULL, "part of the mean of the diagonal that is added to it in the second moments" },
     { NULL, "tune", INT, AT(tune), Q, "0", 0, 1 << 20, NULL, "steps of tuning once all is pressed: scales of rows, norms and biases move until the outputs are as near the model's as they get; 0: none" },

@@ -52,6 +52,13 @@ int quantize_check_codec(struct be *be, const struct config *c, struct err *e)
     if ((c->bits > 0) + (c->size > 0) + pareto > 1)
         return err_set(e, ERR_INVALID,
                        "bits, size, pareto: one of them says what there is to spend");
+    if (!budget && strcmp(c->allocate, "dp") != 0)
+        return err_set(
+            e, ERR_INVALID,
+            "allocate: there is nothing to share out without --bits, --size or --pareto");
+    if (!budget && c->forms[0] != 0)
+        return err_set(e, ERR_INVALID,
+                       "forms: there is nothing to choose from without --bits, --size or --pareto");
     if (pareto && (c->tune > 0 || c->tune_codes > 0))
         return err_set(e, ERR_INVALID, "%s: a sweep judges models as they are pressed",
                        c->tune > 0 ? "tune" : "tune-codes");

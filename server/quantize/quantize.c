@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "server/base/clock.h"
+#include "server/base/log.h"
 #include "server/base/mem.h"
 #include "server/cli/fetch.h"
 #include "server/cli/recipe.h"
@@ -54,8 +55,9 @@ int quantize_open_model(struct quantize *q, struct err *e)
 int quantize_open_text(struct quantize *q, struct err *e)
 {
     const struct config *c = q->config;
-    int len =
-        c->context < q->model->config.ctx_train ? (int)c->context : q->model->config.ctx_train;
+    int len = q->model->config.ctx_train;
+    len = c->context < len ? (int)c->context : len;
+    len = c->tokens < len ? (int)c->tokens : len;
     TRY(sequences_aligned(&q->text, q->model->tok, c->calibrate, c->align, c->tokens, len,
                           q->session.be->par, e));
     TRY(quantize_runner(&q->run, q->model, len, e));
@@ -78,9 +80,19 @@ static int start_over(const char *out, struct err *e)
     return busy ? err_set(e, ERR_BUSY, "%s: another run is writing it", part) : 0;
 }
 
+/* Folders of the aqlm codec are for transformers too, which asks config.json alone how rope is scaled. */
+static void warn_of_factors(const struct quantize *q)
+{
+    if (q->model->rope_factor != NULL && strncmp(q->config->codec, "aqlm", 4) == 0)
+        log_line(LOG_W, "rope_factors",
+                 "note=\"the file has factors of rope that other programs will not find: add "
+                 "rope_scaling to config.json for them\"");
+}
+
 static int open_out(struct quantize *q, struct err *e)
 {
     const char *out = q->config->word[1];
+    warn_of_factors(q);
     if (q->config->force) {
         TRY(start_over(out, e));
         bank_remove(q);

@@ -303,6 +303,18 @@ static void survives_signals(void **state)
 
 /* ---- what it refuses --------------------------------------------------------------------------------------------- */
 
+/* Fewer tokens than a sequence has are one short sequence. */
+static void takes_no_more_tokens(void **state)
+{
+    static const char *const few[] = { "--tokens=40", "--context=64", NULL };
+    (void)state;
+    must_run("few", few);
+    json_t *notes = notes_of("few");
+    assert_true(number(json_object_get(notes, "options"), "tokens") == 40);
+    json_decref(notes);
+    fetch_remove(in_root("few"));
+}
+
 static void keeps_to_its_options(void **state)
 {
     static const char *const other[][2] = {
@@ -368,17 +380,12 @@ static void survives_lack_of_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(is_loaded_again),
-        cmocka_unit_test(reads_gguf),
-        cmocka_unit_test(notes_what_was_lost),
-        cmocka_unit_test(goes_on),
-        cmocka_unit_test(presses_to_every_form),
-        cmocka_unit_test(makes_folders_for_others),
-        cmocka_unit_test(presses_sums),
-        cmocka_unit_test(survives_signals),
-        cmocka_unit_test(keeps_to_its_options),
-        cmocka_unit_test(says_what_is_wrong),
-        cmocka_unit_test(survives_lack_of_memory),
+        cmocka_unit_test(is_loaded_again),       cmocka_unit_test(reads_gguf),
+        cmocka_unit_test(notes_what_was_lost),   cmocka_unit_test(goes_on),
+        cmocka_unit_test(presses_to_every_form), cmocka_unit_test(makes_folders_for_others),
+        cmocka_unit_test(presses_sums),          cmocka_unit_test(survives_signals),
+        cmocka_unit_test(takes_no_more_tokens),  cmocka_unit_test(keeps_to_its_options),
+        cmocka_unit_test(says_what_is_wrong),    cmocka_unit_test(survives_lack_of_memory),
     };
     log_setup(&(struct log_config){ .level = LOG_E });
     return cmocka_run_group_tests(tests, eval_open, scratch_close);

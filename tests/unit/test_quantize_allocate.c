@@ -345,6 +345,8 @@ static void says_what_is_wrong(void **state)
     static const char *const both[] = { PLANES, "--bits=3", "--size=1M", NULL };
     static const char *const tuned[] = { "--codec=planes", "--pareto=3", "--tune=2", NULL };
     static const char *const nothing[] = { "--codec=nothing", "--bits=5", NULL };
+    static const char *const unshared[] = { "--codec=q4", "--allocate=hawq", NULL };
+    static const char *const unchosen[] = { "--codec=q4", "--forms=bank", NULL };
     static const char *const no_way[] = { PLANES, "--bits=3", "--allocate=fair", NULL };
     struct config c;
     struct err e;
@@ -354,6 +356,8 @@ static void says_what_is_wrong(void **state)
     must_fail("x", both, ERR_INVALID, "bits, size, pareto: one of them");
     must_fail("x", tuned, ERR_INVALID, "tune: a sweep judges models as they are pressed");
     must_fail("x", one_form, ERR_INVALID, "bits: q4 is one form for all matrices");
+    must_fail("x", unshared, ERR_INVALID, "allocate: there is nothing to share out without --bits");
+    must_fail("x", unchosen, ERR_INVALID, "forms: there is nothing to choose from without --bits");
     must_fail("x", nothing, ERR_INVALID, "codec: \"nothing\" is no form of weights");
     assert_true(config_parse(&c, CONFIG_QUANTIZE, 3, (char **)(uintptr_t)no_way, &e) < 0);
     assert_non_null(strstr(e.text, "allocate: \"fair\" is not one of: dp uniform"));
