@@ -199,6 +199,12 @@ static bool next_held(struct engine *en)
     return true;
 }
 
+/* Starts from what the prefix index knows of it. Rows whose logits are wanted have to be computed, what was swapped has not. */
+static bool looks_up(const struct seq *s)
+{
+    return s->shares && s->kv.swap == NULL && !seq_scores(s);
+}
+
 static void started(struct engine *en, struct seq *s)
 {
     struct engine_stats *t = &en->stats;
@@ -210,7 +216,7 @@ static void started(struct engine *en, struct seq *s)
     s->n_cached = s->kv.n_cached;
     histogram_observe(&t->queue_time, seconds(s->job->submit_ns, s->admit_ns));
     histogram_observe(&t->prompt_len, s->job->n_prompt);
-    if (s->shares) {
+    if (looks_up(s)) {
         atomic_fetch_add_explicit(&t->prefix_queries, (uint64_t)s->n_tokens, memory_order_relaxed);
         atomic_fetch_add_explicit(&t->prefix_hits, (uint64_t)s->n_cached, memory_order_relaxed);
     }
@@ -255,12 +261,6 @@ static bool fits_pool(const struct engine *en, const struct seq *s)
 {
     int64_t need = kv_seq_need(&s->kv, en->pool, s->n_tokens);
     return need + growth(en, s) <= kv_pool_available(en->pool);
-}
-
-/* Starts from what the prefix index knows of it. Rows whose logits are wanted have to be computed, what was swapped has not. */
-static bool looks_up(const struct seq *s)
-{
-    return s->shares && s->kv.swap == NULL && !seq_scores(s);
 }
 
 /* Whether r, which runs, is about to publish the prompt of s: then it is computed once, and its pages are taken once. It runs,

@@ -376,6 +376,13 @@ static void test_numbers(void **state)
     assert_int_equal(atomic_load(&s->output_len.sum_us), 150 * 1000000);
     assert_string_equal(finish_name(FINISH_STOP), "stop");
     assert_string_equal(finish_name(FINISH_CANCELLED), "cancelled");
+    /* a prompt whose rows are wanted looks for no prefix */
+    make_run(&r[0], 0, 100, 1);
+    r[0].job.prompt_logprobs = true;
+    submit(en, &r[0]);
+    wait_done(&r[0]);
+    assert_int_equal(atomic_load(&s->prefix_queries), 500);
+    assert_int_equal(atomic_load(&s->prefix_hits), 4 * 96);
     engine_close(en);
 }
 
