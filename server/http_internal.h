@@ -76,7 +76,7 @@ int gen_reply(struct gen *g, struct buf *out, struct api_error *e) WARN_UNUSED;
 ssize_t gen_read(void *cls, uint64_t pos, char *out, size_t max);
 /* The client has gone: cancel, and wake the connection so that it ends. */
 void gen_hangup(struct gen *g);
-/* The server goes: cancel; the client is told. */
+/* Nobody wants what is still to come: cancels all choices. Any thread without the lock; the engine in an event too. */
 void gen_stop(struct gen *g);
 /* Clock: pings what has been silent for long. true when the reader has fallen too far behind. */
 bool gen_tick(struct gen *g, uint64_t now_ns);

@@ -185,7 +185,7 @@ void stream_on_event(struct job *j, const struct job_event *ev)
         g->overflow = g->gone = true;
         atomic_fetch_add(&g->h->metrics.slow_readers, 1);
     }
-    bool cancel = g->overflow && g->n_running > 0;
+    bool cancel = (g->overflow || g->err.status) && g->n_running > 0; /* nobody reads the others */
     bool last = g->n_running == 0 && ev->kind == JOB_DONE;
     if (g->finished || g->gone || g->out.len > 0)
         gen_wake(g);
@@ -193,7 +193,7 @@ void stream_on_event(struct job *j, const struct job_event *ev)
         g->last_ns = clock_ns();
     pthread_mutex_unlock(&g->lock);
     if (cancel)
-        engine_cancel(g->h->en, j);
+        gen_stop(g);
     if (last)
         gen_unref(g);
 }
