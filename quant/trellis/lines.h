@@ -6,6 +6,7 @@
  *  lines_bytes(x)                 64 times the same byte
  *  lines_table(p), lines_look     a table of 16 bytes; look: by index bytes below 128, of which 4 bits count
  *  lines_turn(a)                  lanes 1 ... 15, then lane 0
+ *  lines_part(p, n)               n < 16 lanes from p, then the first of them again; what comes then is 0
  */
 #ifndef WRING_QUANT_TRELLIS_LINES_H
 #define WRING_QUANT_TRELLIS_LINES_H
@@ -57,6 +58,11 @@ static inline v16q lines_look(v16q table, v16q index)
 static inline v16q lines_turn(v16q a)
 {
     return _mm512_alignr_epi32(a, a, 1);
+}
+static inline v16q lines_part(const uint8_t *p, int n)
+{
+    __m512i a = _mm512_maskz_loadu_epi32((__mmask16)((1 << n) - 1), (const void *)p);
+    return _mm512_mask_set1_epi32(a, (__mmask16)(1 << n), v16_load_i32(p));
 }
 static inline void lines_store(uint8_t *p, v16q a)
 {
@@ -112,6 +118,18 @@ static inline v16q lines_turn(v16q a)
     __m256i ab = _mm256_permute2x128_si256(a.a, a.b, 0x21);
     __m256i ba = _mm256_permute2x128_si256(a.b, a.a, 0x21);
     return (v16q){ _mm256_alignr_epi8(ab, a.a, 4), _mm256_alignr_epi8(ba, a.b, 4) };
+}
+static inline __m256i lines_half(const uint8_t *p, __m256i lane, int n, __m256i first)
+{
+    __m256i a =
+        _mm256_maskload_epi32((const void *)p, _mm256_cmpgt_epi32(_mm256_set1_epi32(n), lane));
+    return _mm256_blendv_epi8(a, first, _mm256_cmpeq_epi32(_mm256_set1_epi32(n), lane));
+}
+static inline v16q lines_part(const uint8_t *p, int n)
+{
+    __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    __m256i first = _mm256_set1_epi32(v16_load_i32(p));
+    return (v16q){ lines_half(p, lane, n, first), lines_half(p + 32, lane, n - 8, first) };
 }
 static inline void lines_store(uint8_t *p, v16q a)
 {
