@@ -49,12 +49,26 @@ static int join_parts(const struct field_at *at, const json_t *parts, json_t **o
     return rc;
 }
 
+/* The object that a call's arguments spell, {} where they are blank, as of functions that take none; what spells no object stays. */
+static int spell_arguments(const struct field_at *in, json_t *fn)
+{
+    struct api_error ignored;
+    struct api_str args = { 0 };
+    json_t *spelled = NULL;
+    TRY(field_str(in, "arguments", &args));
+    if (!args.p || strspn(args.p, " \t\r\n") == args.n)
+        spelled = json_object();
+    else if (field_root(&spelled, args.p, args.n, &ignored) < 0)
+        return 0;
+    return json_object_set_new(fn, "arguments", spelled) < 0 ? no_memory(in->err) : 0;
+}
+
 /* {"id", "type": "function", "function": {"name", "arguments"}}. Templates iterate over arguments, so the string that
  * the API carries becomes the object that it spells. */
 static int parse_call(const struct field_at *at, json_t *call)
 {
     json_t *fn = NULL;
-    struct api_str id = { 0 }, name = { 0 }, args = { 0 };
+    struct api_str id = { 0 }, name = { 0 };
 
     if (!json_is_object(call))
         return field_bad(at, "", "expected an object, but got %s.", field_type(call));
@@ -70,15 +84,7 @@ static int parse_call(const struct field_at *at, json_t *call)
         return field_bad(&in, "name", "a string is required.");
     if (json_is_object(json_object_get(fn, "arguments")))
         return 0;
-    TRY(field_str(&in, "arguments", &args));
-    if (!args.p)
-        return 0;
-    struct api_error ignored;
-    json_t *parsed;
-    if (field_root(&parsed, args.p, args.n, &ignored) == 0 &&
-        json_object_set_new(fn, "arguments", parsed) < 0)
-        return no_memory(at->err);
-    return 0;
+    return spell_arguments(&in, fn);
 }
 
 static int parse_calls(const struct field_at *at, bool *any)
@@ -119,6 +125,19 @@ static int check_role(const struct field_at *at, json_t *msg, const char **role)
                      s.p);
 }
 
+/* What says nothing goes: SDKs send null for all that an answer did not have, and templates ask whether tool_calls is there. */
+static void drop_empty(json_t *msg, bool calls)
+{
+    const char *key;
+    json_t *v;
+    void *next;
+    json_object_foreach_safe(msg, next, key, v)
+    {
+        if (json_is_null(v) || (!calls && strcmp(key, "tool_calls") == 0))
+            json_object_del(msg, key);
+    }
+}
+
 static int parse_message(const struct field_at *at, json_t *msg)
 {
     const char *role = NULL;
@@ -131,6 +150,7 @@ static int parse_message(const struct field_at *at, json_t *msg)
     TRY(field_str(at, "name", &s));
     TRY(field_str(at, "tool_call_id", &s));
     TRY(parse_calls(at, &calls));
+    drop_empty(msg, calls);
     json_t *content = field_get(at, "content");
     if (json_is_string(content))
         return 0;

@@ -368,6 +368,39 @@ static void messages_are_normalised(void **state)
     api_request_free(&r);
 }
 
+/* As SDKs send an answer back that called nothing, and one that called what takes no arguments. */
+static void empty_calls_go(void **state)
+{
+    static const char *const calls[] = { "null", "[]" };
+    static const char *const args[] = { "\"arguments\":\"\"", "\"arguments\":\" \\n\"",
+                                        "\"arguments\":null", "\"x\":1" };
+    struct api_request r;
+    char body[512];
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        snprintf(body, sizeof body,
+                 "{\"messages\":[{\"role\":\"assistant\",\"content\":\"a\",\"tool_calls\":%s,"
+                 "\"refusal\":null,\"function_call\":null}]}",
+                 calls[i]);
+        parse(&r, API_CHAT, body);
+        assert_int_equal(json_object_size(json_array_get(r.messages, 0)), 2);
+        assert_string_equal(member(json_array_get(r.messages, 0), "content"), "a");
+        api_request_free(&r);
+    }
+    for (int i = 0; i < 4; i++) {
+        snprintf(body, sizeof body,
+                 "{\"messages\":[{\"role\":\"assistant\",\"content\":null,\"tool_calls\":[{\"id\":"
+                 "\"1\",\"function\":{\"name\":\"f\",%s}}]}]}",
+                 args[i]);
+        parse(&r, API_CHAT, body);
+        json_t *call =
+            json_array_get(json_object_get(json_array_get(r.messages, 0), "tool_calls"), 0);
+        json_t *got = json_object_get(json_object_get(call, "function"), "arguments");
+        assert_true(json_is_object(got) && json_object_size(got) == 0);
+        api_request_free(&r);
+    }
+}
+
 static void prompts_have_four_forms(void **state)
 {
     (void)state;
@@ -464,6 +497,7 @@ int main(void)
         cmocka_unit_test(budgets_have_three_forms),
         cmocka_unit_test(compression_fields),
         cmocka_unit_test(messages_are_normalised),
+        cmocka_unit_test(empty_calls_go),
         cmocka_unit_test(prompts_have_four_forms),
         cmocka_unit_test(token_routes),
         cmocka_unit_test(memory_may_run_out),
