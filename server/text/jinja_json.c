@@ -79,7 +79,7 @@ static int dump_str(struct jinja_run *r, struct dump *d, const struct jinja_str 
     for (size_t i = 0; i < s->n;) {
         int32_t cp;
         size_t k = jinja_cp(s->p + i, s->n - i, &cp);
-        if (cp < 0x20 || cp == '"' || cp == '\\' || (d->ascii && cp > 0x7e && cp != 0x7f)) {
+        if (cp < 0x20 || cp == '"' || cp == '\\' || (d->ascii && cp > 0x7e)) {
             TRY(jinja_sb_cut(r, &d->b, s, done, i - done));
             TRY(dump_escaped(r, d, cp, s->mask ? s->mask[i] : s->user));
             done = i + k;

@@ -340,6 +340,8 @@ static int fill(struct jinja_run *r, struct jinja_func *self, struct jinja_args 
     int64_t width = 0;
     if (GIVEN(a->v[1]))
         TRY(need_str(r, a->v[1]));
+    if (GIVEN(a->v[1]) && jinja_str_len(a->v[1].s) != 1)
+        return jinja_fail(r, "The fill character must be exactly one character long");
     TRY(int_or(r, a->v[0], 0, &width));
     int64_t lack = width - (int64_t)jinja_str_len(self->self.s);
     if (!left)

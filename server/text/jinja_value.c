@@ -75,6 +75,7 @@ static int hash_key(struct jinja_run *r, struct jinja_value k, uint32_t *h)
         *h = 11;
         for (size_t i = 0; i < k.l->n; i++) {
             uint32_t part;
+            TRY(jinja_charge(r, 1));
             TRY(hash_key(r, k.l->v[i], &part));
             *h = mix(*h, &part, sizeof part);
         }

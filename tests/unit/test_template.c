@@ -283,6 +283,10 @@ static void limits_hold(void **state)
                 &small);
     check_error("{{ 'ab' * 1000000000 }}", ERR_LIMIT, "", &small);
     check_error("{{ 'x'.ljust(100000000) }}", ERR_LIMIT, "", &small);
+    check_error("{{ 'x'.ljust(3000000000, '') }}", ERR_INVALID, "exactly one character", NULL);
+    check_error("{% set n = namespace(t=1) %}{% for i in range(40) %}{% set n.t = (n.t, n.t) %}{% "
+                "endfor %}{{ {n.t: 1} }}",
+                ERR_LIMIT, "steps", NULL);
     check_error("{{ [1] * 1000000000 }}", ERR_LIMIT, "", &small);
     check_error("{{ range(1000000000) }}", ERR_LIMIT, "range", NULL);
     check_error("{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x "
