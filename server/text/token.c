@@ -70,7 +70,7 @@ static int add_piece(struct tokenizer *t, const struct tok_vocab *v,
         out[0] = (char)b;
         len = 1;
         t->byte_id[b] = id;
-    } else if (kind != TOK_NORMAL) {
+    } else if (kind != TOK_NORMAL && (kind != TOK_USER_DEFINED || v->model != TOK_SPM)) {
         memcpy(out, s, n);
     } else if (!to_bytes(v->model, byte_of, s, n, out, &len)) {
         memcpy(out, s, n); /* some vocabularies hold added words as they are */

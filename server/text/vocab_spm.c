@@ -1,6 +1,7 @@
 /* sentencepiece's tokenizer.model: a protobuf message (sentencepiece.proto). */
 #include <string.h>
 
+#include "server/base/log.h"
 #include "server/base/mem.h"
 #include "server/text/sentencepiece.pb-c.h"
 #include "server/text/vocab.h"
@@ -22,6 +23,20 @@ static void pb_free(void *arg, void *p)
 {
     (void)arg;
     mem_free(p);
+}
+
+/* Text is taken as it is, but for the space in front: what else the file asks for is told. */
+static void warn_of_normalizer(const Wring__Spm__Model *m, const char *path)
+{
+    const Wring__Spm__NormalizerSpec *n = m->normalizer_spec;
+    const char *what = n == NULL                         ? NULL
+                       : n->precompiled_charsmap.len > 0 ? "precompiled_charsmap"
+                       : !n->has_remove_extra_whitespaces || n->remove_extra_whitespaces
+                           ? "remove_extra_whitespaces"
+                           : NULL;
+    if (what != NULL)
+        log_line(LOG_W, "normalizer", "file=%s ignored=%s note=\"odd texts become other tokens\"",
+                 LOG_STR(path), what);
 }
 
 static int check_model(const Wring__Spm__Model *m, const char *path, struct err *e)
@@ -99,6 +114,8 @@ int tok_open_spm(struct tokenizer **out, const char *path, struct err *e)
         rc = check_model(m, path, e);
     if (rc == 0 && (rc = open_model(m, out, e)) < 0)
         err_prefix(e, "%s", path);
+    if (rc == 0)
+        warn_of_normalizer(m, path);
     if (m != NULL)
         wring__spm__model__free_unpacked(m, &allocator);
     buf_free(&b);

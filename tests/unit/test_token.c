@@ -181,6 +181,18 @@ static void test_specials(void **state)
     tok_close(t);
 }
 
+/* Added words of a sentencepiece vocabulary are written like its other pieces. */
+static void test_spm_words(void **state)
+{
+    static struct small s;
+    (void)state;
+    make_spm(&s);
+    int id = add(&s, SP SP SP "x", 0, TOK_USER_DEFINED);
+    struct tokenizer *t = open_small(&s);
+    assert_string_equal(tok_text(t, id), "   x");
+    tok_close(t);
+}
+
 static void test_spm(void **state)
 {
     (void)state;
@@ -626,12 +638,13 @@ static void test_faults(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_bpe),       cmocka_unit_test(test_specials),
-        cmocka_unit_test(test_spm),       cmocka_unit_test(test_random_bytes),
-        cmocka_unit_test(test_long_word), cmocka_unit_test(test_segments),
-        cmocka_unit_test(test_decode),    cmocka_unit_test(test_stream),
-        cmocka_unit_test(test_refuses),   cmocka_unit_test(test_files),
-        cmocka_unit_test(test_faults),    cmocka_unit_test(test_at_least),
+        cmocka_unit_test(test_bpe),          cmocka_unit_test(test_specials),
+        cmocka_unit_test(test_spm),          cmocka_unit_test(test_spm_words),
+        cmocka_unit_test(test_random_bytes), cmocka_unit_test(test_long_word),
+        cmocka_unit_test(test_segments),     cmocka_unit_test(test_decode),
+        cmocka_unit_test(test_stream),       cmocka_unit_test(test_refuses),
+        cmocka_unit_test(test_files),        cmocka_unit_test(test_faults),
+        cmocka_unit_test(test_at_least),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
