@@ -151,7 +151,8 @@ static int chat_tokens(const struct http *h, const struct api_request *req, int 
                                    .bos_token = token_text(tok, tok_bos(tok)),
                                    .eos_token = token_text(tok, tok_eos(tok)),
                                    .now_unix = clock_wall_s() };
-    int rc = tmpl_render(h->model->tmpl, &in, NULL, &out, &why);
+    const struct tmpl *tools = req->tools != NULL ? h->model->tool_tmpl : NULL;
+    int rc = tmpl_render(tools != NULL ? tools : h->model->tmpl, &in, NULL, &out, &why);
     if (rc == ERR_NOMEM)
         return no_memory(e);
     if (rc < 0)

@@ -332,13 +332,19 @@ static int read_all(struct source *s, struct err *e)
     }
 }
 
-static int read_template(struct source *s, struct err *e)
+static int read_template(const struct gguf *g, const char *key, char **out, struct err *e)
 {
     struct str t;
-    if (!gguf_text(gguf_find(s->state, "tokenizer.chat_template"), &t))
+    if (!gguf_text(gguf_find(g, key), &t))
         return 0;
-    s->chat_template = mem_strndup(t.p, t.n);
-    return s->chat_template != NULL ? 0 : err_set(e, ERR_NOMEM, "no memory for the chat template");
+    *out = mem_strndup(t.p, t.n);
+    return *out != NULL ? 0 : err_set(e, ERR_NOMEM, "no memory for the chat template");
+}
+
+static int read_templates(struct source *s, struct err *e)
+{
+    TRY(read_template(s->state, "tokenizer.chat_template", &s->chat_template, e));
+    return read_template(s->state, "tokenizer.chat_template.tool_use", &s->tool_template, e);
 }
 
 int gguf_open(struct source *s, const char *path, struct err *e)
@@ -355,7 +361,7 @@ int gguf_open(struct source *s, const char *path, struct err *e)
     if (source_finish(s, e) < 0)
         return err_prefix(e, "%s", path);
     TRY(gguf_config(s, e));
-    return read_template(s, e);
+    return read_templates(s, e);
 }
 
 static void gguf_close(struct source *s)

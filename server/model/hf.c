@@ -68,8 +68,8 @@ static int add_weights(struct source *s, struct hf *h, struct err *e)
 
 /* ---- template ---------------------------------------------------------------------------------------------------- */
 
-/* tokenizer_config.json has one template, or a list of named ones of which "default" is meant. */
-static const char *template_in(const json_t *v)
+/* tokenizer_config.json has one template, or a list of named ones: "default", and "tool_use" for requests with tools. */
+static const char *template_in(const json_t *v, const char *which)
 {
     const json_t *t = json_object_get(v, "chat_template");
     size_t i;
@@ -77,36 +77,43 @@ static const char *template_in(const json_t *v)
     json_array_foreach(t, i, x)
     {
         const char *name = json_string_value(json_object_get(x, "name"));
-        if (name != NULL && strcmp(name, "default") == 0)
+        if (name != NULL && strcmp(name, which) == 0)
             return json_string_value(json_object_get(x, "template"));
     }
-    return json_string_value(t);
+    return strcmp(which, "default") == 0 ? json_string_value(t) : NULL;
 }
 
-static int copy_template(struct source *s, const char *text, struct err *e)
+static int copy_template(char **out, const char *text, struct err *e)
 {
     if (text == NULL)
         return 0;
-    s->chat_template = mem_strdup(text);
-    return s->chat_template != NULL ? 0 : err_set(e, ERR_NOMEM, "no memory for a chat template");
+    *out = mem_strdup(text);
+    return *out != NULL ? 0 : err_set(e, ERR_NOMEM, "no memory for a chat template");
 }
 
-static int read_template(struct source *s, const char *folder, struct err *e)
+static int read_file(struct source *s, const char *folder, const char *name, struct err *e)
 {
-    static const char file[] = "chat_template.jinja";
+    struct buf b;
+    TRY(folder_read(&b, folder, name, e));
+    int rc = copy_template(&s->chat_template, buf_str(&b), e);
+    buf_free(&b);
+    return rc;
+}
+
+static int read_templates(struct source *s, const char *folder, struct err *e)
+{
+    static const char file[] = "chat_template.jinja"; /* goes before "default" */
     json_t *v = NULL;
-    int rc;
-    if (folder_has(folder, file)) {
-        struct buf b;
-        TRY(folder_read(&b, folder, file, e));
-        rc = copy_template(s, buf_str(&b), e);
-        buf_free(&b);
-        return rc;
-    }
+    int rc = 0;
+    if (folder_has(folder, file))
+        TRY(read_file(s, folder, file, e));
     if (!folder_has(folder, "tokenizer_config.json"))
         return 0;
     TRY(folder_read_json(&v, folder, "tokenizer_config.json", e));
-    rc = copy_template(s, template_in(v), e);
+    if (s->chat_template == NULL)
+        rc = copy_template(&s->chat_template, template_in(v, "default"), e);
+    if (rc == 0)
+        rc = copy_template(&s->tool_template, template_in(v, "tool_use"), e);
     json_decref(v);
     return rc;
 }
@@ -230,6 +237,6 @@ int hf_open(struct source *s, const char *folder, struct err *e)
     folder_name(s->config.name, sizeof s->config.name, h->folder);
     TRY(add_weights(s, h, e));
     TRY(read_forms(s, h, e));
-    TRY(read_template(s, h->folder, e));
+    TRY(read_templates(s, h->folder, e));
     return source_finish(s, e);
 }

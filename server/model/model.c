@@ -64,21 +64,26 @@ static int open_rope(struct model *m, struct err *e)
     return 0;
 }
 
-static int open_text(struct model *m, const struct source *src, struct err *e)
+/* One that cannot be read is left out: all but chat goes without. */
+static int open_template(struct tmpl **out, const char *text, struct err *e)
 {
     struct err why;
+    int rc = text != NULL ? tmpl_open(out, text, strlen(text), &why) : 0;
+    if (rc == ERR_NOMEM)
+        return err_set(e, rc, "%s", why.text);
+    if (rc < 0)
+        log_line(LOG_W, "no_chat_template", "reason=%s", LOG_STR(why.text));
+    return 0;
+}
+
+static int open_text(struct model *m, const struct source *src, struct err *e)
+{
     TRY(source_tokenizer(src, &m->tok, e));
     if (tok_n(m->tok) > m->config.vocab)
         return err_set(e, ERR_FORMAT, "the tokenizer has %d tokens, the model only %d",
                        tok_n(m->tok), m->config.vocab);
-    if (src->chat_template == NULL)
-        return 0;
-    int rc = tmpl_open(&m->tmpl, src->chat_template, strlen(src->chat_template), &why);
-    if (rc == ERR_NOMEM)
-        return err_set(e, rc, "%s", why.text);
-    if (rc < 0) /* all but chat goes without */
-        log_line(LOG_W, "no_chat_template", "reason=%s", LOG_STR(why.text));
-    return 0;
+    TRY(open_template(&m->tmpl, src->chat_template, e));
+    return open_template(&m->tool_tmpl, src->tool_template, e);
 }
 
 struct from_files {
@@ -167,6 +172,7 @@ void model_close(struct model *m)
     if (m->inv_freq != NULL)
         m->be->ops->free(m->be, m->inv_freq, (size_t)(m->config.rope_dim / 2) * sizeof(float));
     mem_free((float *)m->rope.inv_freq);
+    tmpl_close(m->tool_tmpl);
     tmpl_close(m->tmpl);
     tok_close(m->tok);
     mem_free(m->layer);

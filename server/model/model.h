@@ -37,6 +37,7 @@ struct model {
     struct be *be;
     struct tokenizer *tok;
     struct tmpl *tmpl;       /* NULL: no chat template */
+    struct tmpl *tool_tmpl;  /* the one for requests with tools; NULL: the same */
     struct weight embd, out; /* out.codec is NULL when the head is tied */
     float *out_norm;         /* [dim] */
     float *

@@ -151,6 +151,7 @@ void source_close(struct source *s)
     mem_free(s->file);
     mem_free(s->tensor);
     mem_free(s->form);
+    mem_free(s->tool_template);
     mem_free(s->chat_template);
     mem_free(s);
 }

@@ -76,6 +76,7 @@ struct source {
     struct model_config config;
     const char *folder;  /* of a Hugging Face model; NULL: the model is one file */
     char *chat_template; /* Jinja source, or NULL: the model has none */
+    char *tool_template; /* the one for requests with tools, or NULL: the same */
     void *state;         /* the format's own */
 };
 

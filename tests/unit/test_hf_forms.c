@@ -150,6 +150,13 @@ static void loads_without_template(void **state)
     put("out/chat_template.jinja", "{{ messages[0].content }}");
     assert_int_equal(model_open(&m, in_root("out"), &o, be, &e), 0);
     assert_non_null(m->tmpl);
+    assert_null(m->tool_tmpl);
+    model_close(m);
+    put("out/tokenizer_config.json",
+        "{\"chat_template\": [{\"name\": \"tool_use\", \"template\": \"a\"},"
+        "{\"name\": \"default\", \"template\": \"b\"}]}");
+    assert_int_equal(model_open(&m, in_root("out"), &o, be, &e), 0);
+    assert_non_null(m->tool_tmpl);
     model_close(m);
     fetch_remove(in_root("out"));
 }

@@ -106,6 +106,39 @@ static void finds_question_and_system(void **state)
     check(chatml, USER(" "), "", "");
 }
 
+/* Requests with tools are written by the template for them, where there is one. */
+static void tools_have_their_template(void **state)
+{
+    static const char tool[] = "{\"type\":\"function\",\"function\":{\"name\":\"f\"}}";
+    const struct api_limits lim = { .n_vocab = 512 };
+    (void)state;
+    assert_int_equal(tmpl_open(&model.tmpl, "plain", 5, NULL), 0);
+    for (int i = 0; i < 4; i++) { /* i & 1: with tools; i & 2: the model has the template */
+        struct api_request req;
+        struct api_error e = { .status = 0 };
+        struct prompt_marks m = { 0 };
+        char body[256];
+        int32_t *ids = NULL;
+        int n;
+        snprintf(body, sizeof body, "{\"messages\":[" USER("a") "],\"tools\":[%s]}",
+                 i & 1 ? tool : "");
+        if (i == 2)
+            assert_int_equal(tmpl_open(&model.tool_tmpl, "a much longer one", 17, NULL), 0);
+        assert_int_equal(api_request_parse(&req, API_CHAT, body, strlen(body), &lim, &e), 0);
+        assert_int_equal(prompt_tokens(&front, &req, 0, INT_MAX, &ids, &n, &m, &e), 0);
+        struct buf text;
+        buf_init(&text, 256);
+        assert_int_equal(tok_decode(model.tok, ids, n, true, &text), 0);
+        assert_string_equal(buf_str(&text), i == 3 ? "a much longer one" : "plain");
+        buf_free(&text);
+        api_request_free(&req);
+        mem_free(ids);
+    }
+    tmpl_close(model.tool_tmpl);
+    tmpl_close(model.tmpl);
+    model.tool_tmpl = model.tmpl = NULL;
+}
+
 static void long_questions_are_cut(void **state)
 {
     struct prompt_marks m;
@@ -162,9 +195,8 @@ static void memory_may_run_out(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(finds_question_and_system),
-        cmocka_unit_test(long_questions_are_cut),
-        cmocka_unit_test(lives_without_a_border),
+        cmocka_unit_test(finds_question_and_system), cmocka_unit_test(tools_have_their_template),
+        cmocka_unit_test(long_questions_are_cut),    cmocka_unit_test(lives_without_a_border),
         cmocka_unit_test(memory_may_run_out),
     };
     return cmocka_run_group_tests_name("prompt", tests, open_tokenizer, close_tokenizer);
