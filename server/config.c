@@ -320,12 +320,13 @@ int config_parse(struct config *c, enum config_command command, int argc, char *
     *c = (struct config){ 0 };
     for (int i = 0; i < N_OPTIONS; i++)
         TRY(set(c, &table[i], table[i].def, e));
-    const char *key = getenv("WRING_API_KEY");
-    if (key != NULL)
-        TRY(set(c, find("api-key", 7), key, e));
     const char *path = config_path(&a);
     if (path != NULL)
         TRY(read_file(c, path, e));
+    /* After the file, where the sample has an empty key; and one left empty by a script takes no key away. */
+    const char *key = getenv("WRING_API_KEY");
+    if (key != NULL && key[0] != 0)
+        TRY(set(c, find("api-key", 7), key, e));
     return take_args(&a, e);
 }
 

@@ -1,6 +1,7 @@
 /* Options: one table from which the command line, the config file, --help, the sample config and the README come.
  *
- * Precedence: defaults, then the environment (WRING_API_KEY only), then the file of --config, then the command line.
+ * Precedence: defaults, then the file of --config, then the environment (WRING_API_KEY only, unless it is empty), then
+ * the command line.
  * A config file is YAML: one flat mapping of option names to values. Thread: filled by main before any other thread
  * starts, read-only afterwards. The only file that reads the environment.
  */

@@ -3,7 +3,10 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -97,6 +100,34 @@ static void reads_yaml(void **state)
     config_free(&c);
 }
 
+/* The sample has an empty key: it must not open what the environment closes. Nor must an empty variable. */
+static void the_environment_goes_over_the_file(void **state)
+{
+    static const char file[] = "--config=configs/wring.yaml";
+    struct config c;
+    struct err e;
+    (void)state;
+    assert_int_equal(setenv("WRING_API_KEY", "secret", 1), 0);
+    assert_int_equal(parse(&c, &e, 1, file), 0);
+    assert_string_equal(c.api_key, "secret");
+    config_free(&c);
+    assert_int_equal(parse(&c, &e, 2, file, "--api-key=other"), 0);
+    assert_string_equal(c.api_key, "other");
+    config_free(&c);
+    static const char keyed[] = "api-key: filed\n";
+    const char *tmp = getenv("TMPDIR");
+    char path[512], word[528];
+    snprintf(path, sizeof path, "%s/wring-config-%d.yaml", tmp != NULL ? tmp : "/tmp", getpid());
+    snprintf(word, sizeof word, "--config=%s", path);
+    assert_int_equal(file_write_atomic(path, keyed, strlen(keyed), &e), 0);
+    assert_int_equal(setenv("WRING_API_KEY", "", 1), 0);
+    assert_int_equal(parse(&c, &e, 1, word), 0);
+    assert_string_equal(c.api_key, "filed");
+    config_free(&c);
+    assert_int_equal(unsetenv("WRING_API_KEY"), 0);
+    assert_int_equal(unlink(path), 0);
+}
+
 /* The file in configs/ and the table in the README come from the option table: `wring sample-config`, `wring options`. */
 static void is_what_the_documents_show(void **state)
 {
@@ -127,6 +158,7 @@ int main(void)
         cmocka_unit_test(takes_defaults_and_words),
         cmocka_unit_test(says_what_is_wrong),
         cmocka_unit_test(reads_yaml),
+        cmocka_unit_test(the_environment_goes_over_the_file),
         cmocka_unit_test(is_what_the_documents_show),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
