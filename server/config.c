@@ -175,6 +175,14 @@ static int set(struct config *c, const struct option *o, const char *text, struc
 
 /* ---- the file ---------------------------------------------------------------------------------------------------- */
 
+/* An option without a value, as "alias:" or "alias: null". */
+static bool is_null(const yaml_node_t *v)
+{
+    return v->data.scalar.style == YAML_PLAIN_SCALAR_STYLE &&
+           (v->data.scalar.length == 0 ||
+            has_word("null Null NULL ~", (const char *)v->data.scalar.value));
+}
+
 static int set_pair(struct config *c, const yaml_node_t *k, const yaml_node_t *v, struct err *e)
 {
     unsigned long line = k->start_mark.line + 1;
@@ -186,6 +194,8 @@ static int set_pair(struct config *c, const yaml_node_t *k, const yaml_node_t *v
         return err_set(e, ERR_INVALID,
                        "line %lu: there is no option \"%s\"; `wring serve --help` lists them", line,
                        name);
+    if (is_null(v))
+        return 0;
     if (set(c, o, (const char *)v->data.scalar.value, e) < 0)
         return err_prefix(e, "line %lu", line);
     return 0;

@@ -2,8 +2,8 @@
  *
  * Precedence: defaults, then the file of --config, then the environment (WRING_API_KEY only, unless it is empty), then
  * the command line.
- * A config file is YAML: one flat mapping of option names to values. Thread: filled by main before any other thread
- * starts, read-only afterwards. The only file that reads the environment.
+ * A config file is YAML: one flat mapping of option names to values; a null leaves the option as it is. Thread: filled by
+ * main before any other thread starts, read-only afterwards. The only file that reads the environment.
  */
 #ifndef WRING_SERVER_CONFIG_H
 #define WRING_SERVER_CONFIG_H

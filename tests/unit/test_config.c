@@ -92,6 +92,17 @@ static void reads_yaml(void **state)
     assert_int_equal(c.port, 81);
     assert_false(c.prefix_cache);
     assert_string_equal(c.alias, "my model");
+    const char *nulls = "port:\nalias: null\nhost: ~\napi-key: Null\nkv-size: NULL\nlog-format: \n";
+    assert_int_equal(config_read(&c, nulls, strlen(nulls), &e), 0);
+    assert_int_equal(c.port, 81);
+    assert_string_equal(c.alias, "my model");
+    assert_string_equal(c.host, "127.0.0.1");
+    assert_string_equal(c.api_key, "");
+    assert_string_equal(c.log_format, "logfmt");
+    const char *quoted = "api-key: \"null\"\nalias: ''\n";
+    assert_int_equal(config_read(&c, quoted, strlen(quoted), &e), 0);
+    assert_string_equal(c.api_key, "null");
+    assert_string_equal(c.alias, "");
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         assert_true(config_read(&c, bad[i].text, strlen(bad[i].text), &e) < 0);
         if (strstr(e.text, bad[i].says) == NULL)
