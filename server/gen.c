@@ -297,22 +297,37 @@ int gen_new(struct gen **out, struct http *h, struct MHD_Connection *mhd, struct
     return 0;
 }
 
+/* A hang-up meanwhile has missed the jobs that were not with the engine yet, which forgets what was asked of them
+ * before. One from here on finds them all there. */
+static void cancel_if_gone(struct gen *g)
+{
+    pthread_mutex_lock(&g->lock);
+    bool gone = g->gone;
+    pthread_mutex_unlock(&g->lock);
+    if (gone)
+        cancel_jobs(g);
+}
+
 int gen_submit(struct gen *g, struct api_error *e)
 {
     struct err why = { 0 };
     int rc = 0, i = 0;
 
     /* All jobs count as running before the first is submitted: an early end must not look like the last one. */
+    pthread_mutex_lock(&g->lock);
     g->n_running = g->n;
     g->refs++;
+    pthread_mutex_unlock(&g->lock);
     for (; i < g->n && rc == 0; i++) {
         pthread_mutex_lock(&g->lock);
         g->choice[i].submitted = true;
         pthread_mutex_unlock(&g->lock);
         rc = engine_submit(g->h->en, &g->choice[i].job, &why);
     }
-    if (rc == 0)
+    if (rc == 0) {
+        cancel_if_gone(g);
         return 0;
+    }
     i--;
     pthread_mutex_lock(&g->lock);
     g->choice[i].submitted = false;

@@ -118,7 +118,7 @@ static enum MHD_Result internal(struct request *r)
 
 /* ---- generations ------------------------------------------------------------------------------------------------- */
 
-/* The tie to the connection is made before the jobs are handed over, so that no hang-up falls between. */
+/* The tie to the connection is made before the jobs are handed over: gen_submit() sees a hang-up that falls between. */
 static int begin_generation(struct request *r, enum api_kind kind, bool *stream,
                             struct api_error *e)
 {

@@ -1,5 +1,5 @@
-/* The front when the device is lost: what runs is told, what comes is refused with 503, /health says why, the rest goes on
- * answering, and the end is clean.
+/* The front when the device is lost: what runs is told, what comes is refused with 503, /health says why, the rest goes
+ * on answering, and the end is clean. And a client that leaves while its jobs are handed to the engine.
  */
 #include <arpa/inet.h>
 #include <setjmp.h>
@@ -14,7 +14,8 @@
 #include <cmocka.h>
 
 #include "server/base/mem.h"
-#include "server/http.h"
+#include "server/engine/engine_internal.h"
+#include "server/gen_internal.h"
 #include "tests/tools/engine_fixture.h"
 
 /* ---- a device that can be lost ------------------------------------------------------------------------------- */
@@ -92,8 +93,9 @@ static void assert_told(void)
 
 /* ---- the test ------------------------------------------------------------------------------------------------ */
 
-static void lose_it(struct engine *en)
+static void lose_it(struct http *h)
 {
+    struct engine *en = h->en;
     static const char whole[] =
         "{\"prompt\":\"a\",\"max_tokens\":1500,\"temperature\":0,\"ignore_eos\":true}";
     static const char stream[] = "{\"prompt\":\"b\",\"max_tokens\":1500,\"temperature\":0,"
@@ -122,23 +124,21 @@ static void lose_it(struct engine *en)
     assert_true(engine_idle(en));
 }
 
-static void test_device_lost(void **state)
+static void with_front(void (*use)(struct http *h))
 {
-    (void)state;
     struct mem_stats before, after;
-    struct engine *en;
     struct http *h;
     struct err e = { 0 };
     struct http_config c = {
         .model_id = "toy", .max_body = 1 << 20, .max_connections = 16, .threads = 2
     };
     mem_stats(&before);
-    en =
+    struct engine *en =
         open_engine(&(struct engine_config){ .max_seqs = 4, .kv_tokens = 8192, .kv_type = KV_F32 });
     if (http_open(&h, &c, toy.model, en, &e) < 0)
         fail_msg("%s", e.text);
     port = http_port(h);
-    lose_it(en);
+    use(h);
     http_shutdown(h, 5);
     http_close(h);
     engine_close(en);
@@ -146,9 +146,58 @@ static void test_device_lost(void **state)
     assert_int_equal(before.blocks, after.blocks);
 }
 
+/* Whether the only connection's generation hands over its first job; with `gone`, whether it knows of a hang-up. */
+static bool generation_is(struct http *h, bool gone)
+{
+    bool is = false;
+    pthread_mutex_lock(&h->watch.lock);
+    for (int i = 0; i < h->watch.n_slots; i++) {
+        struct gen *g = h->watch.slot[i].conn != NULL ? h->watch.slot[i].conn->gen : NULL;
+        if (g == NULL)
+            continue;
+        pthread_mutex_lock(&g->lock);
+        is = gone ? g->gone : g->choice[0].submitted;
+        pthread_mutex_unlock(&g->lock);
+    }
+    pthread_mutex_unlock(&h->watch.lock);
+    return is;
+}
+
+/* The engine's lock holds the handing over at its first job until the hang-up has been dealt with. */
+static void leave_early(struct http *h)
+{
+    const struct engine_stats *st = engine_stats(h->en);
+    pthread_mutex_lock(&h->en->lock);
+    int fd = ask("POST", "/v1/completions",
+                 "{\"prompt\":\"a\",\"n\":3,\"max_tokens\":1500,\"ignore_eos\":true}");
+    while (!generation_is(h, false))
+        usleep(500);
+    close(fd);
+    while (!generation_is(h, true))
+        usleep(500);
+    pthread_mutex_unlock(&h->en->lock);
+    while (atomic_load(&h->n_gens) > 0)
+        usleep(500);
+    assert_int_equal(atomic_load(&st->finished[FINISH_CANCELLED]), 3);
+    assert_int_equal(atomic_load(&st->finished[FINISH_LENGTH]), 0);
+}
+
+static void test_hangup_while_submitting(void **state)
+{
+    (void)state;
+    with_front(leave_early);
+}
+
+static void test_device_lost(void **state)
+{
+    (void)state;
+    with_front(lose_it);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_hangup_while_submitting),
         cmocka_unit_test(test_device_lost),
     };
     return cmocka_run_group_tests(tests, open_frail, close_toy);
