@@ -94,6 +94,29 @@ def test_error_is_shown(page):
     assert page.js("$('go').getAttribute('aria-label')") == "Send"
 
 
+def test_refused_message_goes_back(page, server):
+    """A message without an answer is not sent with the next one, and an answer stays until there is another."""
+    said = "messages.map(m => m.role + ': ' + m.content)"
+    page.js("model = 'no-such-model'")
+    ask(page, "Say hello.", 8)
+    page.wait("document.querySelector('.fail') && !busy")
+    assert page.js("[messages.length, document.querySelectorAll('.msg').length, $('input').value]") == [0, 0, "Say hello."]
+    page.js(f"model = {server.model!r}")
+    page.key("Enter", 13)
+    page.wait("document.querySelector('.msg.assistant .foot')")
+    before = page.js(said)
+    assert before[0] == "user: Say hello." and len(before) == 2 and before[1] != "assistant: "
+    page.js("model = 'no-such-model'; document.querySelector('.foot button:nth-child(2)').click()")
+    page.wait("document.querySelector('.fail') && !busy")
+    assert page.js(said) == before and page.js("$('input').value") == ""
+    assert before[1].startswith("assistant: " + page.js(TEXT)[:5])
+    page.js("$('input').focus()")
+    page.type("And now?")
+    page.key("Enter", 13)
+    page.wait("document.querySelectorAll('.fail').length === 1 && !busy && $('input').value === 'And now?'")
+    assert page.js(said) == before
+
+
 def test_theme_and_settings_are_kept(page, server):
     light = page.js("getComputedStyle(document.body).backgroundColor")
     page.js("$('theme').click()")
