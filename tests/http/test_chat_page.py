@@ -77,6 +77,13 @@ def test_shift_enter_is_a_new_line(page):
     assert page.js("document.querySelectorAll('.msg').length") == 0
 
 
+def test_enter_of_an_input_method_sends_nothing(page):
+    page.type("ni hao")
+    page.key("Enter", 229)
+    assert page.js("$('input').value.startsWith('ni hao')")
+    assert page.js("document.querySelectorAll('.msg').length") == 0
+
+
 def test_text_is_never_html(page):
     page.js("""addMessage('user', '<img src=x onerror="window.hacked=1">');
                const m = addMessage('assistant', '');
