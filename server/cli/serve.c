@@ -1,15 +1,15 @@
 /* wring serve: opens the model, the engine and the front in this order, waits for a signal, closes them in reverse.
  *
  * SIGTERM and SIGINT drain: no new requests, running ones get drain-timeout seconds, exit 0. A second signal while
- * draining ends at once.
+ * draining ends at once, as one does while the model loads.
  */
-#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "server/base/log.h"
+#include "server/base/signals.h"
 #include "server/cli/cli.h"
 #include "server/http.h"
 #include "server/model/folder.h"
@@ -80,6 +80,7 @@ static int open_all(struct serve *s, struct err *e)
                               .max_connections = (int)c->max_connections,
                               .threads = (int)c->http_threads,
                               .press = press };
+    signals_keep();
     return http_open(&s->http, &hc, s->session.model, s->engine, e);
 }
 
@@ -93,18 +94,15 @@ static void print_host(char *out, size_t size, const char *host)
     snprintf(out, size, strchr(host, ':') != NULL ? "[%s]" : "%s", host);
 }
 
-static void wait_and_drain(struct serve *s, const sigset_t *set)
+static void wait_and_drain(struct serve *s)
 {
-    int sig = 0;
     char host[512];
     print_host(host, sizeof host, s->config->host);
     LOG(I, "listening", "url=http://%s:%d model=%s ctx=%d", host, http_port(s->http),
         LOG_STR(s->model_id), engine_ctx(s->engine));
-    sigwait(set, &sig);
+    int sig = signals_wait();
     LOG(I, "draining", "signal=%s timeout_s=%lld", sig == SIGTERM ? "TERM" : "INT",
         (long long)s->config->drain_timeout);
-    /* From here on a signal does what it does by default: it ends the program. */
-    pthread_sigmask(SIG_UNBLOCK, set, NULL);
     http_shutdown(s->http, (double)s->config->drain_timeout);
 }
 
@@ -116,18 +114,12 @@ int cmd_serve(int argc, char **argv)
     int code = cli_config(&c, CONFIG_SERVE, usage, 1, argc, argv, &done);
     if (done)
         return code;
-    sigset_t set;
-    sigemptyset(&set);
-    sigaddset(&set, SIGINT);
-    sigaddset(&set, SIGTERM);
     signal(SIGPIPE, SIG_IGN);
     struct serve s = { .config = &c };
-    /* Every thread inherits this mask, so that only the wait below sees the signals. */
-    pthread_sigmask(SIG_BLOCK, &set, NULL);
-    if (open_all(&s, &e) < 0)
+    if (signals_take(&e) < 0 || open_all(&s, &e) < 0)
         code = cli_fail(&e);
     else
-        wait_and_drain(&s, &set);
+        wait_and_drain(&s);
     http_close(s.http);
     engine_close(s.engine);
     session_close(&s.session);

@@ -1,5 +1,7 @@
 """Keys, overload, the beginning and the end of a server; a conversation in the terminal."""
 
+import os
+import signal
 import socket
 import subprocess
 import threading
@@ -88,6 +90,39 @@ def test_drain_deadline(start):
     t.join()
     assert b"[DONE]" not in lines[-1]
     assert b'"shutting_down"' in lines[-1]
+
+
+def test_second_signal_ends_at_once(start):
+    server = start("--drain-timeout", "60", "--ctx", "2048")
+    body = {"prompt": "A", "max_tokens": 1900, "ignore_eos": True, "stream": True}
+    r = server.post("/v1/completions", body, stream=True)
+    next(r.iter_lines())
+    server.proc.send_signal(signal.SIGINT)
+    while not any("event=draining" in line for line in server.log):
+        assert server.proc.poll() is None
+        time.sleep(0.01)
+    began = time.time()
+    assert server.stop() == 1, "a code of its own: process 1 of a container is not ended by what signals do by default"
+    assert time.time() - began < 5
+    r.close()
+
+
+@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
+def test_signal_while_loading(tmp_path, sig):
+    """A file of the model that never comes; nobody has to wait for it."""
+    if not wire.BINARY.exists():
+        pytest.skip(f"{wire.BINARY} is not built")
+    os.mkfifo(tmp_path / "config.json")
+    proc = subprocess.Popen([wire.BINARY, "serve", tmp_path, "--device", "cpu", "--port", "0"], stderr=subprocess.PIPE, text=True)
+    try:
+        fd = os.open(tmp_path / "config.json", os.O_WRONLY)  # until it is read
+        proc.send_signal(sig)
+        assert proc.wait(10) == 1
+        assert proc.stderr.read().endswith("wring: stopped\n")
+        os.close(fd)
+    finally:
+        proc.kill()
+        proc.wait()
 
 
 @pytest.fixture(scope="module")
