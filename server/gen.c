@@ -470,10 +470,8 @@ void gen_release(struct gen *g)
         return;
     gen_hangup(g);
     log_end(g);
-    for (int i = 0; i < g->n && log_prompts(); i++) {
-        pthread_mutex_lock(&g->lock);
-        LOG(I, "answer", "id=%s index=%d text=%s", g->id, i, LOG_STR(buf_str(&g->choice[i].text)));
-        pthread_mutex_unlock(&g->lock);
-    }
+    /* Without the lock, which the engine may want: after the hang-up nobody writes to a text. */
+    for (int i = 0; i < g->n && log_prompts(); i++)
+        log_whole(LOG_I, "answer", "text", &g->choice[i].text, "id=%s index=%d", g->id, i);
     gen_unref(g);
 }

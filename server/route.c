@@ -129,7 +129,7 @@ static int begin_generation(struct request *r, enum api_kind kind, bool *stream,
         return api_error_unavailable(e, "shutting_down", "The server is shutting down.", 5);
     TRY(api_request_parse(&req, kind, buf_str(&r->body), r->body.len, &h->limits, e));
     if (log_prompts())
-        LOG(I, "prompt", "request=%s body=%s", r->id, LOG_STR(buf_str(&r->body)));
+        log_whole(LOG_I, "prompt", "body", &r->body, "request=%s", r->id);
     buf_free(&r->body);
     if (req.model && req.model[0] && strcmp(req.model, h->c.model_id) != 0) {
         api_error_model(e, req.model);

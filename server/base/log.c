@@ -1,5 +1,6 @@
 #include "server/base/log.h"
 
+#include <pthread.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -39,6 +40,15 @@ static void put(const char *text, size_t n)
     }
 }
 
+/* One at a time: a pipe takes whole what is short, but long ones in parts. */
+static void put_record(const char *line, size_t n)
+{
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    pthread_mutex_lock(&lock);
+    put(line, n);
+    pthread_mutex_unlock(&lock);
+}
+
 void log_text(const char *fmt, ...)
 {
     char text[8192];
@@ -50,21 +60,24 @@ void log_text(const char *fmt, ...)
         put(text, (size_t)n < sizeof text ? (size_t)n : sizeof text - 1);
 }
 
+/* A byte of a JSON string as 1 to 6 of them. */
+static size_t escape(char *out, unsigned char c)
+{
+    if (c < 0x20)
+        return (size_t)snprintf(out, 7, "\\u%04x", c);
+    size_t n = 0;
+    if (c == '"' || c == '\\')
+        out[n++] = '\\';
+    out[n++] = (char)c;
+    return n;
+}
+
 /* Appends s with JSON escapes; stops when full, which *cut then says. */
 static size_t add_json(char *out, size_t at, size_t size, const char *s, size_t n, bool *cut)
 {
     size_t i = 0;
-    for (; i < n && at + 8 < size; i++) {
-        unsigned char c = (unsigned char)s[i];
-        if (c == '"' || c == '\\') {
-            out[at++] = '\\';
-            out[at++] = (char)c;
-        } else if (c < 0x20) {
-            at += (size_t)snprintf(out + at, size - at, "\\u%04x", c);
-        } else {
-            out[at++] = (char)c;
-        }
-    }
+    for (; i < n && at + 8 < size; i++)
+        at += escape(out + at, (unsigned char)s[i]);
     *cut = i < n;
     return at;
 }
@@ -140,16 +153,11 @@ static size_t pairs_to_json(char *out, size_t at, size_t size, const char *pairs
     return at;
 }
 
-void log_line(enum log_level level, const char *event, const char *fmt, ...)
+/* The record up to its pairs, which may be cut; returns its length, at least 4 bytes short of size. */
+static size_t begin_record(char *line, size_t size, enum log_level level, const char *event,
+                           const char *pairs)
 {
     static const char *const name[] = { "error", "warn", "info", "debug" };
-    char pairs[2048];
-    char line[4096];
-    va_list ap;
-    va_start(ap, fmt);
-    vsnprintf(pairs, sizeof pairs, fmt, ap);
-    va_end(ap);
-
     uint64_t ns = clock_wall_ns();
     time_t s = (time_t)(ns / 1000000000u);
     struct tm tm;
@@ -158,19 +166,60 @@ void log_line(enum log_level level, const char *event, const char *fmt, ...)
     size_t w = strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%S", &tm);
     snprintf(when + w, sizeof when - w, ".%03uZ", (unsigned)(ns / 1000000u % 1000u));
 
-    size_t n;
     if (config.json) {
-        n = (size_t)snprintf(line, sizeof line, "{\"ts\":\"%s\",\"level\":\"%s\",\"event\":\"%s\"",
-                             when, name[level], event);
-        n = pairs_to_json(line, n, sizeof line - 4, pairs);
-        line[n++] = '}';
-    } else {
-        int k = snprintf(line, sizeof line - 1, "ts=%s level=%s event=%s%s%s", when, name[level],
-                         event, pairs[0] != 0 ? " " : "", pairs);
-        n = k < 0 ? 0 : (size_t)k < sizeof line - 1 ? (size_t)k : sizeof line - 2;
+        size_t n = (size_t)snprintf(line, size, "{\"ts\":\"%s\",\"level\":\"%s\",\"event\":\"%s\"",
+                                    when, name[level], event);
+        return pairs_to_json(line, n, size - 4, pairs);
     }
+    int k = snprintf(line, size - 3, "ts=%s level=%s event=%s%s%s", when, name[level], event,
+                     pairs[0] != 0 ? " " : "", pairs);
+    return k < 0 ? 0 : (size_t)k < size - 3 ? (size_t)k : size - 4;
+}
+
+void log_line(enum log_level level, const char *event, const char *fmt, ...)
+{
+    char pairs[2048];
+    char line[4096];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(pairs, sizeof pairs, fmt, ap);
+    va_end(ap);
+    size_t n = begin_record(line, sizeof line, level, event, pairs);
+    if (config.json)
+        line[n++] = '}';
     line[n++] = '\n';
-    put(line, n);
+    put_record(line, n);
+}
+
+static void add_escaped(struct buf *b, const char *s, size_t n)
+{
+    for (size_t i = 0; i < n && buf_reserve(b, 7) == 0; i++)
+        b->len += escape(b->data + b->len, (unsigned char)s[i]);
+}
+
+void log_whole(enum log_level level, const char *event, const char *key, const struct buf *text,
+               const char *fmt, ...)
+{
+    char pairs[512];
+    char line[2048];
+    struct buf b;
+    if (!log_on(level))
+        return;
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(pairs, sizeof pairs, fmt, ap);
+    va_end(ap);
+    size_t n = begin_record(line, sizeof line, level, event, pairs);
+    buf_init(&b, sizeof line + strlen(key) + 6 * text->len + 16);
+    buf_add(&b, line, n);
+    buf_addf(&b, config.json ? ",\"%s\":\"" : " %s=\"", key);
+    add_escaped(&b, text->data, text->len);
+    buf_adds(&b, config.json ? "\"}\n" : "\"\n");
+    if (b.bad == 0)
+        put_record(b.data, b.len);
+    else /* no memory for all of it */
+        log_line(level, event, "%s %s=%s", pairs, key, LOG_STR(buf_str(text)));
+    buf_free(&b);
 }
 
 const char *log_quote(char *out, size_t out_size, const char *s)

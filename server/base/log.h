@@ -4,7 +4,8 @@
  *
  * The format string holds key=value pairs separated by one space; a value with spaces must be quoted by LOG_STR. No
  * prompt and no completion is ever logged unless the option that says so is on (log_prompts()).
- * Thread-safe: a record is one write(2). The level and format are process-wide settings made before threads start.
+ * Thread-safe: a record is one write(2), or as many as its length takes. The level and format are process-wide settings
+ * made before threads start.
  */
 #ifndef WRING_BASE_LOG_H
 #define WRING_BASE_LOG_H
@@ -32,6 +33,10 @@ bool log_on(enum log_level level);
 bool log_prompts(void);
 void log_line(enum log_level level, const char *event, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
+
+/* A record that ends with all of text, however long, quoted as the value of key: what users write and get. */
+void log_whole(enum log_level level, const char *event, const char *key, const struct buf *text,
+               const char *fmt, ...) __attribute__((format(printf, 5, 6)));
 
 /* Plain text on stderr, no record: for a command's last word to the person at the terminal. */
 void log_text(const char *fmt, ...) __attribute__((format(printf, 1, 2)));

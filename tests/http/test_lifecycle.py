@@ -1,6 +1,8 @@
 """Keys, overload, the beginning and the end of a server; a conversation in the terminal."""
 
+import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -92,6 +94,18 @@ def test_drain_deadline(start):
     assert b'"shutting_down"' in lines[-1]
 
 
+def test_prompts_are_logged_whole(folder):
+    server = wire.Server("--device", "cpu", "--kv-size", "16M", "--log-prompts", model=folder)
+    body = {"prompt": "Say \"é\"\n" * 40, "max_tokens": 100, "ignore_eos": True}
+    answer = server.post("/v1/completions", body).json()["choices"][0]["text"]
+    assert server.stop() == 0
+    server.reader.join()
+    found = [re.search(r"event=(prompt|answer) .*? (?:body|text)=(.*)", line) for line in server.log]
+    values = {m[1]: json.loads(m[2]) for m in found if m}
+    assert json.loads(values["prompt"]) == body
+    assert values["answer"] == answer and len(answer) > 100
+
+
 def test_second_signal_ends_at_once(start):
     server = start("--drain-timeout", "60", "--ctx", "2048")
     body = {"prompt": "A", "max_tokens": 1900, "ignore_eos": True, "stream": True}
@@ -113,7 +127,8 @@ def test_signal_while_loading(tmp_path, sig):
     if not wire.BINARY.exists():
         pytest.skip(f"{wire.BINARY} is not built")
     os.mkfifo(tmp_path / "config.json")
-    proc = subprocess.Popen([wire.BINARY, "serve", tmp_path, "--device", "cpu", "--port", "0"], stderr=subprocess.PIPE, text=True)
+    args = [wire.BINARY, "serve", tmp_path, "--device", "cpu", "--port", "0"]
+    proc = subprocess.Popen(args, stderr=subprocess.PIPE, text=True)
     try:
         fd = os.open(tmp_path / "config.json", os.O_WRONLY)  # until it is read
         proc.send_signal(sig)

@@ -67,7 +67,8 @@ class Server:
             if m:
                 # Somebody must read the log, or the server would block on a full pipe.
                 import threading
-                threading.Thread(target=lambda: self.log.extend(self.proc.stderr), daemon=True).start()
+                self.reader = threading.Thread(target=lambda: self.log.extend(self.proc.stderr), daemon=True)
+                self.reader.start()
                 return m.group(1)
         raise RuntimeError("the server did not start:\n" + "".join(self.log))
 

@@ -162,6 +162,39 @@ static void test_log_json(void **state)
     assert_false(log_prompts());
 }
 
+/* Text of every byte, far longer than a line, comes back whole from either form. */
+static void test_log_whole(void **state)
+{
+    (void)state;
+    struct buf b;
+    buf_init(&b, 1 << 16);
+    for (int i = 0; i < 40; i++) {
+        for (char c = 0; c < 0x7f; c++)
+            buf_addc(&b, c);
+        buf_adds(&b, "\xC3\xA9\xF0\x9F\x8D\x8B");
+    }
+    for (int json = 0; json < 2; json++) {
+        log_setup(&(struct log_config){ .level = LOG_I, .json = json != 0 });
+        catch_start();
+        log_whole(LOG_I, "answer", "text", &b, "id=%s index=%d", "a", 3);
+        log_whole(LOG_D, "hidden", "text", &b, "id=%s", "b");
+        const char *line = catch_end();
+        const char *end = strchr(line, '\n');
+        assert_true(end != NULL && end[1] == 0);
+        const char *value =
+            strstr(line, json ? "\"index\":3,\"text\":\"" : " id=a index=3 text=\"");
+        assert_non_null(value);
+        value = json ? line : strstr(value, "\"");
+        json_t *v = json_loads(value, JSON_DECODE_ANY | JSON_ALLOW_NUL, NULL);
+        const json_t *text = json ? json_object_get(v, "text") : v;
+        assert_int_equal(json_string_length(text), b.len);
+        assert_memory_equal(json_string_value(text), b.data, b.len);
+        json_decref(v);
+    }
+    log_setup(&(struct log_config){ .level = LOG_I });
+    buf_free(&b);
+}
+
 static void test_table(void **state)
 {
     (void)state;
@@ -236,10 +269,10 @@ static void test_clock(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_err),      cmocka_unit_test(test_log_quote),
-        cmocka_unit_test(test_log_line), cmocka_unit_test(test_log_json),
-        cmocka_unit_test(test_table),    cmocka_unit_test(test_progress),
-        cmocka_unit_test(test_clock),
+        cmocka_unit_test(test_err),       cmocka_unit_test(test_log_quote),
+        cmocka_unit_test(test_log_line),  cmocka_unit_test(test_log_json),
+        cmocka_unit_test(test_log_whole), cmocka_unit_test(test_table),
+        cmocka_unit_test(test_progress),  cmocka_unit_test(test_clock),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
