@@ -11,7 +11,11 @@
 
 enum {
     DETAIL_BYTES = 8,         /* of one prompt token, or head, in a detail */
-    BACKLOG_MAX = 256 << 10,  /* bytes a stream may be ahead of its reader */
+    BACKLOG_MIN = 256 << 10,  /* bytes a stream may be ahead of its reader, or more: */
+    BACKLOG_STEPS = 64,       /* as many as the engine makes for it in so many steps */
+    BACKLOG_MAX = 32 << 20,   /* but not above this */
+    CHUNK_BYTES = 512,        /* of one token */
+    LOGPROB_BYTES = 300,      /* and of each that is listed with it */
     LOGPROBS_MAX = 256 << 20, /* bytes of JSON */
     PROMPT_LOGPROB_BYTES =
         6 << 10 /* what one prompt token may add to a backlog: it comes in one burst */
@@ -232,10 +236,20 @@ static int copy_lists(struct gen *g, struct api_error *e)
     return 0;
 }
 
+size_t gen_backlog(int n_seqs, int n_logprobs)
+{
+    size_t listed = n_logprobs >= 0 ? (size_t)n_logprobs + 1 : 0;
+    size_t max = BACKLOG_STEPS * (size_t)n_seqs * (CHUNK_BYTES + LOGPROB_BYTES * listed);
+    return max < BACKLOG_MIN ? BACKLOG_MIN : max < BACKLOG_MAX ? max : BACKLOG_MAX;
+}
+
+/* What comes beside the tokens comes in one burst. */
 static size_t backlog_max(const struct gen *g)
 {
     const struct model_config *m = &g->h->model->config;
-    size_t max = BACKLOG_MAX, n_heads = (size_t)m->n_layers * (size_t)m->n_kv_heads;
+    int most = engine_settings(g->h->en)->max_seqs;
+    size_t max = gen_backlog(g->n < most ? g->n : most, g->req.sampling.logprobs);
+    size_t n_heads = (size_t)m->n_layers * (size_t)m->n_kv_heads;
     for (int i = 0; i < g->n; i++) {
         if (g->req.echo)
             max += 6 * g->req.prompts[g->choice[i].i_prompt].text.n +

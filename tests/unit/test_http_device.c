@@ -1,5 +1,5 @@
 /* The front when the device is lost: what runs is told, what comes is refused with 503, /health says why, the rest goes
- * on answering, and the end is clean. And a client that leaves while its jobs are handed to the engine.
+ * on answering, and the end is clean. And clients that leave while their jobs are handed to the engine, or read late.
  */
 #include <arpa/inet.h>
 #include <setjmp.h>
@@ -133,8 +133,8 @@ static void with_front(void (*use)(struct http *h))
         .model_id = "toy", .max_body = 1 << 20, .max_connections = 16, .threads = 2
     };
     mem_stats(&before);
-    struct engine *en =
-        open_engine(&(struct engine_config){ .max_seqs = 4, .kv_tokens = 8192, .kv_type = KV_F32 });
+    struct engine *en = open_engine(
+        &(struct engine_config){ .max_seqs = 64, .kv_tokens = 20480, .kv_type = KV_F32 });
     if (http_open(&h, &c, toy.model, en, &e) < 0)
         fail_msg("%s", e.text);
     port = http_port(h);
@@ -182,10 +182,49 @@ static void leave_early(struct http *h)
     assert_int_equal(atomic_load(&st->finished[FINISH_LENGTH]), 0);
 }
 
+/* What 64 choices of 250 tokens write is more than sockets hold, but less than 64 steps may. */
+static void read_late(struct http *h)
+{
+    const struct engine_stats *st = engine_stats(h->en);
+    char part[65536], end[16] = "";
+    size_t all = 0;
+    int fd = ask(
+        "POST", "/v1/completions",
+        "{\"prompt\":[\"a\",\"b\",\"c\",\"d\",\"e\",\"f\",\"g\",\"h\"],\"n\":8,\"max_tokens\":250,"
+        "\"ignore_eos\":true,\"logprobs\":5,\"stream\":true}");
+    for (int ms = 0; ms < 30000 && atomic_load(&st->finished[FINISH_LENGTH]) < 64; ms++)
+        usleep(1000);
+    for (ssize_t n; (n = recv(fd, part, sizeof part, 0)) > 0; all += (size_t)n)
+        for (ssize_t i = 0; i < n; i++) {
+            memmove(end, end + 1, sizeof end - 2);
+            end[sizeof end - 2] = part[i];
+        }
+    close(fd);
+    assert_true(all > 6 << 20);
+    assert_non_null(strstr(end, "[DONE]"));
+    assert_int_equal(atomic_load(&h->metrics.slow_readers), 0);
+}
+
 static void test_hangup_while_submitting(void **state)
 {
     (void)state;
     with_front(leave_early);
+}
+
+static void test_late_reader(void **state)
+{
+    (void)state;
+    with_front(read_late);
+}
+
+static void test_backlog(void **state)
+{
+    (void)state;
+    assert_int_equal(gen_backlog(1, -1), 256 << 10);
+    assert_true(gen_backlog(1, 20) > 64 * 20 * 200);
+    assert_true(gen_backlog(64, -1) > 64 * 64 * 300);
+    assert_true(gen_backlog(64, 0) > gen_backlog(64, -1));
+    assert_int_equal(gen_backlog(4096, 20), 32 << 20);
 }
 
 static void test_device_lost(void **state)
@@ -198,6 +237,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_hangup_while_submitting),
+        cmocka_unit_test(test_late_reader),
+        cmocka_unit_test(test_backlog),
         cmocka_unit_test(test_device_lost),
     };
     return cmocka_run_group_tests(tests, open_frail, close_toy);
