@@ -189,10 +189,12 @@ static int tokenize_fields(struct api_tokenize *t, struct api_error *e)
     if (t->is_chat) {
         TRY(parse_chat(&at, &t->chat));
     } else if (field_get(&at, "prompt")) {
+        t->param = "prompt";
         t->add_special = true;
         TRY(field_str(&at, "prompt", &t->text));
         TRY(field_bool(&at, "add_special_tokens", &t->add_special));
     } else {
+        t->param = "content";
         TRY(field_str(&at, "content", &t->text));
         TRY(field_bool(&at, "add_special", &t->add_special));
         if (!t->text.p)

@@ -140,6 +140,7 @@ struct api_tokenize {
         chat; /* messages, tools, template_kwargs, add_generation_prompt; owns root */
     bool is_chat;
     struct api_str text; /* when not chat */
+    const char *param;   /* the member that it came in: content, or prompt as vLLM has it */
     bool add_special, parse_special, with_pieces;
 };
 int api_tokenize_parse(struct api_tokenize *out, const char *body, size_t n,

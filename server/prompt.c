@@ -19,15 +19,13 @@ static int no_memory(struct api_error *e)
 static int take_ids(struct tok_ids *t, int rc, const char *param, int32_t **ids, int *n_ids,
                     struct api_error *e)
 {
-    if (rc == 0 && t->n > 0) {
+    if (rc == 0) {
         *ids = t->id;
         *n_ids = t->n;
         return 0;
     }
     tok_ids_free(t);
-    if (rc < 0)
-        return rc == ERR_LIMIT ? api_error_bad(e, param, "The text is too long.") : no_memory(e);
-    return api_error_bad(e, param, "Invalid '%s': a prompt of no tokens.", param);
+    return rc == ERR_LIMIT ? api_error_bad(e, param, "The text is too long.") : no_memory(e);
 }
 
 struct api_str http_piece(const struct http *h, int32_t id)
@@ -177,8 +175,8 @@ static int text_tokens(const struct http *h, const struct api_str *s, unsigned f
     return take_ids(&t, rc, param, ids, n_ids, e);
 }
 
-int prompt_tokens(const struct http *h, const struct api_request *req, int i, int room,
-                  int32_t **ids, int *n_ids, struct prompt_marks *marks, struct api_error *e)
+static int any_tokens(const struct http *h, const struct api_request *req, int i, int room,
+                      int32_t **ids, int *n_ids, struct prompt_marks *marks, struct api_error *e)
 {
     if (req->kind == API_CHAT)
         return chat_tokens(h, req, room, ids, n_ids, marks, e);
@@ -195,6 +193,18 @@ int prompt_tokens(const struct http *h, const struct api_request *req, int i, in
     return 0;
 }
 
+int prompt_tokens(const struct http *h, const struct api_request *req, int i, int room,
+                  int32_t **ids, int *n_ids, struct prompt_marks *marks, struct api_error *e)
+{
+    const char *param = req->kind == API_CHAT ? "messages" : "prompt";
+    TRY(any_tokens(h, req, i, room, ids, n_ids, marks, e));
+    if (*n_ids > 0)
+        return 0;
+    mem_free(*ids);
+    *ids = NULL;
+    return api_error_bad(e, param, "Invalid '%s': a prompt of no tokens.", param);
+}
+
 int prompt_tokenize(const struct http *h, const struct api_tokenize *t, int32_t **ids, int *n_ids,
                     struct api_error *e)
 {
@@ -202,10 +212,5 @@ int prompt_tokenize(const struct http *h, const struct api_tokenize *t, int32_t 
         return chat_tokens(h, &t->chat, INT_MAX, ids, n_ids, NULL, e);
     unsigned flags =
         (t->add_special ? TOK_ADD_BOS : 0u) | (t->parse_special ? TOK_PARSE_SPECIAL : 0u);
-    if (t->text.n == 0 && !t->add_special) {
-        *ids = NULL;
-        *n_ids = 0;
-        return 0;
-    }
-    return text_tokens(h, &t->text, flags, "content", ids, n_ids, e);
+    return text_tokens(h, &t->text, flags, t->param, ids, n_ids, e);
 }

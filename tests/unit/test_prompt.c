@@ -160,6 +160,36 @@ static void lives_without_a_border(void **state)
     check(bare, SYSTEM("Be brief. ") "," USER("Who?"), "Who?", " Be brief.");
 }
 
+/* To count, no token at all is a fine answer; to go on from, it is none. */
+static void nothing_has_no_tokens(void **state)
+{
+    static const char *const bodies[] = { "{\"content\":\"\"}",
+                                          "{\"prompt\":\"\",\"add_special_tokens\":false}",
+                                          "{\"messages\":[" USER("a") "]}" };
+    static const char empty[] = "{# says nothing #}";
+    struct api_error e;
+    (void)state;
+    assert_int_equal(tmpl_open(&model.tmpl, empty, strlen(empty), NULL), 0);
+    for (size_t i = 0; i < sizeof bodies / sizeof bodies[0]; i++) {
+        struct api_tokenize t;
+        int32_t *ids = NULL;
+        int n = -1;
+        assert_int_equal(api_tokenize_parse(&t, bodies[i], strlen(bodies[i]), &e), 0);
+        assert_int_equal(prompt_tokenize(&front, &t, &ids, &n, &e), 0);
+        assert_int_equal(n, 0);
+        mem_free(ids);
+        if (t.is_chat) {
+            assert_true(prompt_tokens(&front, &t.chat, 0, INT_MAX, &ids, &n, NULL, &e) < 0);
+            assert_string_equal(e.param, "messages");
+        } else {
+            assert_string_equal(t.param, i == 0 ? "content" : "prompt");
+        }
+        api_tokenize_free(&t);
+    }
+    tmpl_close(model.tmpl);
+    model.tmpl = NULL;
+}
+
 /* Every allocation fails once: no crash, no leak, and the marks or an error. */
 static void memory_may_run_out(void **state)
 {
@@ -197,7 +227,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(finds_question_and_system), cmocka_unit_test(tools_have_their_template),
         cmocka_unit_test(long_questions_are_cut),    cmocka_unit_test(lives_without_a_border),
-        cmocka_unit_test(memory_may_run_out),
+        cmocka_unit_test(nothing_has_no_tokens),     cmocka_unit_test(memory_may_run_out),
     };
     return cmocka_run_group_tests_name("prompt", tests, open_tokenizer, close_tokenizer);
 }
