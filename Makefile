@@ -235,8 +235,8 @@ tidy: $(GEN:%=%.h) ## clang-tidy over the library
 
 PREFIX ?= /usr/local
 install: all ## copy the program and its configs to DESTDIR/PREFIX
-	install -D -m 755 $(BIN)/wring $(DESTDIR)$(PREFIX)/bin/wring
-	cd configs && find . -type f -name '*.yaml' -exec install -D -m 644 '{}' '$(DESTDIR)$(PREFIX)/share/wring/{}' \;
+	install -D -m 755 $(BIN)/wring '$(DESTDIR)$(PREFIX)/bin/wring'
+	find configs -type f -name '*.yaml' -printf '%P\n' | xargs -I{} install -D -m 644 configs/{} '$(DESTDIR)$(PREFIX)/share/wring/{}'
 
 DEPS := gcc g++ make pkg-config libmicrohttpd-dev libjansson-dev liburing-dev libpcre2-dev libutf8proc-dev libyaml-dev \
   libxxhash-dev libcurl4-openssl-dev libssl-dev libprotobuf-c-dev protobuf-c-compiler libgd-dev zlib1g-dev curl ca-certificates python3 python3-pip \
