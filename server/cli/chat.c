@@ -125,11 +125,13 @@ static int add_message(struct chat *c, const char *role, const char *text, size_
     return m != NULL && json_array_append_new(c->messages, m) == 0 ? 0 : -1;
 }
 
-static int reset(struct chat *c)
+static int reset(struct chat *c, struct err *e)
 {
     json_array_clear(c->messages);
     const char *system = c->config->system;
-    return system[0] != 0 ? add_message(c, "system", system, strlen(system)) : 0;
+    if (system[0] != 0 && add_message(c, "system", system, strlen(system)) < 0)
+        return err_set(e, ERR_FORMAT, "system: the text is not UTF-8");
+    return 0;
 }
 
 /* One line of input, joined where it ends in a backslash; false at the end of input or Ctrl-C. */
@@ -164,11 +166,11 @@ static bool take_back(struct chat *c, const struct err *e)
 static int converse(struct chat *c, struct err *e)
 {
     struct buf line;
-    int rc = reset(c);
+    int rc = reset(c, e);
     buf_init(&line, 1 << 20);
     while (rc == 0 && read_line(&line)) {
         if (strcmp(buf_str(&line), "/clear") == 0) {
-            rc = reset(c);
+            rc = reset(c, e);
             continue;
         }
         if (line.len == 0)

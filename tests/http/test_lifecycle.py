@@ -172,9 +172,11 @@ def test_url_can_be_opened(folder, host, told):
     assert server.stop() == 0
 
 
-def chat(folder, *lines):
-    args = [wire.BINARY, "chat", folder, "--device", "cpu", "--ctx", "64", "--max-tokens", "4"]
-    return subprocess.run(args, input="".join(line + "\n" for line in lines), capture_output=True, text=True, timeout=60)
+def chat(folder, *lines, options=()):
+    """Bytes that are no UTF-8 are written as Python does it in names of files: \\udcff for 255."""
+    args = [wire.BINARY, "chat", folder, "--device", "cpu", "--ctx", "64", "--max-tokens", "4", *options]
+    return subprocess.run(args, input="".join(line + "\n" for line in lines), capture_output=True, text=True,
+                          errors="surrogateescape", timeout=60)
 
 
 def test_chat_outgrows_its_context(folder):
@@ -188,3 +190,8 @@ def test_chat_outgrows_its_context(folder):
     many = chat(folder, *["Once upon a time there was a girl."] * 12, "/clear", "Once")
     assert many.returncode == 0 and many.stderr.count("/clear") > 1
     assert many.stdout.count("\n") > alone.stdout.count("\n")
+
+
+def test_chat_says_that_the_system_prompt_is_not_utf8(folder):
+    r = chat(folder, "Once", options=("--system", "Gr\udcfc\udcdfe"))
+    assert r.returncode == 1 and r.stderr.endswith("wring: system: the text is not UTF-8\n")
