@@ -176,8 +176,8 @@ static int converse(struct chat *c, struct err *e)
         if (line.len == 0)
             continue;
         if (add_message(c, "user", line.data, line.len) < 0) {
-            rc = err_set(e, ERR_FORMAT, "the line is not UTF-8");
-            break;
+            log_text("the line is not UTF-8\n");
+            continue;
         }
         rc = answer(c, e);
         if (rc < 0 && take_back(c, e)) {

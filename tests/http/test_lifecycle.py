@@ -195,3 +195,10 @@ def test_chat_outgrows_its_context(folder):
 def test_chat_says_that_the_system_prompt_is_not_utf8(folder):
     r = chat(folder, "Once", options=("--system", "Gr\udcfc\udcdfe"))
     assert r.returncode == 1 and r.stderr.endswith("wring: system: the text is not UTF-8\n")
+
+
+def test_chat_goes_on_after_a_line_that_is_not_utf8(folder):
+    alone = chat(folder, "Once upon a time")
+    r = chat(folder, "Gr\udcfc\udcdfe", "Once upon a time")
+    assert r.returncode == 0 and r.stderr.count("the line is not UTF-8\n") == 1
+    assert alone.returncode == 0 and r.stdout.count("\n") == alone.stdout.count("\n") > 0
