@@ -134,7 +134,8 @@ static int reset(struct chat *c, struct err *e)
     return 0;
 }
 
-/* One line of input, joined where it ends in a backslash; false at the end of input or Ctrl-C. */
+/* One line of input, joined where it ends in a backslash; false at the end of input or Ctrl-C. A line that is too long
+ * is read to its end and leaves `line` bad. */
 static bool read_line(struct buf *line)
 {
     char part[4096];
@@ -143,9 +144,12 @@ static bool read_line(struct buf *line)
         fputs("> ", stdout);
     fflush(stdout);
     while (fgets(part, sizeof part, stdin) != NULL) {
-        buf_adds(line, part);
-        if (line->len == 0 || line->data[line->len - 1] != '\n')
+        size_t n = strlen(part);
+        buf_add(line, part, n);
+        if (n == 0 || part[n - 1] != '\n')
             continue;
+        if (line->bad != 0)
+            return true;
         line->data[--line->len] = 0;
         if (line->len == 0 || line->data[line->len - 1] != '\\')
             return true;
@@ -173,7 +177,9 @@ static int converse(struct chat *c, struct err *e)
             rc = reset(c, e);
             continue;
         }
-        if (line.len == 0)
+        if (line.bad != 0)
+            log_text("the line has more than %zu bytes\n", line.max);
+        if (line.bad != 0 || line.len == 0)
             continue;
         if (add_message(c, "user", line.data, line.len) < 0) {
             log_text("the line is not UTF-8\n");

@@ -202,3 +202,10 @@ def test_chat_goes_on_after_a_line_that_is_not_utf8(folder):
     r = chat(folder, "Gr\udcfc\udcdfe", "Once upon a time")
     assert r.returncode == 0 and r.stderr.count("the line is not UTF-8\n") == 1
     assert alone.returncode == 0 and r.stdout.count("\n") == alone.stdout.count("\n") > 0
+
+
+def test_chat_goes_on_after_a_line_without_end(folder):
+    alone = chat(folder, "Once upon a time")
+    r = chat(folder, "x" * (1 << 21), "Once upon a time")
+    assert r.returncode == 0 and r.stderr.count("the line has more than 1048576 bytes\n") == 1
+    assert alone.returncode == 0 and r.stdout.count("\n") == alone.stdout.count("\n") > 0
