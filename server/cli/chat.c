@@ -22,6 +22,7 @@ struct chat {
     const struct config *config;
     const struct model *model;
     struct engine *engine;
+    bool tty; /* stdout is a terminal */
     json_t *messages;
     struct tok_ids prompt;
     struct buf answer; /* written by the engine's thread until `done` */
@@ -43,7 +44,10 @@ static void on_event(struct job *j, const struct job_event *ev)
 {
     struct chat *c = j->user;
     if (ev->text_len > 0) {
-        fwrite(ev->text, 1, ev->text_len, stdout);
+        if (c->tty)
+            cli_show(stdout, ev->text, ev->text_len);
+        else
+            fwrite(ev->text, 1, ev->text_len, stdout);
         fflush(stdout);
         buf_add(&c->answer, ev->text, ev->text_len);
     }
@@ -112,7 +116,7 @@ static int answer(struct chat *c, struct err *e)
     }
     double s = (double)c->usage.decode_ns / 1e9;
     printf("\n");
-    if (isatty(STDOUT_FILENO))
+    if (c->tty)
         printf("\033[2m[%d prompt tokens, %d cached, %d new, %.1f tok/s]\033[0m\n",
                c->usage.prompt_tokens, c->usage.cached_tokens, c->usage.completion_tokens,
                s > 0 ? (c->usage.completion_tokens - 1) / s : 0.0);
@@ -200,7 +204,7 @@ static int converse(struct chat *c, struct err *e)
 static int run_chat(const struct config *config, struct err *e)
 {
     struct session s = { 0 };
-    struct chat c = { .config = config };
+    struct chat c = { .config = config, .tty = isatty(STDOUT_FILENO) };
     buf_init(&c.answer, 64 << 20);
     sem_init(&c.done, 0, 0);
     int rc = session_engine(&s, &c.engine, config, 1, true, e);

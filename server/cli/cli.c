@@ -56,6 +56,24 @@ int cli_table(struct table *t, bool json)
     return rc == 0 ? 0 : 1;
 }
 
+/* Bytes of the control character at s, 0 when there is none. U+0080 to U+009F are two. */
+static size_t control_len(const char *s, size_t n)
+{
+    unsigned char c = (unsigned char)s[0], next = n > 1 ? (unsigned char)s[1] : 0;
+    if (c == 0xC2 && next >= 0x80 && next <= 0x9F)
+        return 2;
+    return (c < 0x20 && c != '\n' && c != '\t') || c == 0x7F;
+}
+
+void cli_show(FILE *to, const char *text, size_t n)
+{
+    for (size_t i = 0; i < n;) {
+        size_t k = control_len(text + i, n - i);
+        fwrite(k > 0 ? "\xEF\xBF\xBD" : text + i, 1, k > 0 ? 3 : 1, to);
+        i += k > 0 ? k : 1;
+    }
+}
+
 int cli_numbers(const char *option, const char *text, int min, int max, struct cli_list *out,
                 struct err *e)
 {

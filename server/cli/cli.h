@@ -5,6 +5,8 @@
 #ifndef WRING_SERVER_CLI_CLI_H
 #define WRING_SERVER_CLI_CLI_H
 
+#include <stdio.h>
+
 #include "kernels/backend.h"
 #include "server/base/table.h"
 #include "server/config.h"
@@ -33,6 +35,10 @@ int cli_fail(const struct err *e);
 int cli_usage(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 /* Prints the table to stdout and closes it; returns 0 or 1 (with a message). */
 int cli_table(struct table *t, bool json);
+
+/* Writes a model's text for a terminal, which it must not steer: control characters other than line feeds and tabs become
+ * U+FFFD. The text is whole UTF-8. */
+void cli_show(FILE *to, const char *text, size_t n);
 
 struct cli_list {
     int v[32];

@@ -18,6 +18,7 @@
 #include "server/base/log.h"
 #include "server/base/progress.h"
 #include "server/base/table.h"
+#include "server/cli/cli.h"
 
 /* stderr goes to a file between these two. */
 static FILE *caught;
@@ -195,6 +196,24 @@ static void test_log_whole(void **state)
     buf_free(&b);
 }
 
+/* No sequence of the model's reaches a terminal, in seven bits or in eight; words do. */
+static void test_show(void **state)
+{
+    (void)state;
+    static const char text[] = "a\tb\n\x1B[2J\x1B]0;x\x07\r\x7F\0\xC2\x9B"
+                               "1m\xC2\xA0\xC3\x9B\xE2\x82\xAC\xC2\x80";
+    char *shown = NULL;
+    size_t n = 0;
+    FILE *to = open_memstream(&shown, &n);
+    assert_non_null(to);
+    cli_show(to, text, sizeof text - 1);
+    fclose(to);
+#define BAD "\xEF\xBF\xBD"
+    assert_string_equal(shown, "a\tb\n" BAD "[2J" BAD "]0;x" BAD BAD BAD BAD BAD
+                               "1m\xC2\xA0\xC3\x9B\xE2\x82\xAC" BAD);
+    free(shown);
+}
+
 static void test_table(void **state)
 {
     (void)state;
@@ -271,8 +290,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_err),       cmocka_unit_test(test_log_quote),
         cmocka_unit_test(test_log_line),  cmocka_unit_test(test_log_json),
-        cmocka_unit_test(test_log_whole), cmocka_unit_test(test_table),
-        cmocka_unit_test(test_progress),  cmocka_unit_test(test_clock),
+        cmocka_unit_test(test_log_whole), cmocka_unit_test(test_show),
+        cmocka_unit_test(test_table),     cmocka_unit_test(test_progress),
+        cmocka_unit_test(test_clock),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
