@@ -252,8 +252,7 @@ static size_t backlog_max(const struct gen *g)
     size_t n_heads = (size_t)m->n_layers * (size_t)m->n_kv_heads;
     for (int i = 0; i < g->n; i++) {
         if (g->req.echo)
-            max += 6 * g->req.prompts[g->choice[i].i_prompt].text.n +
-                   64 * (size_t)g->choice[i].job.n_prompt;
+            max += 6 * g->choice[i].echo.n + 64 * (size_t)g->choice[i].job.n_prompt;
         if (g->choice[i].job.prompt_logprobs)
             max += PROMPT_LOGPROB_BYTES * (size_t)g->choice[i].job.n_prompt;
         if (g->choice[i].job.kv_detail)
