@@ -1,8 +1,10 @@
 /* The program: finds the subcommand and runs it. */
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "server/base/log.h"
 #include "server/cli/cli.h"
 #include "server/version.h"
 
@@ -21,12 +23,23 @@ static int print_text(int (*make)(struct buf *))
     struct buf b;
     buf_init(&b, 1 << 20);
     int rc = make(&b);
-    fputs(buf_str(&b), stdout);
+    if (rc == 0)
+        rc = cli_text(buf_str(&b));
     buf_free(&b);
     return rc == 0 ? 0 : 1;
 }
 
-int main(int argc, char **argv)
+/* What a command printed may still wait in the buffer, and the disk behind it be full. One that failed has said so. */
+static int end(int code)
+{
+    errno = 0;
+    if (code != 0 || (fflush(stdout) == 0 && !ferror(stdout)))
+        return code;
+    log_text("wring: stdout: %s\n", errno != 0 ? strerror(errno) : "not all could be written");
+    return 1;
+}
+
+static int run(int argc, char **argv)
 {
     if (argc < 2)
         return usage(stderr);
@@ -44,4 +57,9 @@ int main(int argc, char **argv)
             return c->run(argc - 2, argv + 2);
     fprintf(stderr, "wring: there is no command \"%s\"\n\n", name);
     return usage(stderr);
+}
+
+int main(int argc, char **argv)
+{
+    return end(run(argc, argv));
 }

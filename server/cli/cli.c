@@ -42,13 +42,22 @@ int cli_usage(const char *fmt, ...)
     return 2;
 }
 
+int cli_text(const char *s)
+{
+    struct err e;
+    if (fputs(s, stdout) != EOF && fflush(stdout) == 0)
+        return 0;
+    err_errno(&e, ERR_IO, "stdout");
+    return cli_fail(&e);
+}
+
 int cli_table(struct table *t, bool json)
 {
     struct buf b;
     buf_init(&b, 64u << 20);
     int rc = table_print(t, json, &b);
     if (rc == 0)
-        fputs(buf_str(&b), stdout);
+        rc = cli_text(buf_str(&b));
     else
         cli_usage("the table could not be printed: %s", err_name(rc));
     buf_free(&b);
@@ -120,9 +129,10 @@ static int print_help(enum config_command command, const char *usage)
     buf_init(&b, 1 << 20);
     buf_addf(&b, "Usage: wring %s\n", usage);
     int rc = config_help(command, &b);
-    fputs(buf_str(&b), stdout);
+    if (rc == 0)
+        rc = cli_text(buf_str(&b));
     buf_free(&b);
-    return rc < 0;
+    return rc == 0 ? 0 : 1;
 }
 
 int cli_config(struct config *c, enum config_command command, const char *usage, int n_words,

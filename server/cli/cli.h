@@ -33,6 +33,8 @@ int cmd_pull(int argc, char **argv);
 int cli_fail(const struct err *e);
 /* The same with a sentence of one's own and a hint at --help; returns 2. */
 int cli_usage(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+/* Prints a text to stdout; returns 0 or 1 (with a message). */
+int cli_text(const char *s);
 /* Prints the table to stdout and closes it; returns 0 or 1 (with a message). */
 int cli_table(struct table *t, bool json);
 

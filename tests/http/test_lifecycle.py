@@ -1,4 +1,4 @@
-"""Keys, overload, the beginning and the end of a server; a conversation in the terminal."""
+"""Keys, overload, the beginning and the end of a server; a conversation and other commands in the terminal."""
 
 import json
 import os
@@ -209,3 +209,13 @@ def test_chat_goes_on_after_a_line_without_end(folder):
     r = chat(folder, "x" * (1 << 21), "Once upon a time")
     assert r.returncode == 0 and r.stderr.count("the line has more than 1048576 bytes\n") == 1
     assert alone.returncode == 0 and r.stdout.count("\n") == alone.stdout.count("\n") > 0
+
+
+@pytest.mark.parametrize("command", [["version"], ["options"], ["inspect"], ["inspect", "--json"], ["serve", "--help"]])
+def test_full_disk_is_no_success(folder, command):
+    """What a command prints on is full: it has failed, and says so."""
+    args = [wire.BINARY, *command] + [folder] * (command[0] == "inspect")
+    with open("/dev/full", "w") as full:
+        r = subprocess.run(args, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert r.returncode == 1 and "wring: stdout: No space left on device" in r.stderr
+    assert subprocess.run(args, stdout=subprocess.DEVNULL, timeout=60).returncode == 0
