@@ -8,12 +8,27 @@
 #include "server/cli/cli.h"
 #include "server/version.h"
 
+static const struct {
+    const char *name;
+    int (*make)(struct buf *);
+    const char *help;
+} texts[] = {
+    { "sample-config", config_sample, "print a config file with every default" },
+    { "options", config_markdown, "print all options as a table in Markdown" },
+};
+enum { N_TEXTS = sizeof texts / sizeof *texts };
+
 static int usage(FILE *to)
 {
+    static const char line[] = "  wring %-48s %s\n";
     fprintf(to, "wring %s: serves pressed language models over the OpenAI API\n\nUsage:\n",
             WRING_VERSION);
     for (const struct cmd *c = cmd_list; c->name != NULL; c++)
-        fprintf(to, "  wring %-48s %s\n", c->usage, c->help);
+        fprintf(to, line, c->usage, c->help);
+    for (int i = 0; i < N_TEXTS; i++)
+        fprintf(to, line, texts[i].name, texts[i].help);
+    fprintf(to, line, "version", "print the version");
+    fprintf(to, line, "help [COMMAND]", "print this, or a command's options");
     fprintf(to, "\n`wring COMMAND --help` lists a command's options.\n");
     return to == stdout ? 0 : 2;
 }
@@ -39,24 +54,47 @@ static int end(int code)
     return 1;
 }
 
+static int no_command(const char *name)
+{
+    fprintf(stderr, "wring: there is no command \"%s\"\n\n", name);
+    return usage(stderr);
+}
+
+static const struct cmd *find(const char *name)
+{
+    for (const struct cmd *c = cmd_list; c->name != NULL; c++)
+        if (strcmp(c->name, name) == 0)
+            return c;
+    return NULL;
+}
+
+/* Of the command that is named; of those without options all there is. */
+static int help(int argc, char **argv)
+{
+    char option[] = "--help";
+    const struct cmd *c = argc > 0 ? find(argv[0]) : NULL;
+    if (c != NULL)
+        return c->run(1, (char *[]){ option, NULL });
+    bool known = argc == 0 || strcmp(argv[0], "version") == 0 || strcmp(argv[0], "help") == 0;
+    for (int i = 0; i < N_TEXTS; i++)
+        known = known || strcmp(argv[0], texts[i].name) == 0;
+    return known ? usage(stdout) : no_command(argv[0]);
+}
+
 static int run(int argc, char **argv)
 {
     if (argc < 2)
         return usage(stderr);
     const char *name = argv[1];
     if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0 || strcmp(name, "help") == 0)
-        return usage(stdout);
+        return help(argc - 2, argv + 2);
     if (strcmp(name, "--version") == 0 || strcmp(name, "version") == 0)
         return printf("wring %s\n", WRING_VERSION) < 0;
-    if (strcmp(name, "sample-config") == 0)
-        return print_text(config_sample);
-    if (strcmp(name, "options") == 0)
-        return print_text(config_markdown);
-    for (const struct cmd *c = cmd_list; c->name != NULL; c++)
-        if (strcmp(c->name, name) == 0)
-            return c->run(argc - 2, argv + 2);
-    fprintf(stderr, "wring: there is no command \"%s\"\n\n", name);
-    return usage(stderr);
+    for (int i = 0; i < N_TEXTS; i++)
+        if (strcmp(name, texts[i].name) == 0)
+            return print_text(texts[i].make);
+    const struct cmd *c = find(name);
+    return c != NULL ? c->run(argc - 2, argv + 2) : no_command(name);
 }
 
 int main(int argc, char **argv)

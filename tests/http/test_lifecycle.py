@@ -219,3 +219,18 @@ def test_full_disk_is_no_success(folder, command):
         r = subprocess.run(args, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
     assert r.returncode == 1 and "wring: stdout: No space left on device" in r.stderr
     assert subprocess.run(args, stdout=subprocess.DEVNULL, timeout=60).returncode == 0
+
+
+def run(*args):
+    return subprocess.run([wire.BINARY, *args], capture_output=True, text=True, timeout=60)
+
+
+def test_help_names_every_command(folder):
+    names = [line.split()[1] for line in run("help").stdout.splitlines() if line.startswith("  wring ")]
+    assert {"serve", "eval", "sample-config", "options", "version", "help"} <= set(names)
+    for name in names:
+        r = run("help", name)
+        assert r.returncode == 0 and r.stdout and not r.stderr, name
+    assert run("help", "serve").stdout == run("serve", "--help").stdout != run("help").stdout
+    r = run("help", "nothing")
+    assert r.returncode == 2 and 'no command "nothing"' in r.stderr and not r.stdout
