@@ -66,6 +66,19 @@ static int fill_counts(struct engine_config *c, struct err *e)
     return 0;
 }
 
+/* A machine maps more memory than it has, and ends the process that touches it: long after the start, under load. */
+static int check_memory(const struct engine_config *c, const struct model *m, struct err *e)
+{
+    int64_t there = machine_memory(NULL);
+    if (!m->be->host || c->kv_bytes + m->weight_bytes <= (size_t)there)
+        return 0;
+    return err_set(
+        e, ERR_INVALID,
+        "a KV pool of %zu bytes (%lld tokens) and weights of %zu bytes: this machine has "
+        "%lld bytes of memory",
+        c->kv_bytes, (long long)c->kv_tokens, m->weight_bytes, (long long)there);
+}
+
 /* After the activations are there: the default is a part of what they leave. */
 static int fill_pool(struct engine_config *c, const struct model *m, const struct kv_shape *shape,
                      struct err *e)
@@ -86,7 +99,7 @@ static int fill_pool(struct engine_config *c, const struct model *m, const struc
             (size_t)(page_round(ctx) / KV_PAGE) * span);
     c->kv_bytes = (size_t)(c->kv_tokens / KV_PAGE) * span;
     c->ctx = (int)(ctx < c->kv_tokens || c->ctx > 0 ? ctx : c->kv_tokens);
-    return 0;
+    return check_memory(c, m, e);
 }
 
 static bool open_arrays(struct engine *en)

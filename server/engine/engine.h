@@ -138,7 +138,8 @@ struct engine_stats {
 };
 
 struct engine;
-/* Starts the thread. The model outlives the engine. Prints nothing; the plan is model_plan(). */
+/* Starts the thread. The model outlives the engine. Prints nothing; the plan is model_plan(). ERR_INVALID: settings that
+ * cannot be, a pool that this machine's memory cannot hold beside the weights among them; ERR_NOMEM; ERR_DEVICE. */
 int engine_open(struct engine **out, const struct model *m, const struct engine_config *c,
                 struct err *e) WARN_UNUSED;
 /* Cancels what is left, waits for the thread, frees everything. */

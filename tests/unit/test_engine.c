@@ -2,10 +2,12 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <string.h>
 
 #include <cmocka.h>
 
+#include "server/base/machine.h"
 #include "server/base/mem.h"
 #include "tests/tools/engine_fixture.h"
 
@@ -155,6 +157,20 @@ static void test_refusals(void **state)
     assert_int_equal(engine_open(&en, toy.model, &c, &e), ERR_INVALID);
     c.kv_tokens = -1;
     assert_int_equal(engine_open(&en, toy.model, &c, &e), ERR_INVALID);
+}
+
+/* What is only mapped would be missed under load. */
+static void test_pool_beyond_memory(void **state)
+{
+    (void)state;
+    struct engine_config c = { .kv_type = KV_F16, .kv_bytes = (size_t)1 << 47 };
+    char there[32];
+    struct engine *en;
+    struct err e;
+    snprintf(there, sizeof there, "%lld", (long long)machine_memory(NULL));
+    assert_int_equal(engine_open(&en, toy.model, &c, &e), ERR_INVALID);
+    assert_non_null(strstr(e.text, "a KV pool of "));
+    assert_non_null(strstr(e.text, there));
 }
 
 static void test_settings(void **state)
@@ -389,11 +405,17 @@ static void test_numbers(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_text),      cmocka_unit_test(test_stops),
-        cmocka_unit_test(test_lengths),   cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_settings),  cmocka_unit_test(test_no_allocation),
-        cmocka_unit_test(test_no_memory), cmocka_unit_test(test_numbers),
-        cmocka_unit_test(test_choices),   cmocka_unit_test(test_choices_preempted),
+        cmocka_unit_test(test_text),
+        cmocka_unit_test(test_stops),
+        cmocka_unit_test(test_lengths),
+        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_pool_beyond_memory),
+        cmocka_unit_test(test_settings),
+        cmocka_unit_test(test_no_allocation),
+        cmocka_unit_test(test_no_memory),
+        cmocka_unit_test(test_numbers),
+        cmocka_unit_test(test_choices),
+        cmocka_unit_test(test_choices_preempted),
     };
     return cmocka_run_group_tests(tests, open_toy, close_toy);
 }
