@@ -39,38 +39,55 @@ int api_error_code(struct api_error *e, const char *code, const char *param, con
     return ERR_INVALID;
 }
 
+/* What bounds a sequence, in OpenAI's words where it is the context. */
+static void put_limit(char *out, size_t size, struct api_room room)
+{
+    if (room.n < room.n_ctx)
+        snprintf(out, size,
+                 "This server's KV pool holds %lld tokens of a cache that stays whole, fewer than "
+                 "the maximum context length of %lld tokens; compression.kv or a larger --kv-size "
+                 "makes room.",
+                 (long long)room.n, (long long)room.n_ctx);
+    else
+        snprintf(out, size, "This model's maximum context length is %lld tokens.",
+                 (long long)room.n);
+}
+
 static int too_long(struct api_error *e, const char *param, const char *about, int64_t n_prompt,
-                    int64_t n_ctx)
+                    struct api_room room)
 {
     const char *what = strcmp(param, "messages") == 0 ? "messages" : "prompt";
+    char limit[224];
+    put_limit(limit, sizeof(limit), room);
     fill(e, 400, TYPE_REQUEST, "context_length_exceeded", param);
     snprintf(e->message, sizeof(e->message),
-             "This model's maximum context length is %lld tokens. However, your %s resulted in "
-             "%s%lld tokens. Please reduce the length of the %s.",
-             (long long)n_ctx, what, about, (long long)n_prompt, what);
+             "%s However, your %s resulted in %s%lld tokens. Please reduce the length of the %s.",
+             limit, what, about, (long long)n_prompt, what);
     e->n_prompt = n_prompt;
-    e->n_ctx = n_ctx;
+    e->n_ctx = room.n;
     return ERR_INVALID;
 }
 
 int api_error_context(struct api_error *e, const char *param, int64_t n_prompt, int64_t n_wanted,
-                      int64_t n_ctx)
+                      struct api_room room)
 {
     const char *what = strcmp(param, "messages") == 0 ? "messages" : "prompt";
-    too_long(e, param, "", n_prompt, n_ctx);
+    char limit[224];
+    put_limit(limit, sizeof(limit), room);
+    too_long(e, param, "", n_prompt, room);
     if (n_wanted > 0)
         snprintf(e->message, sizeof(e->message),
-                 "This model's maximum context length is %lld tokens. However, you requested %lld "
-                 "tokens (%lld in the %s, %lld in the completion). Please reduce the length of the "
-                 "%s or completion.",
-                 (long long)n_ctx, (long long)(n_prompt + n_wanted), (long long)n_prompt, what,
+                 "%s However, you requested %lld tokens (%lld in the %s, %lld in the completion). "
+                 "Please reduce the length of the %s or completion.",
+                 limit, (long long)(n_prompt + n_wanted), (long long)n_prompt, what,
                  (long long)n_wanted, what);
     return ERR_INVALID;
 }
 
-int api_error_context_least(struct api_error *e, const char *param, int64_t n_least, int64_t n_ctx)
+int api_error_context_least(struct api_error *e, const char *param, int64_t n_least,
+                            struct api_room room)
 {
-    return too_long(e, param, "at least ", n_least, n_ctx);
+    return too_long(e, param, "at least ", n_least, room);
 }
 
 int api_error_key(struct api_error *e, bool given)

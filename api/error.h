@@ -34,12 +34,18 @@ int api_error_bad(struct api_error *e, const char *param, const char *fmt, ...)
 /* 400 with a code of its own, e.g. "unsupported_value". */
 int api_error_code(struct api_error *e, const char *code, const char *param, const char *fmt, ...)
     __attribute__((format(printf, 4, 5)));
+/* How many tokens a sequence may have. */
+struct api_room {
+    int64_t n;     /* this one */
+    int64_t n_ctx; /* any; more than n where the KV pool holds only n of a cache that stays whole */
+};
 /* 400 context_length_exceeded. param: "messages" or "prompt". n_wanted: tokens asked for the answer, 0: the prompt
  * alone is too long. */
 int api_error_context(struct api_error *e, const char *param, int64_t n_prompt, int64_t n_wanted,
-                      int64_t n_ctx);
+                      struct api_room room);
 /* The same of a prompt alone, of which only a lower bound is known. */
-int api_error_context_least(struct api_error *e, const char *param, int64_t n_least, int64_t n_ctx);
+int api_error_context_least(struct api_error *e, const char *param, int64_t n_least,
+                            struct api_room room);
 int api_error_key(struct api_error *e, bool given);         /* 401 invalid_api_key */
 int api_error_model(struct api_error *e, const char *name); /* 404 model_not_found */
 int api_error_path(struct api_error *e, const char *method, const char *path);   /* 404 */

@@ -120,12 +120,13 @@ static int check_length(const struct gen *g, struct choice *c, struct api_error 
     const struct api_sampling *s = &g->req.sampling;
     int ctx = engine_room(engine_settings(g->h->en), c->job.kv.policy), n = c->job.n_prompt;
     const char *param = g->req.kind == API_CHAT ? "messages" : "prompt";
+    const struct api_room room = { ctx, engine_ctx(g->h->en) };
 
     if (n > ctx || (n == ctx && s->max_tokens != 0))
-        return api_error_context(e, param, n, 0, ctx);
+        return api_error_context(e, param, n, 0, room);
     if (s->max_tokens > ctx - n) {
         if (s->has_max_tokens)
-            return api_error_context(e, param, n, s->max_tokens, ctx);
+            return api_error_context(e, param, n, s->max_tokens, room);
         c->job.max_tokens = ctx - n;
     }
     return 0;

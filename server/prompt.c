@@ -127,7 +127,9 @@ static int check_room(const struct http *h, const char *s, size_t n, int room, c
                       struct api_error *e)
 {
     int64_t least = tok_at_least(h->model->tok, s, n);
-    return least > room ? api_error_context_least(e, param, least, room) : 0;
+    if (least <= room)
+        return 0;
+    return api_error_context_least(e, param, least, (struct api_room){ room, engine_ctx(h->en) });
 }
 
 static int chat_tokens(const struct http *h, const struct api_request *req, int room, int32_t **ids,

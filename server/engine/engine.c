@@ -220,9 +220,9 @@ static int check_job(const struct engine *en, const struct job *j, struct err *e
             return err_set(e, ERR_INVALID, "prompt token %d is %d; the vocabulary has %d tokens", i,
                            j->prompt[i], en->model->config.vocab);
     if (j->n_prompt > ctx || (j->n_prompt == ctx && j->max_tokens != 0))
-        return err_set(e, ERR_LIMIT,
-                       "the prompt has %d tokens; at most %d fit the context of %d tokens",
-                       j->n_prompt, j->max_tokens != 0 ? ctx - 1 : ctx, ctx);
+        return err_set(e, ERR_LIMIT, "the prompt has %d tokens; at most %d fit the %s of %d tokens",
+                       j->n_prompt, j->max_tokens != 0 ? ctx - 1 : ctx,
+                       ctx < en->config.ctx ? "KV pool" : "context", ctx);
     return 0;
 }
 

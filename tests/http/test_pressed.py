@@ -320,7 +320,11 @@ def test_layer_major(model, small):
     assert answer(here) == answer(there) and usage(here) == usage(there)
     assert server.metric("wring_kv_layer_major_total") == 1 and small.metric("wring_kv_layer_major_total") == 0
     r = server.post("/v1/completions", {"prompt": ids(PROMPT), "max_tokens": 4})
-    assert "256 tokens" in wire.check_error(r, 400, "context_length_exceeded", "prompt")["message"]
+    why = wire.check_error(r, 400, "context_length_exceeded", "prompt")["message"]
+    assert "pool holds 256 tokens" in why and "context length of 512" in why and "compression.kv" in why
+    r = server.post("/v1/completions", {"prompt": ids(513), "max_tokens": 4, "compression": {"kv": KV}})
+    why = wire.check_error(r, 400, "context_length_exceeded", "prompt")["message"]
+    assert "maximum context length is 512 tokens" in why and "pool" not in why
     server.wait_idle()
     assert server.stop() == 0
 

@@ -80,18 +80,32 @@ static void errors(void **state)
     expect_error(&e, 400,
                  "{\"error\":{\"message\":\"Too \\\"big\\\".\",\"type\":\"invalid_request_error\","
                  "\"param\":\"n\",\"code\":null}}");
-    api_error_context(&e, "messages", 5000, 0, 2048);
+    api_error_context(&e, "messages", 5000, 0, (struct api_room){ 2048, 2048 });
     expect_error(&e, 400,
                  "{\"error\":{\"message\":\"This model's maximum context length is 2048 tokens. "
                  "However, your messages resulted in 5000 tokens. Please reduce the length of the "
                  "messages.\",\"type\":\"invalid_request_error\",\"param\":\"messages\",\"code\":"
                  "\"context_length_exceeded\",\"n_prompt_tokens\":5000,\"n_ctx\":2048}}");
-    api_error_context_least(&e, "prompt", 5000, 2048);
+    api_error_context_least(&e, "prompt", 5000, (struct api_room){ 2048, 2048 });
     assert_string_equal(e.message, "This model's maximum context length is 2048 tokens. However, "
                                    "your prompt resulted in at least 5000 tokens. Please reduce "
                                    "the length of the prompt.");
     assert_string_equal(e.code, "context_length_exceeded");
     assert_true(e.n_prompt == 5000 && e.n_ctx == 2048);
+    api_error_context(&e, "messages", 500, 200, (struct api_room){ 608, 8192 });
+    assert_string_equal(
+        e.message, "This server's KV pool holds 608 tokens of a cache that stays whole, fewer "
+                   "than the maximum context length of 8192 tokens; compression.kv or a larger "
+                   "--kv-size makes room. However, you requested 700 tokens (500 in the "
+                   "messages, 200 in the completion). Please reduce the length of the messages "
+                   "or completion.");
+    assert_string_equal(e.code, "context_length_exceeded");
+    assert_true(e.n_prompt == 500 && e.n_ctx == 608);
+    /* The longest numbers leave nothing out. */
+    api_error_context(&e, "messages", INT64_MAX / 4, INT64_MAX / 4,
+                      (struct api_room){ INT64_MAX - 1, INT64_MAX });
+    assert_non_null(strstr(e.message, " makes room. However, you requested 4611686018427387902 "));
+    assert_non_null(strstr(e.message, "of the messages or completion."));
     api_error_key(&e, true);
     expect_error(&e, 401,
                  "{\"error\":{\"message\":\"Incorrect API key provided.\",\"type\":"
