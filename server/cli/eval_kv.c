@@ -56,7 +56,9 @@ static int keep(struct eval *v, int task, int sample, int variant, int budget,
     c->depth = v->now.depth;
     c->prefill_ms = v->prefill_ms;
     progress_add(&v->bar, 1);
-    return kv_grid_save(&v->grid, v->log, task, sample, variant, budget, e);
+    if (kv_grid_save(&v->grid, v->log, task, sample, variant, budget, e) < 0)
+        return err_prefix(e, "%s/kv.jsonl", v->config->out);
+    return 0;
 }
 
 /* What the whole cache says: a copy of the prompt that keeps everything. */

@@ -142,7 +142,7 @@ int kv_variant_parse(struct kv_variant *v, const char *word, struct err *e) WARN
 /* Lists of words, split at commas; "option=value" belongs to the word before it. Returns the next word in out[KV_WORD], false
  * at the end; *list moves on. */
 bool kv_variant_next(const char **list, char out[KV_WORD]);
-/* Fills in what DIR/kv.jsonl holds with these settings, and the reverse for one cell. */
+/* Fills in what DIR/kv.jsonl holds with these settings, and the reverse for one cell, whose errors do not name the file. */
 int kv_grid_load(struct kv_grid *g, const char *path, struct err *e) WARN_UNUSED;
 int kv_grid_save(const struct kv_grid *g, int fd, int task, int sample, int variant, int budget,
                  struct err *e) WARN_UNUSED;

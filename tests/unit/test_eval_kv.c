@@ -1,6 +1,8 @@
 /* wring eval kv: its statistics, words, files and reports, on data made up here. */
+#include <errno.h>
 #include <math.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -9,6 +11,7 @@
 
 #include <cmocka.h>
 #include <fcntl.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "server/base/mem.h"
@@ -288,6 +291,33 @@ static void lacks_numbers(void **state)
     config_free(&c);
 }
 
+/* A file system that takes only a part of a line stands for a full one. */
+static void tells_of_full_disks(void **state)
+{
+    (void)state;
+    struct config c;
+    struct kv_grid g;
+    struct rlimit old;
+    struct err e;
+    open_grid(&g, &c);
+    fill_grid(&g);
+    int fd = open(in_root("f.jsonl"), O_WRONLY | O_CREAT | O_APPEND, 0644);
+    assert_true(fd >= 0);
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &old), 0);
+    struct rlimit small = { 20, old.rlim_max };
+    void (*handler)(int) = signal(SIGXFSZ, SIG_IGN);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
+    errno = ENOTTY; /* of something else, long ago */
+    int rc = kv_grid_save(&g, fd, 0, 0, -1, 0, &e);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &old), 0);
+    signal(SIGXFSZ, handler);
+    assert_int_equal(rc, ERR_IO);
+    assert_string_equal(e.text, "cannot write: File too large");
+    close(fd);
+    kv_grid_close(&g);
+    config_free(&c);
+}
+
 static void plots(void **state)
 {
     (void)state;
@@ -310,7 +340,8 @@ int main(void)
         cmocka_unit_test(bootstraps),      cmocka_unit_test(splits_lists),
         cmocka_unit_test(parses_variants), cmocka_unit_test(averages),
         cmocka_unit_test(reports),         cmocka_unit_test(comes_back),
-        cmocka_unit_test(lacks_numbers),   cmocka_unit_test(plots),
+        cmocka_unit_test(lacks_numbers),   cmocka_unit_test(tells_of_full_disks),
+        cmocka_unit_test(plots),
     };
     return cmocka_run_group_tests(tests, scratch_open, scratch_close);
 }
