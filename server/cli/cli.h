@@ -71,6 +71,8 @@ int session_open(struct session *s, const struct config *c, const char *model, b
 int session_engine(struct session *s, struct engine **en, const struct config *c, int max_seqs,
                    bool progress, struct err *e) WARN_UNUSED;
 void session_close(struct session *s); /* a zeroed one is accepted */
+/* A line in the log where a context is longer than what a model was trained for. */
+void session_check_ctx(int64_t ctx, int trained);
 /* The backend alone, for models that come from no file. */
 int session_device(struct be **out, const struct config *c, const char *device,
                    struct err *e) WARN_UNUSED;

@@ -59,6 +59,21 @@ static int open_on(struct session *s, const struct config *c, const char *device
     return 0;
 }
 
+void session_check_ctx(int64_t ctx, int trained)
+{
+    if (ctx > trained)
+        LOG(W, "context_beyond_training", "ctx=%lld trained=%d", (long long)ctx, trained);
+}
+
+/* Where it is not what the user may expect. */
+static void tell_ctx(int64_t asked, const struct engine *en, int trained)
+{
+    session_check_ctx(asked, trained);
+    if (asked == 0 && engine_ctx(en) < trained)
+        LOG(W, "context_cut_to_pool", "ctx=%d trained=%d pool_bytes=%zu", engine_ctx(en), trained,
+            engine_settings(en)->kv_bytes);
+}
+
 /* Session, and engine when en is not NULL, on one device. */
 static int open_both(struct session *s, struct engine **en, const struct config *c,
                      const char *device, const char *path, int max_seqs, bool progress,
@@ -80,9 +95,12 @@ static int open_both(struct session *s, struct engine **en, const struct config 
         .prefix_cache = c->prefix_cache,
     };
     int rc = engine_open(en, s->model, &ec, e);
-    if (rc < 0)
+    if (rc < 0) {
         session_close(s);
-    return rc;
+        return rc;
+    }
+    tell_ctx(c->ctx, *en, s->model->config.ctx_train);
+    return 0;
 }
 
 /* A GPU that is not there or has no room sends --device auto to the CPU; a bad file is bad there too. */

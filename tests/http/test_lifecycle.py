@@ -172,6 +172,15 @@ def test_url_can_be_opened(folder, host, told):
     assert server.stop() == 0
 
 
+@pytest.mark.parametrize("options, told", [(["--ctx", "1024"], "context_beyond_training ctx=1024 trained=512"),
+                                           (["--kv-size", "190K"], "context_cut_to_pool ctx=256 trained=512"),
+                                           (["--ctx", "512"], None), ([], None)])
+def test_other_contexts_are_told(folder, options, told):
+    server = wire.Server("--device", "cpu", *options, model=folder)
+    assert [told in line for line in server.log if "event=context_" in line] == [True] * (told is not None)
+    assert server.stop() == 0
+
+
 def chat(folder, *lines, options=()):
     """Bytes that are no UTF-8 are written as Python does it in names of files: \\udcff for 255."""
     args = [wire.BINARY, "chat", folder, "--device", "cpu", "--ctx", "64", "--max-tokens", "4", *options]
