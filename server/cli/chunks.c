@@ -19,17 +19,20 @@ static int read_text(struct chunks *c, const char *separator, const struct token
 }
 
 int chunks_open(struct chunks *c, const struct config *config, const struct tokenizer *tok,
-                const char *path, struct err *e)
+                int ctx_train, const char *path, struct err *e)
 {
-    *c = (struct chunks){ .ctx = config->ctx > 0 ? (int)config->ctx : CTX };
+    int ctx = ctx_train < CTX ? ctx_train : CTX;
+    *c = (struct chunks){ .ctx = config->ctx > 0 ? (int)config->ctx : ctx };
+    if (c->ctx < CTX_MIN)
+        return err_set(e, ERR_INVALID, "ctx: a chunk has at least %d tokens, not %d", CTX_MIN,
+                       c->ctx);
     int rc = read_text(c, config->separator, tok, path, e);
     c->n = c->text.n / c->ctx;
     if (config->chunks > 0 && config->chunks < c->n)
         c->n = (int)config->chunks;
-    if (rc == 0 && (c->ctx < CTX_MIN || c->n < 1))
-        rc = err_set(e, ERR_INVALID,
-                     "%s has %d tokens; one chunk of --ctx %d (at least %d) is needed", path,
-                     c->text.n, c->ctx, CTX_MIN);
+    if (rc == 0 && c->n < 1)
+        rc = err_set(e, ERR_INVALID, "%s has %d tokens; one chunk of --ctx %d is needed", path,
+                     c->text.n, c->ctx);
     if (rc < 0) {
         chunks_close(c);
         return rc;

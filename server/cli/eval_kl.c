@@ -64,10 +64,17 @@ static int same_vocabulary(const struct kl *k, struct err *e)
     return 0;
 }
 
+/* Tokens that both were trained for. */
+static int trained(const struct kl *k)
+{
+    int a = k->model[MODEL]->config.ctx_train, b = k->model[REF]->config.ctx_train;
+    return a < b ? a : b;
+}
+
 static int same_text(const struct kl *k, const struct config *c, const char *path, struct err *e)
 {
     struct chunks other;
-    TRY(chunks_open(&other, c, k->model[REF]->tok, path, e));
+    TRY(chunks_open(&other, c, k->model[REF]->tok, trained(k), path, e));
     const struct tok_ids *a = &k->text.text;
     const struct tok_ids *b = &other.text;
     int i = 0;
@@ -229,7 +236,8 @@ static void sum_up(struct kl *k, struct kl_result *out)
 static int measure(struct kl *k, const struct config *c, const char *path, struct err *e)
 {
     TRY(same_vocabulary(k, e));
-    TRY(chunks_open(&k->text, c, k->model[MODEL]->tok, path, e));
+    TRY(chunks_open(&k->text, c, k->model[MODEL]->tok, trained(k), path, e));
+    session_check_ctx(k->text.ctx, trained(k));
     TRY(same_text(k, c, path, e));
     enum kv_type type = cli_kv_type(c, k->model[MODEL]->be);
     for (int s = 0; s < SIDES; s++)

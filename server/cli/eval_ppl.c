@@ -65,7 +65,9 @@ static int judge_text(struct ppl *p, struct err *e)
 
 static int run_ppl(struct ppl *p, const struct config *c, struct err *e)
 {
-    TRY(chunks_open(&p->text, c, p->model->tok, c->word[2], e));
+    int trained = p->model->config.ctx_train;
+    TRY(chunks_open(&p->text, c, p->model->tok, trained, c->word[2], e));
+    session_check_ctx(p->text.ctx, trained);
     int rows = c->max_batch > EVAL_OUT ? (int)c->max_batch : EVAL_OUT;
     enum kv_type type = cli_kv_type(c, p->model->be);
     TRY(runner_open(&p->run, p->model, type, 1, p->text.ctx, rows, EVAL_OUT, e));

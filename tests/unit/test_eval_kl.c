@@ -169,7 +169,7 @@ static void is_what_formulas_say(void **state)
     struct err e;
     (void)state;
     options(&c, NULL);
-    assert_int_equal(chunks_open(&t, &c, exact.model->tok, in_root("text.txt"), &e), 0);
+    assert_int_equal(chunks_open(&t, &c, exact.model->tok, TOY_CTX, in_root("text.txt"), &e), 0);
     assert_int_equal(t.n, CHUNKS);
     for (int i = 0; i < CHUNKS; i++)
         assert_int_equal(chunks_at(&t, i)[0], tok_bos(exact.model->tok));
@@ -249,7 +249,7 @@ static void parts_documents(void **state)
     (void)state;
     write_text("parts.txt", "<|end|>\nthe dog<|end|>\n\nand<|end|>");
     options(&c, more);
-    assert_int_equal(chunks_open(&t, &c, tok, in_root("parts.txt"), &e), 0);
+    assert_int_equal(chunks_open(&t, &c, tok, TOY_CTX, in_root("parts.txt"), &e), 0);
     struct tok_ids want = { 0 };
     assert_int_equal(tok_encode(tok, "the dog", 7, TOK_ADD_BOS, &want), 0);
     assert_int_equal(tok_encode(tok, "and", 3, TOK_ADD_BOS, &want), 0);
@@ -259,7 +259,7 @@ static void parts_documents(void **state)
     chunks_close(&t);
     config_free(&c);
     options(&c, whole);
-    assert_int_equal(chunks_open(&t, &c, tok, in_root("parts.txt"), &e), 0);
+    assert_int_equal(chunks_open(&t, &c, tok, TOY_CTX, in_root("parts.txt"), &e), 0);
     assert_true(t.text.n > want.n + 15); /* the marks are letters like others */
     chunks_close(&t);
     config_free(&c);
@@ -281,7 +281,7 @@ static void keeps_known_marks(void **state)
                 strcmp(tok_text(tok, tok_eos(tok)), mark) == 0);
     write_text("marks.txt", "the dog</s>\nand the dog</s>\n");
     options(&c, more);
-    assert_int_equal(chunks_open(&t, &c, tok, in_root("marks.txt"), &e), 0);
+    assert_int_equal(chunks_open(&t, &c, tok, TOY_CTX, in_root("marks.txt"), &e), 0);
     struct tok_ids want = { 0 };
     const char *text = "the dog</s>\nand the dog</s>\n";
     assert_int_equal(tok_encode(tok, text, strlen(text), TOK_ADD_BOS | TOK_PARSE_SPECIAL, &want),
@@ -293,6 +293,27 @@ static void keeps_known_marks(void **state)
     chunks_close(&t);
     config_free(&c);
     tok_ids_free(&want);
+}
+
+/* Chunks of no more tokens than the model was trained for, unless that is asked for. */
+static void fits_the_training(void **state)
+{
+    static const struct {
+        const char *option;
+        int trained, ctx;
+    } cases[] = { { "--ctx=0", 4096, 512 }, { "--ctx=0", 100, 100 }, { "--ctx=200", 100, 200 } };
+    struct err e = { 0 };
+    (void)state;
+    for (int i = 0; i < 3; i++) {
+        struct config c;
+        struct chunks t;
+        options(&c, (const char *const[]){ cases[i].option, NULL });
+        assert_int_equal(
+            chunks_open(&t, &c, exact.model->tok, cases[i].trained, in_root("text.txt"), &e), 0);
+        assert_int_equal(t.ctx, cases[i].ctx);
+        chunks_close(&t);
+        config_free(&c);
+    }
 }
 
 /* ---- what it refuses ------------------------------------------------------------------------------------------------ */
@@ -316,6 +337,9 @@ static void wants_a_text(void **state)
     must_fail(&pressed, &exact, "short.txt", "one chunk of --ctx 150");
     must_fail(&pressed, &exact, "empty.txt", "has 0 tokens");
     assert_int_equal(measure(&pressed, &exact, "none.txt", NULL, &r, &e), ERR_NOTFOUND);
+    const char *const tiny[] = { "--ctx=1", NULL };
+    assert_int_equal(measure(&pressed, &exact, "text.txt", tiny, &r, &e), ERR_INVALID);
+    assert_string_equal(e.text, "ctx: a chunk has at least 4 tokens, not 1");
 }
 
 /* The toy's file with other bytes in one place, n of them. */
@@ -432,6 +456,7 @@ int main(void)
         cmocka_unit_test(counts_bits),
         cmocka_unit_test(parts_documents),
         cmocka_unit_test(keeps_known_marks),
+        cmocka_unit_test(fits_the_training),
         cmocka_unit_test(wants_a_text),
         cmocka_unit_test(wants_one_vocabulary),
         cmocka_unit_test(prints_what_it_found),
