@@ -105,14 +105,33 @@ static int n_missing(const struct eval *v, int task, int sample)
     return n;
 }
 
+static int too_long(const struct eval *v, const char *what, int n, struct err *e)
+{
+    return err_set(e, ERR_INVALID,
+                   "length: %s of %d tokens; %s was trained for a context of %d: give a smaller "
+                   "--length",
+                   what, n, v->model->config.name, v->model->config.ctx_train);
+}
+
+/* Makes a case of a task in v->now. Beyond the positions that a model was trained for nothing is said about its cache. */
+static int make_case(struct eval *v, int task, int sample, struct err *e)
+{
+    const struct kv_task *t = v->grid.task[task];
+    int trained = v->model->config.ctx_train;
+    char what[64];
+    snprintf(what, sizeof what, "a case of \"%s\"", t->name);
+    kv_maker_seed(&v->maker, (uint64_t)v->config->seed, t->name, sample);
+    TRY(t->make(&v->maker, &v->now, e));
+    int n = v->now.prompt.n + v->now.n_probe + (t->kind == KV_CHOICE ? KV_GREEDY : 0);
+    return n <= trained ? 0 : too_long(v, what, n, e);
+}
+
 static int run_sample(struct eval *v, int task, int sample, struct err *e)
 {
     int missing = n_missing(v, task, sample);
     if (missing == 0)
         return 0;
-    const struct kv_task *t = v->grid.task[task];
-    kv_maker_seed(&v->maker, (uint64_t)v->config->seed, t->name, sample);
-    TRY(t->make(&v->maker, &v->now, e));
+    TRY(make_case(v, task, sample, e));
     TRY(fill(v, e));
     TRY(ask_whole(v, task, sample, e));
     if (!worth_it(v, task, sample)) {
@@ -188,11 +207,29 @@ static int samples_of(const struct kv_grid *g)
     return samples;
 }
 
+/* Before a text is looked at, which may be too short for them too. A stream is never longer than the model's context. */
+static int check_length(const struct eval *v, int length, struct err *e)
+{
+    for (int t = 0; t < v->grid.n_tasks; t++)
+        if (v->grid.task[t]->kind != KV_LONG && length >= v->model->config.ctx_train)
+            return too_long(v, "prompts", length, e);
+    return 0;
+}
+
+/* That every task fits the model, before the first result is there. */
+static int check_cases(struct eval *v, struct err *e)
+{
+    for (int t = 0; t < v->grid.n_tasks; t++)
+        TRY(make_case(v, t, 0, e));
+    return 0;
+}
+
 static int setup(struct eval *v, struct err *e)
 {
     const struct config *c = v->config;
     int length = c->length > 0 ? (int)c->length : LENGTH;
     TRY(kv_grid_open(&v->grid, c, "64,128,256,512", (int)c->samples, e));
+    TRY(check_length(v, length, e));
     TRY(kv_maker_open(&v->maker, v->model, c->text, length, (int)c->ctx, e));
     int rows = c->max_batch > KV_JUDGED ? (int)c->max_batch : KV_JUDGED;
     int ctx = length + QUESTION + KV_FED;
@@ -203,6 +240,7 @@ static int setup(struct eval *v, struct err *e)
                        rows, KV_JUDGED, samples_of(&v->grid), e));
     TRY(kv_judge_open(&v->judge, &v->run, e));
     v->grid.settings = settings_of(v);
+    TRY(check_cases(v, e));
     return open_log(v, e);
 }
 

@@ -18,6 +18,8 @@
 #include "tests/tools/scratch.h"
 #include "tests/tools/toy.h"
 
+static const char *length = "--length=200";
+
 /* The command as a user gives it, its table thrown away. */
 static int run_with(const char *model, const char *out_name, const char *policies,
                     const char *budgets, const char *tasks)
@@ -26,16 +28,8 @@ static int run_with(const char *model, const char *out_name, const char *policie
     char out[512];
     snprintf(text, sizeof text, "--text=%s", in_root("text.txt"));
     snprintf(out, sizeof out, "--out=%s", in_root(out_name));
-    const char *argv[] = { "kv",
-                           in_root(model),
-                           "--samples=2",
-                           "--length=200",
-                           budgets,
-                           "--device=cpu",
-                           "--log-level=error",
-                           text,
-                           out,
-                           policies,
+    const char *argv[] = { "kv",           in_root(model),      "--samples=2", length, budgets,
+                           "--device=cpu", "--log-level=error", text,          out,    policies,
                            tasks };
     int null = open("/dev/null", O_WRONLY);
     int old = dup(STDOUT_FILENO);
@@ -260,13 +254,53 @@ static void refuses_wrong_use(void **state)
     assert_int_equal(access(in_root("no"), F_OK), -1);
 }
 
+/* What the command says when it fails. */
+static void must_say(const char *tasks, const char *says)
+{
+    struct buf b;
+    fflush(stderr);
+    int old = dup(STDERR_FILENO);
+    int fd = open(in_root("stderr"), O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    assert_true(old >= 0 && fd >= 0);
+    dup2(fd, STDERR_FILENO);
+    int code = run_with("model", "no", "--policies=window", "--budgets=32", tasks);
+    dup2(old, STDERR_FILENO);
+    close(fd);
+    close(old);
+    read_file(&b, "stderr");
+    if (code != 1 || strstr(buf_str(&b), says) == NULL)
+        fail_msg("%d: %s", code, buf_str(&b));
+    buf_free(&b);
+    assert_int_equal(access(in_root("no"), F_OK), -1);
+}
+
+/* Positions that the model was not trained for, of a prompt or of what is fed after it. The model has 512. */
+static void stays_in_the_context(void **state)
+{
+    (void)state;
+    length = "--length=0";
+    must_say("--tasks=stream,continue", "prompts of 2048 tokens; ");
+    length = "--length=100000";
+    must_say("--tasks=continue", "trained for a context of 512");
+    length = "--length=448";
+    must_say("--tasks=stream,continue", "a case of \"continue\" of 513 tokens; ");
+    must_say("--tasks=greedy", "a case of \"greedy\" of 513 tokens; ");
+    length = "--length=447";
+    assert_int_equal(
+        run_with("model", "fits", "--policies=window", "--budgets=32", "--tasks=continue,greedy"),
+        0);
+    length = "--length=0"; /* of no meaning to a stream */
+    assert_int_equal(
+        run_with("model", "fits", "--policies=window", "--budgets=32", "--tasks=stream"), 0);
+    length = "--length=200";
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(runs_and_goes_on),
-        cmocka_unit_test(makes_all_tasks),
-        cmocka_unit_test(knows_the_model),
-        cmocka_unit_test(refuses_wrong_use),
+        cmocka_unit_test(runs_and_goes_on),     cmocka_unit_test(makes_all_tasks),
+        cmocka_unit_test(knows_the_model),      cmocka_unit_test(refuses_wrong_use),
+        cmocka_unit_test(stays_in_the_context),
     };
     return cmocka_run_group_tests(tests, eval_open, scratch_close);
 }
