@@ -47,7 +47,7 @@ static const struct option table[] = {
     { "Pressing", "kv-samples", INT, AT(kv_samples), S, "4", 0, 32, "0 1 2 4 8 16 32", "queries kept with every page of 32 tokens for policies that press; 0: none, and nothing can be pressed" },
     { NULL, "kv-policy", STR, AT(kv_policy), S, "full", 0, 0, NULL, "how the cache of a request that names no policy is pressed; full: not" },
     { NULL, "kv-budget", STR, AT(kv_budget), S, "256", 0, 0, NULL, "what stays of such a cache: tokens a KV head, or a part of the prompt as 0.25, or bytes a choice as 4MiB" },
-    { NULL, "kv-budget-max", STR, AT(kv_budget_max), S, "", 0, 0, NULL, "largest budget that a request may ask for, in the same words; the guard goes no further; empty: any" },
+    { NULL, "kv-budget-max", STR, AT(kv_budget_max), S, "", 0, 0, NULL, "largest budget that a request may ask for, in the same words; the guard goes no further; needs a kv-policy that presses; empty: any" },
     { NULL, "kv-mass-floor", NUM, AT(kv_mass_floor), S, "0", 0, 1, NULL, "the guard: a cache whose kept slots hold less of the attention gets up to twice its budget; 0: no guard" },
     { NULL, "layer-major", INT, AT(layer_major), S, "0", 0, 1 << 22, NULL, "tokens from which a prompt to be pressed is computed layer by layer, in the pages of one layer; its prefix is not shared then; 0: only one that the pool cannot hold otherwise" },
     { "HTTP", "host", STR, AT(host), S, "127.0.0.1", 0, 0, NULL, "address to listen on" },

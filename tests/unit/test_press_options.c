@@ -225,13 +225,48 @@ static void options_are_checked(void **state)
     config_free(&c);
 }
 
+/* What a ceiling would not bind is refused, not served. */
+static void ceiling_binds_the_silent(void **state)
+{
+    static const struct {
+        const char *policy, *budget, *ceiling, *says; /* NULL: good */
+    } cases[] = {
+        { "full", "256", "512", "kv-budget-max: requests that say nothing" },
+        { "window", "256", "512", NULL },
+        { "window", "256", "256", NULL },
+        { "window", "256", "255", "kv-budget: 256 is above kv-budget-max, 255" },
+        { "window", "0.3", "0.2", "kv-budget: 0.3 is above kv-budget-max, 0.2" },
+        { "window", "8MiB", "4MiB", "kv-budget: 8MiB is above kv-budget-max, 4MiB" },
+        { "window", "0.3", "16", NULL }, /* whether it is above depends on the prompt */
+        { "window", "4000", "0.2", NULL },
+        { "window", "4GiB", "16", NULL },
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        char arg[3][64];
+        char *argv[] = { arg[0], arg[1], arg[2] };
+        struct config c;
+        struct press_rules r;
+        struct err e = { 0 };
+        snprintf(arg[0], sizeof arg[0], "--kv-policy=%s", cases[i].policy);
+        snprintf(arg[1], sizeof arg[1], "--kv-budget=%s", cases[i].budget);
+        snprintf(arg[2], sizeof arg[2], "--kv-budget-max=%s", cases[i].ceiling);
+        assert_int_equal(config_parse(&c, CONFIG_SERVE, 3, argv, &e), 0);
+        int rc = press_rules_read(&r, &c, &e);
+        config_free(&c);
+        assert_int_equal(rc, cases[i].says != NULL ? ERR_INVALID : 0);
+        if (rc < 0 && strstr(e.text, cases[i].says) == NULL)
+            fail_msg("\"%s\" does not say \"%s\"", e.text, cases[i].says);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(defaults_are_the_servers), cmocka_unit_test(fields_become_options),
         cmocka_unit_test(bad_ones_are_named),       cmocka_unit_test(ceiling_holds),
         cmocka_unit_test(budgets_can_be_met),       cmocka_unit_test(presets_are_profiles),
-        cmocka_unit_test(options_are_checked),
+        cmocka_unit_test(options_are_checked),      cmocka_unit_test(ceiling_binds_the_silent),
     };
     return cmocka_run_group_tests_name("press options", tests, NULL, NULL);
 }
