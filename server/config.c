@@ -39,7 +39,7 @@ static const struct option table[] = {
     { "Engine", "kv-type", STR, AT(kv_type), CONFIG_RUN, "auto", 0, 0, "auto f16 bf16 f32", "element type of the KV cache; auto: bf16 on a GPU and where the CPU multiplies it natively, else f16" },
     { NULL, "kv-narrow", STR, AT(kv_narrow), CONFIG_RUN, "same", 0, 0, "same q8", "elements of a pressed cache: as kv-type, or 8 bits with a scale a slot, which takes about half the bytes" },
     { NULL, "ctx", INT, AT(ctx), CONFIG_RUN, "0", 0, 1 << 22, NULL, "most tokens of a sequence; 0: what the model was trained for (eval ppl, kl: at most 512; eval tasks: at most 1024)" },
-    { NULL, "kv-size", BYTES, AT(kv_size), CONFIG_ENGINE, "0", 0, 1e15, NULL, "bytes of the KV pool, as 512M or 2G; 0: four sequences of full length; on a GPU as many as may run at once and fit" },
+    { NULL, "kv-size", BYTES, AT(kv_size), CONFIG_ENGINE, "0", 0, 1e15, NULL, "bytes of the KV pool, as 512M or 2G; 0: four sequences of full length, at most a quarter of the memory; on a GPU as many as may run at once and fit" },
     { NULL, "max-seqs", INT, AT(max_seqs), CONFIG_ENGINE, "64", 1, 4096, NULL, "sequences that run at once" },
     { NULL, "max-batch", INT, AT(max_batch), CONFIG_RUN, "512", 1, 32768, NULL, "rows of one step: decoding sequences and prompt tokens together" },
     { NULL, "max-queue", INT, AT(max_queue), CONFIG_ENGINE, "1024", 1, 1000000, NULL, "requests that may wait; more are answered 429" },

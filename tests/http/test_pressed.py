@@ -4,6 +4,7 @@ import concurrent.futures
 import random
 import subprocess
 
+import jsonschema
 import openai
 import pytest
 import wire
@@ -98,6 +99,17 @@ def test_budgets_are_equal_in_three_forms(small):
     full = usage(complete(small, ids(PROMPT, 1)))["full_bytes"] / (PROMPT + 16)
     in_bytes = usage(complete(small, ids(PROMPT, 1), {**KV, "budget": f"{int(full * BUDGET / 1024)}KiB"}))
     assert BUDGET / 2 < in_bytes["budget"] <= BUDGET
+
+
+@pytest.mark.parametrize("text", ["400KiB", "1.5MiB", "1.5M", "1GB", "16", "16.", "0.25", ".5", "5.e", ".", "1.2.3", "", "MiB", "1e3", "4 MiB", "4TiB"])
+def test_budgets_are_words_of_the_schema(small, text):
+    body = {"prompt": ids(PROMPT), "max_tokens": 1, "compression": {"kv": {"policy": "ems", "budget": text}}}
+    try:
+        wire.check("CompletionRequest", body)
+        described = True
+    except jsonschema.ValidationError:
+        described = False
+    assert (small.post("/v1/completions", body).status_code == 200) == described
 
 
 def test_options_change_the_answer(small):
