@@ -353,6 +353,7 @@ def test_a_pool_without_room_to_press(model, stream):
 def test_server_without_queries(model):
     server = serve(model, "--kv-samples", "0")
     r = server.post("/v1/completions", {"prompt": ids(PROMPT), "compression": {"kv": KV}})
+    assert server.get("/v1/models").json()["data"][0]["meta"]["kv_policies"] == ["full"]
     assert "keeps none" in wire.check_error(r, 400, None, "compression.kv.policy")["message"]
     assert usage(complete(server, ids(PROMPT)))["policy"] == "full"
     assert server.stop() == 0
