@@ -5,9 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* lambda excludes 0; the smallest normal float stands for "above 0". */
-static const double above_zero = 1.2e-38;
-
 static const struct {
     const char *key;
     double min, max;
@@ -16,7 +13,7 @@ static const struct {
     { "mass_floor", 0, 1, offsetof(struct api_compression, mass_floor) },
     { "local", 0, 1, offsetof(struct api_compression, local) },
     { "phi", 0, 1, offsetof(struct api_compression, phi) },
-    { "lambda", above_zero, 1e6, offsetof(struct api_compression, lambda) },
+    { "lambda", FIELD_ABOVE_ZERO, 1e6, offsetof(struct api_compression, lambda) },
 };
 static const struct {
     const char *key;
@@ -83,8 +80,10 @@ static int parse_budget(const struct field_at *at, const char *key, struct api_b
     if (json_is_number(v)) {
         double d = json_number_value(v);
         bool whole = field_integral(v, &n);
-        *b = whole ? (struct api_budget){ .tokens = n > INT32_MAX ? INT32_MAX : (int)n }
-                   : (struct api_budget){ .fraction = d };
+        if (whole && n > API_MAX_BUDGET)
+            return field_bad(at, key, "expected at most %d tokens a head, but got %lld.",
+                             API_MAX_BUDGET, (long long)n);
+        *b = whole ? (struct api_budget){ .tokens = (int)n } : (struct api_budget){ .fraction = d };
         if (whole ? n >= API_MIN_BUDGET : d > 0 && d < 1)
             return 0;
     }

@@ -150,6 +150,9 @@ int field_num(const struct field_at *at, const char *key, double min, double max
     if (!json_is_number(v))
         return field_bad(at, key, "expected a number, but got %s.", field_type(v));
     double d = json_number_value(v);
+    if (!(d >= min) && min == FIELD_ABOVE_ZERO)
+        return field_bad(at, key, "decimal below minimum value. Expected a value > 0, but got %g.",
+                         d);
     if (!(d >= min))
         return field_bad(
             at, key, "decimal below minimum value. Expected a value >= %g, but got %g.", min, d);

@@ -30,6 +30,8 @@ int field_bad(const struct field_at *at, const char *key, const char *fmt, ...)
 int field_bool(const struct field_at *at, const char *key, bool *out) WARN_UNUSED;
 int field_int(const struct field_at *at, const char *key, int64_t min, int64_t max,
               int64_t *out) WARN_UNUSED;
+/* A min that excludes 0: the smallest normal float. */
+#define FIELD_ABOVE_ZERO 1.2e-38
 int field_num(const struct field_at *at, const char *key, double min, double max,
               double *out) WARN_UNUSED;
 /* Borrowed from the JSON value. */

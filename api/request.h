@@ -32,6 +32,7 @@ enum {
     API_MAX_MESSAGES = 8192,
     API_MAX_TOOLS = 128,
     API_MIN_BUDGET = 16, /* tokens a KV head */
+    API_MAX_BUDGET = 1 << 30,
 };
 
 enum api_kind { API_CHAT, API_COMPLETION };

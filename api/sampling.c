@@ -12,16 +12,14 @@ struct num_field {
     size_t offset; /* of a double in struct api_sampling */
 };
 
-/* top_p and repetition_penalty exclude 0; the smallest normal float stands for "above 0". */
-static const double above_zero = 1.2e-38;
-
 static int parse_numbers(const struct field_at *at, struct api_sampling *s)
 {
     const struct num_field f[] = {
         { "temperature", 0, 2, offsetof(struct api_sampling, temperature) },
-        { "top_p", above_zero, 1, offsetof(struct api_sampling, top_p) },
+        { "top_p", FIELD_ABOVE_ZERO, 1, offsetof(struct api_sampling, top_p) },
         { "min_p", 0, 1, offsetof(struct api_sampling, min_p) },
-        { "repetition_penalty", above_zero, 10, offsetof(struct api_sampling, repetition_penalty) },
+        { "repetition_penalty", FIELD_ABOVE_ZERO, 10,
+          offsetof(struct api_sampling, repetition_penalty) },
         { "presence_penalty", -2, 2, offsetof(struct api_sampling, presence_penalty) },
         { "frequency_penalty", -2, 2, offsetof(struct api_sampling, frequency_penalty) },
     };

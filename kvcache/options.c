@@ -62,7 +62,9 @@ static int check_ranges(const struct kv_options *o, int n_prompt, struct err *e)
 static int fill_budget(struct kv_options *o, int n_prompt, int64_t slot_bytes, struct err *e)
 {
     if (o->budget_bytes != 0) {
-        TRY(check_int("budget_bytes", o->budget_bytes, slot_bytes * KV_BUDGET_MIN, INT64_MAX, e));
+        if (o->budget_bytes < slot_bytes * KV_BUDGET_MIN)
+            return err_set(e, ERR_INVALID, "budget_bytes is %lld; it is at least %lld bytes",
+                           (long long)o->budget_bytes, (long long)(slot_bytes * KV_BUDGET_MIN));
         int64_t slots = o->budget_bytes / slot_bytes;
         o->budget = slots < TOKENS_MOST ? (int)slots : TOKENS_MOST;
     } else if (o->budget_fraction != 0) {

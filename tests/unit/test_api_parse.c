@@ -143,9 +143,9 @@ static void compression_refuses(void **state)
         { "preset", "0;{}" },
         { "merge", "false;2" },
         { "split", "0.5;[]" },
-        { "budget",
-          "0;15;-1;1.5;1.0;0.0;-0.5;1e300;true;[];\"\";\"x\";\"15\";\"1.5\";\"4TiB\";\"4Mi\";"
-          "\"4MiBs\";\" 64\";\"-64\";\"0x40\";\"1e3\";\"inf\";\"0K\";\"1..2\"" },
+        { "budget", "0;15;-1;1.5;1.0;0.0;-0.5;1e300;1073741825;99999999999;true;[];\"\";\"x\";"
+                    "\"15\";\"1.5\";\"4TiB\";\"4Mi\";"
+                    "\"4MiBs\";\" 64\";\"-64\";\"0x40\";\"1e3\";\"inf\";\"0K\";\"1..2\"" },
         { "budget_max", "1;{};\"many\"" },
         { "mass_floor", "-0.1;1.1;\"0.5\"" },
         { "local", "-1;1.01;\"x\"" },
@@ -171,6 +171,33 @@ static void compression_refuses(void **state)
             snprintf(param, sizeof(param), "compression.kv.%s", bad[i].key);
             expect_bad(API_CHAT, &(struct bad_case){ body, param, NULL }, 1);
         }
+    }
+}
+
+/* What was given, and a bound that a person would write. */
+static void numbers_are_told(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *field, *says;
+    } c[] = {
+        { "\"top_p\":0", "'top_p': decimal below minimum value. Expected a value > 0, but got 0." },
+        { "\"repetition_penalty\":-2", "Expected a value > 0, but got -2." },
+        { "\"temperature\":-1", "Expected a value >= 0, but got -1." },
+        { "\"compression\":{\"kv\":{\"lambda\":0}}", "Expected a value > 0, but got 0." },
+        { "\"compression\":{\"kv\":{\"budget\":1000000000000}}",
+          "at most 1073741824 tokens a head, but got 1000000000000." },
+    };
+    for (size_t i = 0; i < sizeof(c) / sizeof(c[0]); i++) {
+        const struct api_limits lim = { .n_vocab = 10 };
+        struct api_request r;
+        struct api_error e;
+        char body[256];
+        snprintf(body, sizeof(body), "{" MSG ",%s}", c[i].field);
+        assert_int_equal(api_request_parse(&r, API_CHAT, body, strlen(body), &lim, &e),
+                         ERR_INVALID);
+        if (strstr(e.message, c[i].says) == NULL)
+            fail_msg("%s: %s", body, e.message);
     }
 }
 
@@ -287,7 +314,7 @@ static void budgets_have_three_forms(void **state)
         { "null", { 0, 0, 0 } },
         { "16", { 16, 0, 0 } },
         { "512.0", { 512, 0, 0 } },
-        { "99999999999", { INT32_MAX, 0, 0 } },
+        { "1073741824", { 1 << 30, 0, 0 } },
         { "0.25", { 0, 0.25, 0 } },
         { "1e-3", { 0, 0.001, 0 } },
         { "\"64\"", { 64, 0, 0 } },
@@ -490,6 +517,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(chat_refuses),
         cmocka_unit_test(compression_refuses),
+        cmocka_unit_test(numbers_are_told),
         cmocka_unit_test(completion_refuses),
         cmocka_unit_test(depth_is_bounded),
         cmocka_unit_test(chat_defaults),

@@ -247,7 +247,8 @@ static void test_options(void **state)
     bad_option((struct kv_options){ .budget = 15 }, "budget is 15");
     bad_option((struct kv_options){ .budget = 64, .budget_bytes = 6400 }, "budget_bytes");
     bad_option((struct kv_options){ .budget_fraction = 1 }, "budget_fraction is 1");
-    bad_option((struct kv_options){ .budget_bytes = 1599 }, "budget_bytes is 1599");
+    bad_option((struct kv_options){ .budget_bytes = 1599 },
+               "budget_bytes is 1599; it is at least 1600 bytes");
     bad_option((struct kv_options){ .budget = 64, .budget_max = 63 }, "budget_max is 63");
     bad_option((struct kv_options){ .mass_floor = 1.5f }, "mass_floor is 1.5");
     bad_option((struct kv_options){ .question0 = 9, .question1 = 8 }, "question0 is 9");
