@@ -312,15 +312,21 @@ static int take_args(const struct args *a, struct err *e)
     return 0;
 }
 
-static const char *config_path(const struct args *a)
+/* *path stays NULL where no --config is given. */
+static int config_path(const struct args *a, const char **path, struct err *e)
 {
     for (int i = 0; i < a->argc; i++) {
-        if (strncmp(a->argv[i], "--config=", 9) == 0)
-            return a->argv[i] + 9;
-        if (strcmp(a->argv[i], "--config") == 0)
-            return i + 1 < a->argc ? a->argv[i + 1] : "";
+        bool joined = strncmp(a->argv[i], "--config=", 9) == 0;
+        if (!joined && strcmp(a->argv[i], "--config") != 0)
+            continue;
+        const char *value = joined ? a->argv[i] + 9 : i + 1 < a->argc ? a->argv[++i] : "";
+        if (value[0] == 0)
+            return err_set(e, ERR_INVALID, "--config needs a value");
+        if (*path != NULL)
+            return err_set(e, ERR_INVALID, "--config is given twice: %s and %s", *path, value);
+        *path = value;
     }
-    return NULL;
+    return 0;
 }
 
 int config_parse(struct config *c, enum config_command command, int argc, char **argv,
@@ -330,7 +336,8 @@ int config_parse(struct config *c, enum config_command command, int argc, char *
     *c = (struct config){ 0 };
     for (int i = 0; i < N_OPTIONS; i++)
         TRY(set(c, &table[i], table[i].def, e));
-    const char *path = config_path(&a);
+    const char *path = NULL;
+    TRY(config_path(&a, &path, e));
     if (path != NULL)
         TRY(read_file(c, path, e));
     /* After the file, where the sample has an empty key; and one left empty by a script takes no key away. */

@@ -60,6 +60,8 @@ static void says_what_is_wrong(void **state)
         { "--no-port", "no option --no-port" },
         { "--chunks=3", "no option --chunks here" },
         { "--config=/nonexistent/x.yaml", "/nonexistent/x.yaml" },
+        { "--config", "--config needs a value" },
+        { "--config=", "--config needs a value" },
     };
     (void)state;
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
@@ -70,6 +72,11 @@ static void says_what_is_wrong(void **state)
             fail_msg("%s: \"%s\" does not say \"%s\"", bad[i].arg, e.text, bad[i].says);
         config_free(&c);
     }
+    struct config c;
+    struct err e = { 0 };
+    assert_true(parse(&c, &e, 3, "--config", "configs/wring.yaml", "--config=b.yaml") < 0);
+    assert_string_equal(e.text, "--config is given twice: configs/wring.yaml and b.yaml");
+    config_free(&c);
 }
 
 static void reads_yaml(void **state)
