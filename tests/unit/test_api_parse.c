@@ -515,20 +515,13 @@ static void memory_may_run_out(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(chat_refuses),
-        cmocka_unit_test(compression_refuses),
-        cmocka_unit_test(numbers_are_told),
-        cmocka_unit_test(completion_refuses),
-        cmocka_unit_test(depth_is_bounded),
-        cmocka_unit_test(chat_defaults),
-        cmocka_unit_test(chat_fields),
-        cmocka_unit_test(budgets_have_three_forms),
-        cmocka_unit_test(compression_fields),
-        cmocka_unit_test(messages_are_normalised),
-        cmocka_unit_test(empty_calls_go),
-        cmocka_unit_test(prompts_have_four_forms),
-        cmocka_unit_test(token_routes),
-        cmocka_unit_test(memory_may_run_out),
+        cmocka_unit_test(chat_refuses),       cmocka_unit_test(compression_refuses),
+        cmocka_unit_test(numbers_are_told),   cmocka_unit_test(completion_refuses),
+        cmocka_unit_test(depth_is_bounded),   cmocka_unit_test(chat_defaults),
+        cmocka_unit_test(chat_fields),        cmocka_unit_test(budgets_have_three_forms),
+        cmocka_unit_test(compression_fields), cmocka_unit_test(messages_are_normalised),
+        cmocka_unit_test(empty_calls_go),     cmocka_unit_test(prompts_have_four_forms),
+        cmocka_unit_test(token_routes),       cmocka_unit_test(memory_may_run_out),
     };
     return cmocka_run_group_tests_name("api parse", tests, NULL, NULL);
 }
