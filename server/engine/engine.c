@@ -20,15 +20,24 @@ static int64_t page_round(int64_t n_tokens)
     return (n_tokens + KV_PAGE - 1) / KV_PAGE * KV_PAGE;
 }
 
-/* What the pool may take unasked. A machine's memory, or a container's, serves others too: a quarter. A device's is there for
- * this: nine tenths of what weights and activations leave, less room for the backend's own buffers. */
-static int64_t default_bytes(struct be *be)
+static int64_t least(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+/* What the pool may take unasked. A machine's memory, or a container's, serves others too: a quarter, and no more than half of what
+ * the weights leave. A device's is there for this: nine tenths of what weights and activations leave, less room for the backend's
+ * own buffers. */
+static int64_t default_bytes(const struct model *m)
 {
     size_t room, total;
     const size_t own = (size_t)256 << 20;
-    be->ops->memory(be, &room, &total);
-    if (total == 0)
-        return machine_memory(NULL) / 4;
+    m->be->ops->memory(m->be, &room, &total);
+    if (total == 0) {
+        int64_t there = machine_memory(NULL);
+        int64_t left = there - (int64_t)m->weight_bytes;
+        return least(there / 4, left > 0 ? left / 2 : 0);
+    }
     return (int64_t)(room / 10 * 9 > 2 * own ? room / 10 * 9 - own : room / 2);
 }
 
@@ -39,7 +48,7 @@ static int64_t default_tokens(const struct engine_config *c, const struct model 
 {
     int seqs = m->be->host && c->max_seqs > 4 ? 4 : c->max_seqs;
     int64_t n = page_round(ctx) * seqs;
-    int64_t bytes = default_bytes(m->be);
+    int64_t bytes = default_bytes(m);
     int64_t most = (bytes - (int64_t)layers_bytes(c, m, ctx)) / (int64_t)span * KV_PAGE;
     if (c->ctx == 0 &&
         most < ctx) /* the context will be the pool's, and what is between the layers its */
@@ -84,6 +93,7 @@ static int fill_pool(struct engine_config *c, const struct model *m, const struc
                      struct err *e)
 {
     size_t span = kv_span_bytes(shape);
+    bool asked = c->kv_tokens > 0 || c->kv_bytes > 0 || c->ctx > 0;
     int64_t ctx = c->ctx > 0 ? c->ctx : m->config.ctx_train;
     if (c->kv_tokens > 0)
         c->kv_tokens = page_round(c->kv_tokens);
@@ -99,7 +109,7 @@ static int fill_pool(struct engine_config *c, const struct model *m, const struc
             (size_t)(page_round(ctx) / KV_PAGE) * span);
     c->kv_bytes = (size_t)(c->kv_tokens / KV_PAGE) * span;
     c->ctx = (int)(ctx < c->kv_tokens || c->ctx > 0 ? ctx : c->kv_tokens);
-    return check_memory(c, m, e);
+    return asked ? check_memory(c, m, e) : 0;
 }
 
 static bool open_arrays(struct engine *en)
