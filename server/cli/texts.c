@@ -71,12 +71,12 @@ void texts_close(struct texts *t)
     *t = (struct texts){ 0 };
 }
 
-/* Whether the separator is one token, a special one or not. */
+/* Whether the separator is one token, a special one or not; one with a space in front is another. */
 static int is_token(const struct tokenizer *tok, const char *separator, bool *is)
 {
     struct tok_ids ids = { 0 };
     int rc = tok_encode(tok, separator, strlen(separator), TOK_PARSE_SPECIAL, &ids);
-    *is = ids.n == 1;
+    *is = ids.n == 1 && strcmp(tok_text(tok, ids.id[0]), separator) == 0;
     tok_ids_free(&ids);
     return rc;
 }
