@@ -47,27 +47,15 @@ static int read_budget(struct api_budget *b, const char *option, const char *tex
                    option, text, API_MIN_BUDGET);
 }
 
-/* Of budgets in one unit; others depend on the prompt, and the server's own bows to the ceiling then. */
-static bool is_above(const struct api_budget *a, const struct api_budget *b)
+/* A ceiling binds everybody, those who say nothing too: the server's own budget bows to it. */
+static int check_ceiling(const struct press_rules *r, struct err *e)
 {
-    return (b->tokens > 0 && a->tokens > b->tokens) ||
-           (b->fraction > 0 && a->fraction > b->fraction) || (b->bytes > 0 && a->bytes > b->bytes);
-}
-
-/* A ceiling binds everybody, those who say nothing too. */
-static int check_ceiling(const struct press_rules *r, const struct config *c, struct err *e)
-{
-    if (!is_given(&r->ceiling))
+    if (!is_given(&r->ceiling) || !r->policy->keeps_all)
         return 0;
-    if (r->policy->keeps_all)
-        return err_set(e, ERR_INVALID,
-                       "kv-budget-max: requests that say nothing would keep a full cache: give a "
-                       "--kv-policy other than %s",
-                       r->policy->name);
-    if (is_above(&r->budget, &r->ceiling))
-        return err_set(e, ERR_INVALID, "kv-budget: %s is above kv-budget-max, %s", c->kv_budget,
-                       c->kv_budget_max);
-    return 0;
+    return err_set(e, ERR_INVALID,
+                   "kv-budget-max: requests that say nothing would keep a full cache: give a "
+                   "--kv-policy other than %s",
+                   r->policy->name);
 }
 
 int press_rules_read(struct press_rules *r, const struct config *c, struct err *e)
@@ -83,7 +71,7 @@ int press_rules_read(struct press_rules *r, const struct config *c, struct err *
                        got.policy->name);
     TRY(read_budget(&got.budget, "kv-budget", c->kv_budget, e));
     TRY(read_budget(&got.ceiling, "kv-budget-max", c->kv_budget_max, e));
-    TRY(check_ceiling(&got, c, e));
+    TRY(check_ceiling(&got, e));
     *r = got;
     return 0;
 }

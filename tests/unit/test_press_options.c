@@ -234,10 +234,10 @@ static void ceiling_binds_the_silent(void **state)
         { "full", "256", "512", "kv-budget-max: requests that say nothing" },
         { "window", "256", "512", NULL },
         { "window", "256", "256", NULL },
-        { "window", "256", "255", "kv-budget: 256 is above kv-budget-max, 255" },
-        { "window", "0.3", "0.2", "kv-budget: 0.3 is above kv-budget-max, 0.2" },
-        { "window", "8MiB", "4MiB", "kv-budget: 8MiB is above kv-budget-max, 4MiB" },
-        { "window", "0.3", "16", NULL }, /* whether it is above depends on the prompt */
+        { "window", "256", "255", NULL }, /* the server's own bows to the ceiling */
+        { "window", "0.3", "0.2", NULL },
+        { "window", "8MiB", "4MiB", NULL },
+        { "window", "0.3", "16", NULL },
         { "window", "4000", "0.2", NULL },
         { "window", "4GiB", "16", NULL },
     };
