@@ -59,16 +59,16 @@ int gguf_config(struct source *s, struct err *e)
     struct model_config *c = &s->config;
     struct str t;
     double parts;
-    if (!gguf_text(gguf_find(g, "general.architecture"), &t))
-        return err_set(e, ERR_FORMAT,
-                       "%s: general.architecture is missing: the file does not say what it is",
-                       s->file[0].path);
     if (gguf_number(gguf_find(g, "split.count"), 0, &parts) && parts > 1)
         return err_set(
             e, ERR_UNSUPPORTED,
             "%s: is one of %.0f parts of a model: join them, as llama-gguf-split --merge "
             "does",
             s->file[0].path, parts);
+    if (!gguf_text(gguf_find(g, "general.architecture"), &t))
+        return err_set(e, ERR_FORMAT,
+                       "%s: general.architecture is missing: the file does not say what it is",
+                       s->file[0].path);
     copy_text(g, "general.architecture", c->arch, sizeof c->arch, "");
     copy_text(g, "general.name", c->name, sizeof c->name, c->arch);
     c->n_layers = arch_int(g, c->arch, "block_count", 0);
