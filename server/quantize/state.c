@@ -11,7 +11,7 @@
 #include "server/model/folder.h"
 #include "server/quantize/allocate.h"
 
-enum { VERSION = 1 };
+enum { VERSION = 2 };
 
 /* OUT.part; a run that writes no model has its notes in OUT. */
 static const char *notes_folder(const struct quantize *q)
@@ -41,13 +41,13 @@ static json_t *make_options(const struct quantize *q)
     const char *allocate = chooses ? c->allocate : "uniform";
     int64_t generations = strcmp(allocate, "evopress") == 0 ? c->generations : 0;
     size_t bytes = (size_t)q->text.n * (size_t)q->text.len * sizeof *q->text.token;
-    return json_pack("{s:s, s:f, s:I, s:s, s:I, s:s, s:i, s:i, s:f, s:i, s:i, s:o, s:o, s:i}",
-                     "codec", c->codec, "bits", c->bits, "size", (json_int_t)c->size, "allocate",
-                     allocate, "generations", (json_int_t)generations, "head", quantize_head(c),
-                     "tokens", q->text.n * q->text.len, "context", q->text.len, "damp", c->damp,
-                     "tune", (int)c->tune, "tune_codes", (int)c->tune_codes, "model",
-                     hex(model_hash(q->model)), "calibrate", hex(XXH3_64bits(q->text.token, bytes)),
-                     "version", VERSION);
+    return json_pack(
+        "{s:i, s:s, s:f, s:I, s:s, s:I, s:s, s:i, s:i, s:f, s:i, s:i, s:o, s:o}", "version",
+        VERSION, "codec", c->codec, "bits", c->bits, "size", (json_int_t)c->size, "allocate",
+        allocate, "generations", (json_int_t)generations, "head", quantize_head(c), "tokens",
+        q->text.n * q->text.len, "context", q->text.len, "damp", c->damp, "tune", (int)c->tune,
+        "tune_codes", (int)c->tune_codes, "model", hex(model_hash(q->model)), "calibrate",
+        hex(XXH3_64bits(q->text.token, bytes)));
 }
 
 static int append(const char *text, size_t n, void *out)
