@@ -216,11 +216,13 @@ static int check_length(const struct eval *v, int length, struct err *e)
     return 0;
 }
 
-/* That every task fits the model, before the first result is there. */
+/* That every task fits the model, before the first result is there. Questions differ by a few tokens. */
 static int check_cases(struct eval *v, struct err *e)
 {
+    enum { FIRST = 8 };
     for (int t = 0; t < v->grid.n_tasks; t++)
-        TRY(make_case(v, t, 0, e));
+        for (int s = 0; s < v->grid.n_samples && s < FIRST; s++)
+            TRY(make_case(v, t, s, e));
     return 0;
 }
 

@@ -19,7 +19,7 @@
 enum { ROWS_MAX = 288, COLS_MAX = 576, INPUTS = 20 };
 
 static float src[ROWS_MAX * COLS_MAX], scratch[ROWS_MAX * COLS_MAX], back[COLS_MAX];
-static const int rows_list[] = { 1, 17, 64, 96, 128, 130, 288 };
+static const int rows_list[] = { 1, 17, 48, 64, 80, 96, 112, 128, 130, 288 };
 static const int cols_list[] = { 32, 96, 576 };
 
 static void open_weight(struct weight *w, int at, int bits, bool int8, int rows, int cols)
@@ -108,9 +108,9 @@ static void test_layout(void **state)
 {
     (void)state;
     for (int bits = 2; bits <= 4; bits++)
-        for (int i = 0; i < 21; i++) {
-            int rows = rows_list[i % 7];
-            int cols = cols_list[i / 7];
+        for (int i = 0; i < 30; i++) {
+            int rows = rows_list[i % 10];
+            int cols = cols_list[i / 10];
             int padded = (rows + 15) / 16 * 16;
             struct weight w;
             open_weight(&w, 0, bits, true, rows, cols);
