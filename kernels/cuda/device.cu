@@ -34,18 +34,25 @@ static int cuda_sync(struct be *be, struct err *e)
 
 /* ---- memory ------------------------------------------------------------------------------------------------------ */
 
+bool cu_on_device(struct cu_state *s)
+{
+    return cu_ok(s) && CU_CHECK(s, cudaSetDevice(s->device));
+}
+
 static void *cuda_alloc(struct be *be, size_t bytes)
 {
     struct cu_state *s = cu_of(be);
     void *p = NULL;
-    if (!cu_ok(s) || bytes == 0)
+    if (bytes == 0 || !cu_on_device(s))
         return NULL;
     if (cudaMalloc(&p, bytes) != cudaSuccess) {
         cudaGetLastError(); /* out of memory is the caller's to tell, not the device's end */
         return NULL;
     }
-    CU_CHECK(s, cudaMemsetAsync(p, 0, bytes, s->stream));
-    return p;
+    if (CU_CHECK(s, cudaMemsetAsync(p, 0, bytes, s->stream)))
+        return p;
+    cudaFree(p);
+    return NULL;
 }
 
 static void cuda_free(struct be *be, void *p, size_t bytes)
@@ -64,7 +71,7 @@ static void cuda_memory(struct be *be, size_t *free_bytes, size_t *total)
 {
     struct cu_state *s = cu_of(be);
     *free_bytes = *total = 0;
-    if (cu_ok(s))
+    if (cu_on_device(s))
         CU_CHECK(s, cudaMemGetInfo(free_bytes, total));
 }
 

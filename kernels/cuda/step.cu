@@ -373,7 +373,7 @@ static bool cuda_step_begin(struct be *be, struct be_step *step, const void *own
     struct cu_state *s = cu_of(be);
     struct be_step host = *step;
     bool decode = owner != NULL && is_decode(&host);
-    if (!cu_ok(s) || !CU_CHECK(s, cudaSetDevice(s->device)))
+    if (!cu_on_device(s))
         return true; /* nothing runs on a lost device; sync() says so */
     measure(&host, &s->step);
     if (decode) {

@@ -140,16 +140,28 @@ cudaError_t cudaGetDeviceCount(int *n)
     });
 }
 
+static thread_local int current_device = 0;
+
+int simt::device_current()
+{
+    return current_device;
+}
+
 cudaError_t cudaSetDevice(int number)
 {
-    return device_call([=](device *d) { return device_known(d, number); });
+    return device_call([=](device *d) {
+        cudaError_t e = device_known(d, number);
+        if (e == cudaSuccess)
+            current_device = number;
+        return e;
+    });
 }
 
 cudaError_t cudaGetDevice(int *number)
 {
     return device_call([=](device *d) {
-        *number = 0;
-        return device_known(d, 0);
+        *number = current_device;
+        return device_known(d, current_device);
     });
 }
 

@@ -129,6 +129,8 @@ void simt_launch(const char *name, cudaStream_t s, dim3 grid, dim3 block, size_t
         cudaError_t e = launch_check(d, &l, limit);
         if (e != cudaSuccess)
             return e;
+        if (!stream_here(s))
+            return cudaErrorInvalidResourceHandle;
         work w = {};
         w.run = [l](device *on) { launch_run(on, &l); };
         return stream_add(d, s, std::move(w));

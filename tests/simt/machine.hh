@@ -214,6 +214,9 @@ struct work {
 
 /* To the stream's queue, or to the graph that it captures. */
 cudaError_t stream_add(device *d, cudaStream_t s, work w);
+/* Whether the stream is the calling thread's device's, as launches and fills must find it; copies need not. */
+bool stream_here(cudaStream_t s);
+int device_current(); /* of the calling thread */
 /* Runs what the stream was given up to that ticket, and what that has to wait for. */
 void stream_run(device *d, CUstream_st *s, uint64_t until);
 void stream_run_all(device *d);
@@ -237,6 +240,7 @@ struct CUgraphExec_st {
 
 struct CUstream_st {
     bool blocking = true; /* waits for the default stream and it for this one */
+    int number = 0;       /* of its device */
     std::deque<simt::work> queue;
     std::unique_ptr<CUgraph_st> capture;
     cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;

@@ -90,6 +90,11 @@ static void download_poison(device *d, const work *w)
     memory_poison(d, w->writes, w->bytes);
 }
 
+bool stream_here(cudaStream_t s)
+{
+    return !s || s->number == device_current();
+}
+
 cudaError_t stream_add(device *d, cudaStream_t handle, work w)
 {
     CUstream_st *s = stream_of(d, handle);
@@ -243,6 +248,8 @@ static cudaError_t fill_add(device *d, void *p, int byte, size_t bytes, cudaStre
         return cudaSuccess;
     if (!side_check(d, "fill", p, bytes, DEVICE))
         return cudaErrorInvalidValue;
+    if (!stream_here(s))
+        return cudaErrorInvalidResourceHandle;
     work w = {};
     w.run = [=](device *on) {
         if (side_check(on, "fill", p, bytes, DEVICE))
@@ -296,6 +303,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned flags)
             return cudaErrorInvalidValue;
         *s = new CUstream_st;
         (*s)->blocking = flags == cudaStreamDefault;
+        (*s)->number = device_current();
         d->streams.insert(*s);
         return cudaSuccess;
     });

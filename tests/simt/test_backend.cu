@@ -1,5 +1,6 @@
 /* The CUDA backend as its caller sees it: opening, memory, and a device that fails. On the simulated device, because a
  * real one cannot be made to fail. */
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <string.h>
@@ -12,12 +13,12 @@ extern "C" {
 }
 #include "tests/simt/simt.h"
 
-static struct be *open_cuda()
+static struct be *open_cuda(const char *device = "cuda")
 {
     struct be *be = NULL;
     struct err e;
     struct be_config c = {};
-    c.device = "cuda";
+    c.device = device;
     c.n_threads = 1;
     if (be_open(&be, &c, &e) < 0)
         fail_msg("%s", e.text);
@@ -96,6 +97,28 @@ static void test_open_out_of_memory(void **)
             assert_int_equal(s.device_allocations + s.pinned_allocations, 0);
         }
     }
+}
+
+static void *alloc_there(void *be)
+{
+    return ((struct be *)be)->ops->alloc((struct be *)be, 1000);
+}
+
+/* A thread that has done nothing yet, as the engine's, allocates on the GPU that another one opened. */
+static void test_other_threads(void **)
+{
+    struct err e;
+    pthread_t thread;
+    void *p = NULL;
+    simt_set_devices(2);
+    struct be *be = open_cuda("cuda:1");
+    assert_int_equal(strncmp(be->device, "cuda:1 (", 8), 0);
+    assert_int_equal(pthread_create(&thread, NULL, alloc_there, be), 0);
+    assert_int_equal(pthread_join(thread, &p), 0);
+    assert_non_null(p);
+    assert_int_equal(be->ops->sync(be, &e), 0);
+    be->ops->free(be, p, 1000);
+    be_close(be);
 }
 
 /* A full device refuses and goes on. */
@@ -206,6 +229,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_names, reset, reset),
         cmocka_unit_test_setup_teardown(test_open_out_of_memory, reset, reset),
+        cmocka_unit_test_setup_teardown(test_other_threads, reset, reset),
         cmocka_unit_test_setup_teardown(test_full, reset, reset),
         cmocka_unit_test_setup_teardown(test_long_copies, reset, reset),
         cmocka_unit_test_setup_teardown(test_many_uploads, reset, reset),
