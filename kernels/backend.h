@@ -328,7 +328,8 @@ struct be_ops {
 
     /* ---- attention ----------------------------------------------------------------------------------------- */
     /* Writes k, v [n_rows][n_kv_heads][head_dim] into the wide pages of their rows, rounded to the cache's type
-     * (round to nearest even). Bytes moved: what it writes. */
+     * (round to nearest even); what f16 cannot hold, infinities too, becomes +-65504: the weight 0 of a slot that a row
+     * does not see, times infinity, would be NaN. Bytes moved: what it writes. */
     void (*kv_append)(struct be *be, const struct be_kv *kv, const float *k, const float *v);
     /* Causal attention of every row over its sequence's narrow slots and wide tail (which already holds the rows' own
      * keys): out = sum_j softmax_j(q.k_j * scale + beta_j) v_j.

@@ -55,4 +55,10 @@ static inline uint16_t half_to_f16(float f)
     return (uint16_t)(sign | rest);
 }
 
+/* What f16 can hold of f: no more than 65504 either way; NaN stays. */
+static inline float half_within_f16(float f)
+{
+    return f > 65504 ? 65504 : f < -65504 ? -65504 : f;
+}
+
 #endif

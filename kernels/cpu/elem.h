@@ -19,7 +19,7 @@ static inline float kv_get(enum kv_type type, const void *p, size_t i)
 static inline void kv_put(enum kv_type type, void *p, size_t i, float f)
 {
     switch (type) {
-    case KV_F16: ((uint16_t *)p)[i] = half_to_f16(f); return;
+    case KV_F16: ((uint16_t *)p)[i] = half_to_f16(half_within_f16(f)); return;
     case KV_BF16: ((uint16_t *)p)[i] = half_to_bf16(f); return;
     case KV_F32:
     case KV_TYPE_N: break;

@@ -64,6 +64,11 @@ VEC_FN VEC vec_load_i8_head(const int8_t *p, int n)
     __builtin_memcpy(head, p, (size_t)n);
     return vec_load_i8(head);
 }
+/* As half_within_f16(): of a NaN, min and max take the second. */
+VEC_FN VEC vec_within_f16(VEC x)
+{
+    return _mm256_max_ps(_mm256_set1_ps(-65504), _mm256_min_ps(_mm256_set1_ps(65504), x));
+}
 VEC_FN void vec_store_f16(uint16_t *p, VEC x)
 {
     _mm_storeu_si128((void *)p, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));

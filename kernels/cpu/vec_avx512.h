@@ -63,6 +63,11 @@ VEC_FN VEC vec_load_i8_head(const int8_t *p, int n)
     __mmask16 m = (__mmask16)((1u << n) - 1);
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(m, p)));
 }
+/* As half_within_f16(): of a NaN, min and max take the second. */
+VEC_FN VEC vec_within_f16(VEC x)
+{
+    return _mm512_max_ps(_mm512_set1_ps(-65504), _mm512_min_ps(_mm512_set1_ps(65504), x));
+}
 VEC_FN void vec_store_f16(uint16_t *p, VEC x)
 {
     _mm256_storeu_si256((void *)p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));

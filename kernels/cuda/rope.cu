@@ -107,12 +107,19 @@ static __device__ __forceinline__ struct slot_place place_of(const struct be_kv 
     return p;
 }
 
+/* As half_within_f16(). */
+static __device__ __forceinline__ float within_f16(float x)
+{
+    return x > 65504.0f ? 65504.0f : x < -65504.0f ? -65504.0f : x;
+}
+
 static __device__ __forceinline__ void element_put(enum kv_type type, char *p, size_t i, float x)
 {
     if (type == KV_F32)
         ((float *)p)[i] = x;
     else
-        ((uint16_t *)p)[i] = (uint16_t)(type == KV_F16 ? cu_pack_f16(x, 0) : cu_pack_bf16(x, 0));
+        ((uint16_t *)p)[i] =
+            (uint16_t)(type == KV_F16 ? cu_pack_f16(within_f16(x), 0) : cu_pack_bf16(x, 0));
 }
 
 static __device__ __forceinline__ void key_put(enum kv_type type, const struct slot_place &p, int i,
@@ -197,7 +204,8 @@ static __device__ __forceinline__ void pair_put(enum kv_type type, void *p, size
     if (type == KV_F32)
         ((float2 *)p)[i] = x;
     else
-        ((uint32_t *)p)[i] = type == KV_F16 ? cu_pack_f16(x.x, x.y) : cu_pack_bf16(x.x, x.y);
+        ((uint32_t *)p)[i] =
+            type == KV_F16 ? cu_pack_f16(within_f16(x.x), within_f16(x.y)) : cu_pack_bf16(x.x, x.y);
 }
 
 /* Two dims a lane. lse_at: where the log-sum-exps begin in a record. */

@@ -297,8 +297,10 @@ static void append_case(int i, enum kv_type type, int dim, int n_rows, int pos0)
     rnd_fill(w, n, 70000);
     for (int j = 0; j < n; j += 7)
         xa[j] *= 0x1p-20f;
+    size_t from = (size_t)(HEADS + 1) * (size_t)dim + 1; /* row 1, head 1, dim 1 */
     xa[n - 1] = NAN;
     w[n - 1] = INFINITY;
+    w[from] = -70001;
     kv.pool = pa;
     level[CPU_REF]->ops->kv_append(level[CPU_REF], &kv, xa, w);
     kv.pool = pb;
@@ -306,11 +308,13 @@ static void append_case(int i, enum kv_type type, int dim, int n_rows, int pos0)
     same_bits(pa, pb, bytes, "kv_append", i);
     int slot = pos0 % KV_PAGE;
     char *block = pa + (size_t)(pages[pos0 / KV_PAGE] * HEADS + 1) * kv_block_bytes(type, dim);
-    size_t from = (size_t)(HEADS + 1) * (size_t)dim + 1; /* row 1, head 1, dim 1 */
     if (type == KV_F32 && n_rows > 1)
         assert_true(((float *)(void *)block)[kv_k_index(slot, 1)] == xa[from]);
     if (type == KV_BF16 && n_rows > 1)
         assert_int_equal(((uint16_t *)(void *)block)[kv_k_index(slot, 1)], half_to_bf16(xa[from]));
+    const uint16_t *values = (const void *)(block + kv_block_bytes(type, dim) / 2);
+    if (type == KV_F16 && n_rows > 1) /* the largest that there is, not infinity */
+        assert_int_equal(values[kv_v_index(slot, 1, dim)], 0xfbff);
     mem_free(pa);
     mem_free(pb);
 }
