@@ -72,7 +72,7 @@ static int open_template(struct tmpl **out, const char *text, struct err *e)
     if (rc == ERR_NOMEM)
         return err_set(e, rc, "%s", why.text);
     if (rc < 0)
-        log_line(LOG_W, "no_chat_template", "reason=%s", LOG_STR(why.text));
+        LOG(W, "no_chat_template", "reason=%s", LOG_STR(why.text));
     return 0;
 }
 

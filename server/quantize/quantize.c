@@ -84,9 +84,9 @@ static int start_over(const char *out, struct err *e)
 static void warn_of_factors(const struct quantize *q)
 {
     if (q->model->rope_factor != NULL && strncmp(q->config->codec, "aqlm", 4) == 0)
-        log_line(LOG_W, "rope_factors",
-                 "note=\"the file has factors of rope that other programs will not find: add "
-                 "rope_scaling to config.json for them\"");
+        LOG(W, "rope_factors",
+            "note=\"the file has factors of rope that other programs will not find: add "
+            "rope_scaling to config.json for them\"");
 }
 
 static int open_out(struct quantize *q, struct err *e)

@@ -35,8 +35,8 @@ static void warn_of_normalizer(const Wring__Spm__Model *m, const char *path)
                            ? "remove_extra_whitespaces"
                            : NULL;
     if (what != NULL)
-        log_line(LOG_W, "normalizer", "file=%s ignored=%s note=\"odd texts become other tokens\"",
-                 LOG_STR(path), what);
+        LOG(W, "normalizer", "file=%s ignored=%s note=\"odd texts become other tokens\"",
+            LOG_STR(path), what);
 }
 
 static int check_model(const Wring__Spm__Model *m, const char *path, struct err *e)
