@@ -39,6 +39,8 @@ char *buf_detach(struct buf *b);
 int buf_read_file(struct buf *b, const char *path, struct err *e) WARN_UNUSED;
 /* Writes path atomically: a temporary file beside it, fsync, rename. Nothing is left behind on failure. */
 int file_write_atomic(const char *path, const void *p, size_t n, struct err *e) WARN_UNUSED;
+/* All n bytes, however many calls it takes; -1 with errno. */
+int file_write_all(int fd, const char *p, size_t n) WARN_UNUSED;
 /* Whether a folder's entry is what that leaves of the file `name` when it is killed. */
 bool file_is_rest(const char *entry, const char *name);
 

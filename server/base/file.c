@@ -40,7 +40,7 @@ int buf_read_file(struct buf *b, const char *path, struct err *e)
     return rc;
 }
 
-static int write_all(int fd, const char *p, size_t n)
+int file_write_all(int fd, const char *p, size_t n)
 {
     while (n > 0) {
         ssize_t k = write(fd, p, n);
@@ -69,7 +69,7 @@ int file_write_atomic(const char *path, const void *p, size_t n, struct err *e)
     int fd = mkstemp(tmp);
     if (fd < 0)
         return err_errno(e, ERR_IO, "%s: cannot create", tmp);
-    bool ok = write_all(fd, p, n) == 0 && fchmod(fd, 0644) == 0 && fsync(fd) == 0;
+    bool ok = file_write_all(fd, p, n) == 0 && fchmod(fd, 0644) == 0 && fsync(fd) == 0;
     int why = errno;
     ok = close(fd) == 0 && ok;
     if (ok && rename(tmp, path) == 0)

@@ -1,5 +1,4 @@
 /* The grid of results: what is to be measured, and DIR/kv.jsonl, one line a cell, so that a run can be taken up again. */
-#include <errno.h>
 #include <jansson.h>
 #include <math.h>
 #include <string.h>
@@ -240,19 +239,6 @@ static json_t *line_of(const struct kv_grid *g, int task, int sample, int varian
     return NULL;
 }
 
-/* A disk that fills up takes a part, and says why only when it is asked for the rest. */
-static int write_all(int fd, const char *s, size_t n)
-{
-    while (n > 0) {
-        ssize_t got = write(fd, s, n);
-        if (got < 0 && errno != EINTR)
-            return -1;
-        s += got > 0 ? got : 0;
-        n -= got > 0 ? (size_t)got : 0;
-    }
-    return 0;
-}
-
 int kv_grid_save(const struct kv_grid *g, int fd, int task, int sample, int variant, int budget,
                  struct err *e)
 {
@@ -263,7 +249,7 @@ int kv_grid_save(const struct kv_grid *g, int fd, int task, int sample, int vari
     if (n == 0 || n >= sizeof text)
         return err_set(e, ERR_NOMEM, "no memory for a result");
     text[n++] = '\n';
-    return write_all(fd, text, n) == 0 ? 0 : err_errno(e, ERR_IO, "cannot write");
+    return file_write_all(fd, text, n) == 0 ? 0 : err_errno(e, ERR_IO, "cannot write");
 }
 
 /* ---- means ------------------------------------------------------------------------------------------------------- */
