@@ -49,7 +49,8 @@ static int join_parts(const struct field_at *at, const json_t *parts, json_t **o
     return rc;
 }
 
-/* The object that a call's arguments spell, {} where they are blank, as of functions that take none; what spells no object stays. */
+/* The object that a call's arguments spell, {} where they are blank, as of functions that take none; what spells no object
+ * stays. */
 static int spell_arguments(const struct field_at *in, json_t *fn)
 {
     struct api_error ignored;
@@ -125,7 +126,8 @@ static int check_role(const struct field_at *at, json_t *msg, const char **role)
                      s.p);
 }
 
-/* What says nothing goes: SDKs send null for all that an answer did not have, and templates ask whether tool_calls is there. */
+/* What says nothing goes: SDKs send null for all that an answer did not have, and templates ask whether tool_calls is
+ * there. */
 static void drop_empty(json_t *msg, bool calls)
 {
     const char *key;

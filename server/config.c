@@ -63,7 +63,7 @@ static const struct option table[] = {
     { NULL, "log-prompts", BOOL, AT(log_prompts), S, "false", 0, 0, NULL, "log what users write and get; off for their privacy" },
     { "Measuring", "json", BOOL, AT(json), B | V | Q, "false", 0, 0, NULL, "print one JSON object per line instead of a table" },
     { NULL, "chunks", INT, AT(chunks), V, "0", 0, 1e9, NULL, "stop after this many chunks of text; 0: all" },
-    { NULL, "separator", STR, AT(separator), V, "", 0, 0, NULL, "ppl, kl: a mark that parts the documents of the text, each of which begins with BOS; empty: it is one document" },
+    { NULL, "separator", STR, AT(separator), V, "", 0, 0, NULL, "ppl, kl: a mark that parts the documents of the text; each begins with BOS, or where the vocabulary knows the mark with that; empty: it is one document" },
     { NULL, "repeat", INT, AT(repeat), B, "3", 1, 1000, NULL, "runs of each test; the median counts" },
     { NULL, "prompts", STR, AT(tests), B, "128,512", 0, 0, NULL, "prompt lengths for prefill, comma separated; empty: none" },
     { NULL, "batches", STR, AT(batches), B, "1,2,4,8", 0, 0, NULL, "numbers of parallel sequences for decode" },

@@ -77,8 +77,8 @@ static inline bool cu_ok(const struct cu_state *s)
 {
     return s->error.code == 0;
 }
-/* The same, and the calling thread works on the state's GPU: a thread begins on GPU 0, whichever another one has chosen, and may
- * allocate before its first step. */
+/* The same, and the calling thread works on the state's GPU: a thread begins on GPU 0, whichever another one has chosen,
+ * and may allocate before its first step. */
 bool cu_on_device(struct cu_state *s);
 
 static inline unsigned cu_div_up(size_t a, size_t b)

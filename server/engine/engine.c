@@ -25,9 +25,9 @@ static int64_t least(int64_t a, int64_t b)
     return a < b ? a : b;
 }
 
-/* What the pool may take unasked. A machine's memory, or a container's, serves others too: a quarter, and no more than half of what
- * the weights leave. A device's is there for this: nine tenths of what weights and activations leave, less room for the backend's
- * own buffers. */
+/* What the pool may take unasked. A machine's memory, or a container's, serves others too: a quarter, and no more than half
+ * of what the weights leave. A device's is there for this: nine tenths of what weights and activations leave, less room for
+ * the backend's own buffers. */
 static int64_t default_bytes(const struct model *m)
 {
     size_t room, total;
