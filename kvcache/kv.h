@@ -60,13 +60,11 @@ int kv_pool_open(struct kv_pool **out, struct be *be, const struct kv_shape *s, 
                  struct err *e) WARN_UNUSED;
 void kv_pool_close(struct kv_pool *p);
 const struct kv_shape *kv_pool_shape(const struct kv_pool *p);
-/* What it takes in all: pages with their samples and, for q8, the scales (a twentieth of the rest at 128 dims). Not counted are
- * its tables and, without q8, biases (a hundredth). */
+/* What it takes in all: pages with their samples, and the biases and scales that they have as narrow pages (at 128 dims a
+ * twentieth of the rest for q8, a hundredth without). Not counted are its tables. */
 size_t kv_pool_bytes(const struct kv_pool *p);
-void *kv_pool_base(const struct kv_pool *p); /* block 0, for struct be_kv */
-float *kv_pool_beta(
-    const struct kv_pool
-        *p); /* [blocks][kv_side_floats]; without q8 NULL until the first narrow page */
+void *kv_pool_base(const struct kv_pool *p);  /* block 0, for struct be_kv */
+float *kv_pool_beta(const struct kv_pool *p); /* [blocks][kv_side_floats] */
 
 struct kv_stats {
     int64_t pages, free, cached, used, split; /* wide pages */
@@ -140,7 +138,7 @@ void kv_seq_close(struct kv_seq *s,
 /* Drops every reference and keeps the wide tables: empty, ready for the same tokens again. Allocates nothing. */
 void kv_seq_clear(struct kv_seq *s, struct kv_pool *p);
 /* Pages for tokens up to n_tokens in all layers, and those that a compaction will need (narrow pages, query pages), evicting
- * cached pages if needed. All or nothing: ERR_LIMIT; ERR_NOMEM for the first narrow page of a pool. */
+ * cached pages if needed. All or nothing: ERR_LIMIT. */
 int kv_seq_reserve(struct kv_seq *s, struct kv_pool *p, int n_tokens) WARN_UNUSED;
 /* Wide pages (all layers; narrow pages rounded up to such) that kv_seq_reserve(s, n_tokens) would have to take now. For a
  * swapped sequence: that kv_seq_swap_in would. */

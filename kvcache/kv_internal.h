@@ -66,8 +66,6 @@ void pool_page_unref(struct kv_pool *p, int32_t page);
 /* Puts a page with neither reference nor entry back into the free list. */
 void pool_page_free(struct kv_pool *p, int32_t page);
 
-/* Room for the sides of narrow pages, which a pool without them does without. ERR_NOMEM. */
-int pool_beta_open(struct kv_pool *p) WARN_UNUSED;
 /* Wide pages that would have to be split for n more narrow ones. */
 int64_t pool_narrow_need(const struct kv_pool *p, int64_t n);
 void *pool_page_at(const struct kv_pool *p, int32_t page);

@@ -23,9 +23,7 @@ size_t kv_span_bytes(const struct kv_shape *s)
     size_t layers = (size_t)s->n_layers, blocks = layers * (size_t)s->n_kv_heads;
     size_t records =
         layers * (size_t)s->samples * kv_record_bytes(s->type, s->n_heads, s->head_dim);
-    size_t sides = s->narrow_type == KV_NARROW_SAME
-                       ? 0
-                       : blocks * kv_side_floats(s->narrow_type) * sizeof(float);
+    size_t sides = blocks * kv_side_floats(s->narrow_type) * sizeof(float);
     return KV_PAGE * kv_token_bytes(s) + records + sides;
 }
 
@@ -42,14 +40,13 @@ static int open_arrays(struct kv_pool *p)
             return ERR_NOMEM;
     }
     p->base = p->be->ops->alloc(p->be, (size_t)p->n_pages * p->page_bytes);
-    if (p->shape.narrow_type != KV_NARROW_SAME && pool_beta_open(p) < 0) /* it is in the plan */
-        return ERR_NOMEM;
+    p->beta = p->be->ops->alloc(p->be, n_blocks(p) * p->side_bytes);
     p->page = mem_map((size_t)p->n_pages * sizeof *p->page);
     p->narrow_next = mem_map(n_blocks(p) * sizeof *p->narrow_next);
     p->narrow_prev = mem_map(n_blocks(p) * sizeof *p->narrow_prev);
     p->narrow_used = mem_map(n_blocks(p));
-    if (p->base == NULL || p->page == NULL || p->narrow_next == NULL || p->narrow_prev == NULL ||
-        p->narrow_used == NULL)
+    if (p->base == NULL || p->beta == NULL || p->page == NULL || p->narrow_next == NULL ||
+        p->narrow_prev == NULL || p->narrow_used == NULL)
         return ERR_NOMEM;
     return prefix_open(p);
 }
@@ -284,13 +281,6 @@ static void narrow_unlink(struct kv_pool *p, int32_t block)
         p->narrow_list = next;
 }
 
-int pool_beta_open(struct kv_pool *p)
-{
-    if (p->beta == NULL)
-        p->beta = p->be->ops->alloc(p->be, n_blocks(p) * p->side_bytes);
-    return p->beta == NULL ? ERR_NOMEM : 0;
-}
-
 int64_t pool_narrow_need(const struct kv_pool *p, int64_t n)
 {
     int64_t heads = p->shape.n_kv_heads, more = n - (p->n_split * heads - p->n_narrow);
@@ -299,7 +289,6 @@ int64_t pool_narrow_need(const struct kv_pool *p, int64_t n)
 
 static int split_page(struct kv_pool *p)
 {
-    TRY(pool_beta_open(p));
     int32_t i = claim(p);
     if (i < 0)
         return ERR_LIMIT;

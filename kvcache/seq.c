@@ -278,8 +278,6 @@ int kv_seq_reserve(struct kv_seq *s, struct kv_pool *p, int n_tokens)
     int want = blocks_for(s, n_tokens), spare = spares_for(s, n_tokens);
     if (want > s->max_blocks || kv_seq_need(s, p, n_tokens) > kv_pool_available(p))
         return ERR_LIMIT;
-    if (spare > s->n_spare)
-        TRY(pool_beta_open(p));
     for (; s->n_blocks < want; s->n_blocks++)
         take(p, s->wide + s->n_blocks, s->max_blocks, takes_turns(s, s->n_blocks));
     if (s->n_query == 0 && query_for(s) > 0) {
