@@ -37,7 +37,7 @@ static const struct option table[] = {
     { NULL, "synthetic", STR, AT(synthetic), S | B, "", 0, 0, NULL, "in the place of MODEL: random weights in the shape of a known model, as llama-3.1-8b:q4" },
     { NULL, "io", STR, AT(io), CONFIG_ALL, "auto", 0, 0, "auto uring pread", "how the file is read" },
     { "Engine", "kv-type", STR, AT(kv_type), CONFIG_RUN, "auto", 0, 0, "auto f16 bf16 f32", "element type of the KV cache; auto: bf16 on a GPU and where the CPU multiplies it natively, else f16" },
-    { NULL, "kv-narrow", STR, AT(kv_narrow), CONFIG_RUN, "same", 0, 0, "same q8", "elements of a pressed cache: as kv-type, or 8 bits with a scale a slot, which takes about half the bytes" },
+    { NULL, "kv-narrow", STR, AT(kv_narrow), S | B | V, "auto", 0, 0, "auto same q8", "elements of a pressed cache: as kv-type, or 8 bits with a scale a slot, which takes about half the bytes; auto: q8, but same with f32 or --kv-samples 0" },
     { NULL, "ctx", INT, AT(ctx), CONFIG_RUN, "0", 0, 1 << 22, NULL, "most tokens of a sequence; 0: what the model was trained for (eval ppl, kl: at most 512; eval tasks: at most 1024)" },
     { NULL, "kv-size", BYTES, AT(kv_size), CONFIG_ENGINE, "0", 0, 1e15, NULL, "bytes of the KV pool, as 512M or 2G; 0: four sequences of full length, at most a quarter of the memory; on a GPU as many as may run at once and fit" },
     { NULL, "max-seqs", INT, AT(max_seqs), CONFIG_ENGINE, "64", 1, 4096, NULL, "sequences that run at once" },

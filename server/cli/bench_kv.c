@@ -145,8 +145,9 @@ static int setup(struct bench_kv *b, struct err *e)
         return err_set(e, ERR_INVALID, "length: %d is less than %d", b->length, SHORT);
     TRY(kv_grid_open(&b->grid, c, "256", 1, e));
     int n = b->length + LONGEST + (int)c->repeat * STEPS + 2;
-    TRY(runner_open_kv(&b->run, b->model, cli_kv_type(c, b->model->be), cli_kv_narrow(c), 2, n,
-                       (int)c->max_batch, 1, RUNNER_SAMPLES, e));
+    enum kv_type type = cli_kv_type(c, b->model->be);
+    TRY(runner_open_kv(&b->run, b->model, type, cli_kv_narrow(c, type), 2, n, (int)c->max_batch, 1,
+                       RUNNER_SAMPLES, e));
     b->token = mem_zalloc((size_t)n, sizeof *b->token);
     if (b->token == NULL || table_open(&b->table, cols, 10) < 0)
         return err_set(e, ERR_NOMEM, "no memory for %d tokens", n);

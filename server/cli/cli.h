@@ -79,6 +79,6 @@ int session_device(struct be **out, const struct config *c, const char *device,
 int session_options(struct model_options *o, const struct config *c, const struct be *be,
                     bool progress, struct err *e) WARN_UNUSED;
 enum kv_type cli_kv_type(const struct config *c, const struct be *be);
-enum kv_narrow cli_kv_narrow(const struct config *c);
+enum kv_narrow cli_kv_narrow(const struct config *c, enum kv_type type);
 
 #endif

@@ -238,8 +238,9 @@ static int setup(struct eval *v, struct err *e)
     for (int t = 0; t < v->grid.n_tasks; t++)
         if (v->grid.task[t]->kind == KV_LONG && ctx < v->maker.run)
             ctx = v->maker.run;
-    TRY(runner_open_kv(&v->run, v->model, cli_kv_type(c, v->model->be), cli_kv_narrow(c), 2, ctx,
-                       rows, KV_JUDGED, samples_of(&v->grid), e));
+    enum kv_type type = cli_kv_type(c, v->model->be);
+    TRY(runner_open_kv(&v->run, v->model, type, cli_kv_narrow(c, type), 2, ctx, rows, KV_JUDGED,
+                       samples_of(&v->grid), e));
     TRY(kv_judge_open(&v->judge, &v->run, e));
     v->grid.settings = settings_of(v);
     TRY(check_cases(v, e));

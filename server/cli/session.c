@@ -82,14 +82,15 @@ static int open_both(struct session *s, struct engine **en, const struct config 
     TRY(open_on(s, c, device, path, progress, e));
     if (en == NULL)
         return 0;
+    enum kv_type type = cli_kv_type(c, s->be);
     struct engine_config ec = {
         .ctx = (int)c->ctx,
         .max_seqs = max_seqs > 0 ? max_seqs : (int)c->max_seqs,
         .max_batch = (int)c->max_batch,
         .max_queue = (int)c->max_queue,
         .kv_bytes = (size_t)c->kv_size,
-        .kv_type = cli_kv_type(c, s->be),
-        .kv_narrow = cli_kv_narrow(c),
+        .kv_type = type,
+        .kv_narrow = cli_kv_narrow(c, type),
         .kv_samples = (int)c->kv_samples,
         .layer_major = c->layer_major > 0 ? (int)c->layer_major : INT_MAX,
         .prefix_cache = c->prefix_cache,
@@ -153,7 +154,11 @@ enum kv_type cli_kv_type(const struct config *c, const struct be *be)
     return !be->host || be->isa >= CPU_BF16 ? KV_BF16 : KV_F16;
 }
 
-enum kv_narrow cli_kv_narrow(const struct config *c)
+enum kv_narrow cli_kv_narrow(const struct config *c, enum kv_type type)
 {
-    return strcmp(c->kv_narrow, kv_narrow_name(KV_NARROW_Q8)) == 0 ? KV_NARROW_Q8 : KV_NARROW_SAME;
+    if (strcmp(c->kv_narrow, kv_narrow_name(KV_NARROW_SAME)) == 0)
+        return KV_NARROW_SAME;
+    bool asked = strcmp(c->kv_narrow, kv_narrow_name(KV_NARROW_Q8)) == 0;
+    bool can = type != KV_F32 && c->kv_samples > 0; /* without samples nothing is pressed */
+    return asked || can ? KV_NARROW_Q8 : KV_NARROW_SAME;
 }

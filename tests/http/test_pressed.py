@@ -326,7 +326,7 @@ def test_server_defaults_and_ceiling(model):
 
 def test_layer_major(model, small):
     """A prompt that the pool cannot hold whole is computed layer by layer, and gets what a large pool gives it."""
-    server = serve(model, "--ctx", "512", "--kv-size", "190K")  # 8 pages of 32 tokens in each of 5 layers
+    server = serve(model, "--ctx", "512", "--kv-size", "306K")  # 8 pages of 32 tokens in each of 5 layers
     ask = (ids(PROMPT, 8), KV)
     here, there = complete(server, *ask), complete(small, *ask)
     assert answer(here) == answer(there) and usage(here) == usage(there)
@@ -344,7 +344,7 @@ def test_layer_major(model, small):
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_pool_without_room_to_press(model, stream):
     """What the pool can never hold is refused before an answer begins, whether it would be streamed or not."""
-    server = serve(model, "--kv-size", "128K")  # 5 pages of 32 tokens in each of 5 layers
+    server = serve(model, "--kv-size", "192K")  # 5 pages of 32 tokens in each of 5 layers
     r = server.post("/v1/completions", {"prompt": ids(145), "stream": stream, "compression": {"kv": {**KV, "split": "mass"}}})
     assert "pressing a prompt" in wire.check_error(r, 400, "context_length_exceeded", "compression.kv")["message"]
     assert server.stop() == 0
