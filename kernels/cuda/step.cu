@@ -396,6 +396,23 @@ static bool cuda_step_begin(struct be *be, struct be_step *step, const void *own
     return !cu_ok(s) || (decode && replay(s, step, owner));
 }
 
+/* Runs what was recorded, too. A device that has no memory for one pass more has that of the others. */
+static void keep_pass(struct cu_state *s, struct recorded *pass, cudaGraph_t graph)
+{
+    struct shape shape = pass->shape;
+    cudaError_t rc = cudaGraphInstantiate(&pass->exec, graph, 0);
+    if (rc == cudaErrorMemoryAllocation) {
+        cudaGetLastError(); /* it is not the launch's */
+        pass->exec = NULL;
+        cu_graphs_drop(s);
+        pass = place(s->graphs);
+        *pass = recorded{ shape, NULL, s->graphs->steps };
+        rc = cudaGraphInstantiate(&pass->exec, graph, 0);
+    }
+    if (CU_CHECK(s, rc))
+        CU_CHECK(s, cudaGraphLaunch(pass->exec, s->stream));
+}
+
 static void cuda_step_end(struct be *be)
 {
     struct cu_state *s = cu_of(be);
@@ -406,8 +423,8 @@ static void cuda_step_end(struct be *be)
     s->graphs->recording = NULL;
     if (!CU_CHECK(s, cudaStreamEndCapture(s->stream, &graph)))
         return;
-    if (cu_ok(s) && CU_CHECK(s, cudaGraphInstantiate(&pass->exec, graph, 0)))
-        CU_CHECK(s, cudaGraphLaunch(pass->exec, s->stream));
+    if (cu_ok(s))
+        keep_pass(s, pass, graph);
     cudaGraphDestroy(graph);
 }
 

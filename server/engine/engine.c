@@ -13,6 +13,9 @@ const char *finish_name(enum finish_reason r)
     return (unsigned)r <= FINISH_ERROR ? name[r] : "unknown";
 }
 
+/* What a device takes while it serves, beside its pool: recorded passes and the buffers of steps. */
+static const size_t DEVICE_OWN = (size_t)256 << 20;
+
 /* ---- opening ------------------------------------------------------------------------------------------------- */
 
 static int64_t page_round(int64_t n_tokens)
@@ -31,14 +34,13 @@ static int64_t least(int64_t a, int64_t b)
 static int64_t default_bytes(const struct model *m)
 {
     size_t room, total;
-    const size_t own = (size_t)256 << 20;
     m->be->ops->memory(m->be, &room, &total);
     if (total == 0) {
         int64_t there = machine_memory(NULL);
         int64_t left = there - (int64_t)m->weight_bytes;
         return least(there / 4, left > 0 ? left / 2 : 0);
     }
-    return (int64_t)(room / 10 * 9 > 2 * own ? room / 10 * 9 - own : room / 2);
+    return (int64_t)(room / 10 * 9 > 2 * DEVICE_OWN ? room / 10 * 9 - DEVICE_OWN : room / 2);
 }
 
 /* Sequences of full length, four on a machine, all that may run at once on a device, as far as memory goes: cached
@@ -75,11 +77,27 @@ static int fill_counts(struct engine_config *c, struct err *e)
     return 0;
 }
 
+/* An allocation that fails while a device serves fails as a lost device does, so room for those is seen to here. */
+static int check_device(const struct engine_config *c, const struct model *m, struct err *e)
+{
+    size_t room, total;
+    m->be->ops->memory(m->be, &room, &total);
+    size_t most = room > 2 * DEVICE_OWN ? room - DEVICE_OWN : room / 2;
+    if (c->kv_bytes <= most)
+        return 0;
+    return err_set(e, ERR_NOMEM,
+                   "a KV pool of %zu bytes (%lld tokens); %s has room for %zu beside the weights "
+                   "and what the steps take (--kv-size %zuM)",
+                   c->kv_bytes, (long long)c->kv_tokens, m->be->device, most, most >> 20);
+}
+
 /* A machine maps more memory than it has, and ends the process that touches it: long after the start, under load. */
 static int check_memory(const struct engine_config *c, const struct model *m, struct err *e)
 {
+    if (!m->be->host)
+        return check_device(c, m, e);
     int64_t there = machine_memory(NULL);
-    if (!m->be->host || c->kv_bytes + m->weight_bytes <= (size_t)there)
+    if (c->kv_bytes + m->weight_bytes <= (size_t)there)
         return 0;
     return err_set(
         e, ERR_INVALID,

@@ -62,6 +62,8 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *x, cudaGraph_t g, unsigned lon
     return device_call([=](device *d) {
         if (!x || !d->graphs.count(g))
             return cudaErrorInvalidValue;
+        if (memory_fails(d))
+            return cudaErrorMemoryAllocation;
         *x = new CUgraphExec_st{ g->nodes };
         d->execs.insert(*x);
         return cudaSuccess;

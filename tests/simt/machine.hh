@@ -186,6 +186,7 @@ struct allocations {
 const allocation *memory_find(allocations *m, const void *p, size_t bytes);
 /* Fails the device when `kernel` wrote outside of an allocation. */
 void memory_check(device *d, const char *kernel);
+bool memory_fails(device *d); /* whether the next allocation is the one that was planned to */
 void memory_poison(const device *d, void *p, size_t bytes);
 bool guard_intact(const char *p);
 void sanitizer_hide(const void *p, size_t bytes);

@@ -76,9 +76,14 @@ const allocation *memory_find(allocations *m, const void *p, size_t bytes)
     return offset < a->size && bytes <= a->size - offset ? a : nullptr;
 }
 
+bool memory_fails(device *d)
+{
+    return d->fail_malloc > 0 && --d->fail_malloc == 0;
+}
+
 static cudaError_t memory_take(device *d, allocations *m, void **p, size_t bytes)
 {
-    if (d->fail_malloc > 0 && --d->fail_malloc == 0)
+    if (memory_fails(d))
         return cudaErrorMemoryAllocation;
     if (bytes == 0)
         return cudaSuccess;

@@ -30,7 +30,7 @@ void simt_reset(void);
  * then on. Kernels of a graph count one by one. 0: never. */
 void simt_lose_device_after(uint64_t n);
 
-/* The n-th allocation from now on (1: the next), of device or pinned memory, fails. 0: none does. */
+/* The n-th allocation from now on (1: the next), of device or pinned memory or a graph, fails. 0: none does. */
 void simt_fail_malloc_at(uint64_t n);
 
 /* Settings of the device; they hold for what is asked and allocated from then on. Defaults: 1 device, 8 GiB, 8

@@ -224,6 +224,51 @@ static void test_lost_device(void **)
     be_close(be);
 }
 
+/* One decode step of one row, in which x is added to y. True: it was replayed. */
+static bool add_in_step(struct be *be, const void *owner, float *y, const float *x, int n)
+{
+    struct be_step step = {};
+    struct be_seq seq = {};
+    int32_t zero = 0;
+    seq.n_rows = 1;
+    seq.kv.wide = &zero;
+    step.n_rows = step.n_seqs = step.n_out = step.n_layers = step.n_kv_heads = 1;
+    step.token = step.pos = step.out_row = &zero;
+    step.seqs = &seq;
+    bool replayed = be->ops->step_begin(be, &step, owner);
+    if (!replayed)
+        be->ops->add(be, y, x, 1, n);
+    be->ops->step_end(be);
+    return replayed;
+}
+
+/* A device without memory for one more recorded pass gives that of the others to it. */
+static void test_full_of_passes(void **)
+{
+    enum { N = 64 };
+    struct err e;
+    struct be *be = open_cuda();
+    float host[N] = { 1 }, back[N];
+    float *x = (float *)be->ops->alloc(be, sizeof host);
+    float *y = (float *)be->ops->alloc(be, sizeof host);
+    be->ops->upload(be, x, host, sizeof host);
+    const int one = 0, two = 0;
+    assert_false(add_in_step(be, &one, y, x, N)); /* seen, recorded, replayed */
+    assert_false(add_in_step(be, &one, y, x, N));
+    assert_true(add_in_step(be, &one, y, x, N));
+    assert_false(add_in_step(be, &two, y, x, N));
+    simt_fail_malloc_at(1);
+    assert_false(add_in_step(be, &two, y, x, N));
+    assert_true(add_in_step(be, &two, y, x, N));
+    assert_false(add_in_step(be, &one, y, x, N));
+    be->ops->download(be, back, y, sizeof back);
+    assert_int_equal(be->ops->sync(be, &e), 0);
+    assert_true(back[0] == 7); /* y began with zeros: every step has run once */
+    be->ops->free(be, x, sizeof host);
+    be->ops->free(be, y, sizeof host);
+    be_close(be);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -234,6 +279,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_long_copies, reset, reset),
         cmocka_unit_test_setup_teardown(test_many_uploads, reset, reset),
         cmocka_unit_test_setup_teardown(test_lost_device, reset, reset),
+        cmocka_unit_test_setup_teardown(test_full_of_passes, reset, reset),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
