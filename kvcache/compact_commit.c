@@ -4,6 +4,7 @@
 #include "server/base/mem.h"
 
 #include "kvcache/compact_internal.h"
+#include "kvcache/score.h"
 
 /* Narrow pages that a head goes on holding: those of its quota when it may be pressed again, since the tail page will then
  * hold fewer tokens. */
@@ -101,6 +102,13 @@ static int upload(const struct press *w, const struct kv_seq *s, struct err *e)
     return be->ops->sync(be, e);
 }
 
+static float remembered(const struct press *w, const struct press_head *st, int j)
+{
+    const struct kv_options *o = &w->s->opt;
+    float local = o->policy->global_local ? kv_local_weight(o, kv_seq_pressed(w->s)) : 0;
+    return local * st->local[j] + (1 - local) * st->global[j];
+}
+
 /* In place: kept candidates rise, so slot c is read no earlier than it is written over. */
 static void fill_slots(const struct press *w, struct kv_seq *s, int head)
 {
@@ -110,7 +118,7 @@ static void fill_slots(const struct press *w, struct kv_seq *s, int head)
     for (int c = 0; c < st->n_keep; c++) {
         int j = st->keep[c];
         int pos = j < n_old ? slot[j].pos : s->wide_pos0 + j - n_old;
-        slot[c] = (struct kv_slot){ pos, st->global[j] };
+        slot[c] = (struct kv_slot){ pos, remembered(w, st, j) };
     }
     s->n_narrow[w->head0 + head] = st->n_keep;
 }

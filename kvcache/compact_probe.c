@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "kvcache/compact_internal.h"
+#include "kvcache/score.h"
 
 enum { CHUNK = 256, QUESTION_WEIGHT = 20 };
 
@@ -11,6 +12,8 @@ enum { CHUNK = 256, QUESTION_WEIGHT = 20 };
 static int sum_records(struct item *t, const struct record *r, int n, float *sum)
 {
     struct kv_head *h = &t->h;
+    if (n == 0)
+        return 0;
     size_t rows = (size_t)(n < CHUNK ? n : CHUNK) * h->group;
     float *q = arena_alloc(h->arena, rows * h->dim * sizeof *q);
     float *lse = arena_alloc(h->arena, rows * sizeof *lse);
@@ -73,8 +76,17 @@ static int global_step(const struct press *w)
     return global_is_local(w) ? 1 : w->s->opt.stride / pool_stride(w->pool);
 }
 
+/* Where only the local score counts nobody asks for the other. */
+static bool global_counts(const struct press *w)
+{
+    const struct kv_options *o = &w->s->opt;
+    return !o->policy->global_local || kv_local_weight(o, kv_seq_pressed(w->s)) < 1;
+}
+
 int press_global(const struct press *w, const struct source *src, struct record *r)
 {
+    if (!global_counts(w))
+        return 0;
     int all = w->n_samples, step = global_step(w), most = w->s->opt.queries;
     int n = step > 0 ? all / step : all < most ? all : most;
     for (int i = 0; r != NULL && i < n; i++) {

@@ -285,6 +285,7 @@ int item_open(struct item *t, const struct press *w, int head, int thread)
                .n_kv_heads = s->n_kv_heads,
                .n = st->n,
                .n_tokens = w->s->n_tokens,
+               .again = kv_seq_pressed(w->s),
                .dim = s->head_dim,
                .group = w->c->group,
                .scale = w->c->scale,

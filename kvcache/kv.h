@@ -87,7 +87,9 @@ void kv_narrow_free(struct kv_pool *p, int32_t block);
 /* What is known of a narrow slot beside its key, value and votes; host memory. */
 struct kv_slot {
     int32_t pos; /* logical position */
-    float score; /* average attention per query when it was last scored */
+    /* Average attention per query when it was last scored: of the global queries or, with policies that score so, the sum of
+     * kv_global_local(). */
+    float score;
 };
 
 struct kv_swap;

@@ -54,9 +54,10 @@ struct kv_options {
     int protect; /* first tokens kept as they are (a system prompt), at most a quarter of the budget */
     int question0,
         question1; /* tokens of the question: [question0, question1); empty: the last tokens */
-    float local;   /* weight of the local score against the global one; 0: 0.5; -1: 0 */
-    int pool;      /* reach of pooling over positions; 0: the policy's own, -1: none */
-    float phi; /* ems: share of the budget chosen by pooled score and kept exact; 0: 0.5; -1: 0 */
+    float local; /* weight of the local score against the global one; 0: the policy's own; -1: 0 */
+    int pool;    /* reach of pooling over positions; 0: the policy's own, -1: none */
+    float
+        phi; /* ems: share of the budget chosen by pooled score and kept exact; 0: 0.75 where a question is marked, else 0.5; -1: 0 */
     float lambda; /* ridge of the value fit; 0: 0.02 */
     int queries; /* reference positions strided over the prompt; 0: 224, in long prompts fewer, down to 96 */
     int stride; /* the global score is that of every so-many-th query of the prompt, 1: exact; 0: of `queries` of them. A
@@ -94,6 +95,8 @@ struct kv_head {
     int layer, head, n_layers, n_kv_heads;
     int n;        /* candidates */
     int n_tokens; /* of the sequence */
+    bool
+        again; /* pressed before: global of a slot kept then is what it is remembered by (struct kv_slot) */
     int dim, group;
     float scale;
     enum cpu_isa isa;   /* for kernels/dense.h */
@@ -135,6 +138,8 @@ struct kv_policy {
     bool one_set;        /* all heads of a layer keep the same tokens: their scores are averaged */
     enum kv_split split; /* its own */
     enum kv_merge merge; /* its own */
+    bool global_local;   /* scores by kv_global_local(), and a slot is remembered by that */
+    float local;         /* its own weight there; 0: 0.5 */
     /* score[n]: the higher the longer it stays. Protected slots are set to +inf afterwards. ERR_NOMEM only. */
     int (*score)(const struct kv_head *h, float *score);
     /* Chooses kept->n candidates: keep and exact. NULL: the best scores, ties to the later position. Protected ones (score

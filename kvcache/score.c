@@ -79,9 +79,14 @@ int kv_top(const float *score, int n, int k, int32_t *keep, struct arena *a)
     return 0;
 }
 
+float kv_local_weight(const struct kv_options *o, bool again)
+{
+    return again && o->local > 0.5f ? 0.5f : o->local;
+}
+
 void kv_global_local(const struct kv_head *h, float *out)
 {
-    float w = h->opt->local;
+    float w = kv_local_weight(h->opt, h->again);
     for (int j = 0; j < h->n; j++)
         out[j] = w * h->local[j] + (1 - w) * h->global[j];
 }

@@ -20,8 +20,11 @@ void kv_order(const float *score, int n, int32_t *order, int32_t *scratch);
  * ERR_NOMEM only (scratch from the arena). */
 int kv_top(const float *score, int n, int k, int32_t *keep, struct arena *a) WARN_UNUSED;
 
-/* EMS's Global-Local score: opt.local * local + (1 - opt.local) * global. */
+/* EMS's Global-Local score: local_weight * local + (1 - local_weight) * global. */
 void kv_global_local(const struct kv_head *h, float *out);
+/* opt.local; when a cache is pressed again at most a half, for what is remembered of a slot: the queries of an answer do not
+ * speak for what its question saw. */
+float kv_local_weight(const struct kv_options *o, bool again);
 
 /* Candidates that must stay: their score is +inf. */
 int kv_count_protected(const float *score, int n);

@@ -9,9 +9,13 @@
  *                    s = opt.local * local + (1 - opt.local) * global
  *                    score_j = max over |i - j| <= 5 of mean over |m - i| <= 2 of s_m
  *
- *                These slots are exact: no merge touches their values. The reach matters more than anything else: models
- *                spell numbers digit by digit, and only the first digit is attended from the question. On SmolLM2-135M
- *                SnapKV's reach of 3 lost all of 19 planted numbers at a budget of 128 of 2048, this one kept 16.
+ *                Unless told otherwise local is all of it: the queries of the question, or the last ones. What the whole
+ *                prompt looks at has the next part, and took the place of what the question needs. These slots are exact: no
+ *                merge touches their values. The reach matters more than anything else: models spell numbers digit by digit,
+ *                and only the first digit is attended from the question. On SmolLM2-135M SnapKV's reach of 3 lost all of 19
+ *                planted numbers at a budget of 128 of 2048, this one kept 16. Where a question is marked phi is 3/4: then 82 %
+ *                of three numbers of one key were told at 128 slots (16 samples), with 1/2 43 %, with local 1/2, too, 40 %.
+ *                Where none is, 1/2 diverges less.
  *   merged into  the rest of the budget, by rms_j = sqrt(mean_i P_ij^2) of the reference queries, which are turned to the
  *                positions to come: what the least-squares fit needs most, for a column's energy is what it can explain.
  *                Their values, and those of sinks and window, are free.
@@ -66,5 +70,7 @@ const struct kv_policy kv_ems = { .name = "ems",
                                   .shares_prefix = true,
                                   .split = KV_SPLIT_UNIFORM,
                                   .merge = KV_MERGE_FIT,
+                                  .global_local = true,
+                                  .local = 1,
                                   .score = score,
                                   .select = select_parts };

@@ -204,5 +204,6 @@ const struct kv_policy kv_ems_r = { .name = "ems-r",
                                     .wants_kv = true,
                                     .split = KV_SPLIT_UNIFORM,
                                     .merge = KV_MERGE_NONE,
+                                    .global_local = true,
                                     .score = score,
                                     .merge_own = merge };

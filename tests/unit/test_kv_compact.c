@@ -15,7 +15,7 @@ enum { N = 300 };
 
 static struct {
     float local[N], global[N], last[N], mean[N], rms[N];
-    int n, n_ref;
+    int n, n_ref, pos[N];
     float weight[2 * 256 * KV_GROUP];
     int turned[256];
 } shown; /* of layer 1, head 1 */
@@ -32,6 +32,7 @@ static int score_shown(const struct kv_head *h, float *score)
     memcpy(shown.last, h->last, bytes);
     memcpy(shown.mean, h->mean, bytes);
     memcpy(shown.rms, h->rms, bytes);
+    memcpy(shown.pos, h->pos, (size_t)h->n * sizeof *h->pos);
     shown.n = h->n;
     shown.n_ref = h->n_ref;
     for (int i = 0; i < h->n_ref; i++) {
@@ -358,6 +359,51 @@ static void test_again(void **state)
     kv_world_close(&w);
 }
 
+static const struct kv_policy blend = {
+    .name = "blend", .global_local = true, .local = 1, .score = score_shown
+};
+
+/* Policies of a Global-Local score: what the question saw is what a slot is remembered by, and counts when the answer's queries
+ * speak. Where the local score is all, the global one is not computed. */
+static void test_remembered(void **state)
+{
+    (void)state;
+    for (int global = 0; global < 2; global++) {
+        struct kv_world w;
+        struct kv_seq s;
+        struct kv_options o = kv_world_options(&blend, 64);
+        float old[N], weight = global ? 0.75f : 1;
+        o.local = global ? weight : 0;
+        o.tail = 48;
+        kv_world_open(&w, KV_BF16, 2, false);
+        kv_world_start(&w, &s, &o, N, 2 * N);
+        for (int again = 0; again < 3; again++) {
+            while (!kv_compact_due(&s))
+                kv_world_grow(&w, &s, s.n_tokens + 1);
+            int n_old = again ? s.n_narrow[KV_ALL - 1] : 0;
+            for (int j = 0; j < n_old; j++)
+                old[j] = s.slot[KV_ALL - 1][j].score;
+            kv_world_press(&w, &s);
+            assert_memory_equal(shown.global, old, (size_t)n_old * sizeof *old);
+            weight = again ? 0.5f : weight;
+            float sum = 0;
+            for (int c = 0; c < s.n_narrow[KV_ALL - 1]; c++) {
+                int j = shown.n;
+                while (--j >= 0 && shown.pos[j] != s.slot[KV_ALL - 1][c].pos)
+                    ;
+                assert_true(j >= 0);
+                sum += shown.global[j];
+                check_close((double)s.slot[KV_ALL - 1][c].score,
+                            (double)weight * (double)shown.local[j] +
+                                (1 - (double)weight) * (double)shown.global[j]);
+            }
+            assert_true((sum > 0) == (global || again));
+        }
+        kv_seq_close(&s, w.p);
+        kv_world_close(&w);
+    }
+}
+
 /* A budget smaller than the tail page: what is protected stays beside it, and the budget is what that takes. */
 static void test_small(void **state)
 {
@@ -441,6 +487,7 @@ int main(void)
         cmocka_unit_test(test_bad_stride), cmocka_unit_test(test_prefix),
         cmocka_unit_test(test_again),      cmocka_unit_test(test_small),
         cmocka_unit_test(test_late),       cmocka_unit_test(test_guard),
+        cmocka_unit_test(test_remembered),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

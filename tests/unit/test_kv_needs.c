@@ -236,6 +236,12 @@ static void test_options(void **state)
     assert_int_equal(o.window, 16);
     assert_int_equal(o.sinks, 0);
     assert_true(o.local == 0);
+    o = (struct kv_options){ .policy = kv_policy_find("ems"), .question0 = 990, .question1 = 1000 };
+    assert_int_equal(kv_options_fill(&o, 1000, 100, &e), 0);
+    assert_true(o.local == 1 && o.phi == 0.75f);
+    o = (struct kv_options){ .policy = kv_policy_find("ems-r") };
+    assert_int_equal(kv_options_fill(&o, 1000, 100, &e), 0);
+    assert_true(o.local == 0.5f && o.phi == 0.5f);
     o = (struct kv_options){ .policy = &kv_world_evict, .budget_bytes = 6499, .protect = 500 };
     assert_int_equal(kv_options_fill(&o, 1000, 100, &e), 0);
     assert_int_equal(o.budget, 64);

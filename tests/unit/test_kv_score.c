@@ -103,6 +103,12 @@ static void test_global_local(void **state)
     o.local = 0;
     kv_global_local(&h, s);
     assert_memory_equal(s, global, sizeof s);
+    h.again = true; /* then what is remembered counts at least as much */
+    kv_global_local(&h, s);
+    assert_memory_equal(s, global, sizeof s);
+    o.local = 1;
+    kv_global_local(&h, s);
+    assert_memory_equal(s, ((float[3]){ 0.5f, 1, 6 }), sizeof s);
     assert_int_equal(kv_count_protected((float[4]){ 1, INFINITY, -INFINITY, INFINITY }, 4), 2);
     assert_int_equal(kv_pool_reach(&(struct kv_options){ 0 }, 5), 5);
     assert_int_equal(kv_pool_reach(&(struct kv_options){ .pool = 2 }, 5), 2);
