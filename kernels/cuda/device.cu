@@ -145,6 +145,20 @@ static int no_device(cudaError_t rc, struct err *e)
     return err_set(e, ERR_DEVICE, "no NVIDIA GPU here: %s", cudaGetErrorString(rc));
 }
 
+/* Which of this file's codes the driver took speaks for all files: each is compiled for the same architectures. */
+static __global__ void which_code(void)
+{
+}
+
+/* Code for sm_90 and up waits for the kernel ahead where it must. What a newer GPU makes of the PTX of sm_80 does not, so it
+ * must not begin early. */
+static bool code_overlaps(struct cu_state *s)
+{
+    struct cudaFuncAttributes code;
+    return CU_CHECK(s, cudaFuncGetAttributes(&code, (const void *)which_code)) &&
+           code.ptxVersion >= 90;
+}
+
 static int pick_device(struct be *be, struct cu_state *s, int device, struct err *e)
 {
     int n = 0;
@@ -162,7 +176,7 @@ static int pick_device(struct be *be, struct cu_state *s, int device, struct err
     snprintf(be->device, sizeof be->device, "cuda:%d (%.72s)", device, prop.name);
     s->device = device;
     s->n_sm = prop.multiProcessorCount;
-    s->overlaps = prop.major >= 9;
+    s->overlaps = code_overlaps(s);
     s->l2_bytes = (size_t)prop.l2CacheSize;
     return 0;
 }

@@ -39,7 +39,6 @@ struct cu_seqs {
  * device, so that a recorded pass serves later steps. */
 struct cu_step {
     int n_rows;
-    int max_narrow; /* most narrow slots of a head, over all layers */
     const int32_t
         *row_seq;          /* device: [n_rows] the sequence of each row; -1: a row without effect */
     struct cu_seqs single; /* sequences of at most one row */
@@ -50,7 +49,7 @@ struct cu_state {
     struct be_ops ops;
     cudaStream_t stream;
     int device, n_sm; /* index, multiprocessors */
-    bool overlaps;    /* a kernel can begin before the one ahead of it ends: sm_90 and up */
+    bool overlaps;    /* a kernel may begin before the one ahead of it ends */
     size_t l2_bytes;
     struct err error; /* the first failure; code 0: none */
     struct cu_step step;

@@ -27,7 +27,7 @@ enum { MAX_GRAPHS = 64, STEP_ALIGN = 16 };
 struct shape {
     const void *owner;
     const char *block; /* the device block that its kernels point to */
-    int n_rows, n_seqs, n_out, n_layers, max_spans, n_spans, max_narrow, has_keep;
+    int n_rows, n_seqs, n_out, n_layers, max_spans, n_spans, has_keep;
 };
 
 struct recorded {
@@ -235,10 +235,6 @@ static bool is_decode(const struct be_step *s)
 static void measure(const struct be_step *s, struct cu_step *m)
 {
     *m = cu_step();
-    for (int i = 0; i < s->n_layers * s->n_seqs; i++) {
-        int narrow = most_narrow(&s->seqs[i], s->n_kv_heads);
-        m->max_narrow = narrow > m->max_narrow ? narrow : m->max_narrow;
-    }
     for (int i = 0; i < s->n_seqs; i++) {
         int rows = s->seqs[i].n_rows, spans = seq_spans(s, i);
         struct cu_seqs *of = rows > 1 ? &m->many : &m->single;
@@ -264,11 +260,9 @@ static bool grow_block(struct cu_state *s, size_t bytes)
 {
     struct cu_graphs *g = s->graphs;
     void *block = NULL, *staged = NULL;
-    size_t room = (size_t)1 << 20;
     if (bytes <= g->room)
         return true;
-    while (room < bytes)
-        room *= 2;
+    size_t room = (((bytes + bytes / 4) >> 20) + 1) << 20; /* as the engine's check_device has it */
     cu_graphs_drop(s);
     free_block(g);
     bool ok = CU_CHECK(s, cudaMalloc(&block, room)) && CU_CHECK(s, cudaMallocHost(&staged, room));
@@ -347,7 +341,6 @@ static bool replay(struct cu_state *s, const struct be_step *step, const void *o
     now.n_layers = step->n_layers;
     now.max_spans = s->step.single.max_spans;
     now.n_spans = s->step.single.n_spans;
-    now.max_narrow = s->step.max_narrow;
     now.has_keep = step->keep != NULL;
     struct recorded *known = find(g, &now);
     g->steps++;
@@ -381,7 +374,6 @@ static bool cuda_step_begin(struct be *be, struct be_step *step, const void *own
         s->step.single.n = step->n_seqs;
         s->step.single.max_spans = power_up(s->step.single.max_spans);
         s->step.single.n_spans = power_up(s->step.single.n_spans);
-        s->step.max_narrow = power_up(s->step.max_narrow);
     }
     s->step.n_rows = step->n_rows;
     struct packer p = { NULL, NULL, 0 };

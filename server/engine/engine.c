@@ -13,8 +13,14 @@ const char *finish_name(enum finish_reason r)
     return (unsigned)r <= FINISH_ERROR ? name[r] : "unknown";
 }
 
-/* What a device takes while it serves, beside its pool: recorded passes and the buffers of steps. */
-static const size_t DEVICE_OWN = (size_t)256 << 20;
+/* What a device takes while it serves, beside its pool: recorded passes, buffers, and a step's page tables: shared pages are
+ * named once a sequence. */
+static size_t device_own(const struct engine_config *c, const struct model *m, int64_t ctx)
+{
+    size_t pages = (size_t)c->max_seqs * (size_t)(ctx / KV_PAGE + 1);
+    size_t tables = pages * (size_t)m->config.n_layers * sizeof(int32_t);
+    return ((size_t)256 << 20) + tables + tables / 4;
+}
 
 /* ---- opening ------------------------------------------------------------------------------------------------- */
 
@@ -31,16 +37,16 @@ static int64_t least(int64_t a, int64_t b)
 /* What the pool may take unasked. A machine's memory, or a container's, serves others too: a quarter, and no more than half
  * of what the weights leave. A device's is there for this: nine tenths of what weights and activations leave, less room for
  * the backend's own buffers. */
-static int64_t default_bytes(const struct model *m)
+static int64_t default_bytes(const struct engine_config *c, const struct model *m, int64_t ctx)
 {
-    size_t room, total;
+    size_t room, total, own = device_own(c, m, ctx);
     m->be->ops->memory(m->be, &room, &total);
     if (total == 0) {
         int64_t there = machine_memory(NULL);
         int64_t left = there - (int64_t)m->weight_bytes;
         return least(there / 4, left > 0 ? left / 2 : 0);
     }
-    return (int64_t)(room / 10 * 9 > 2 * DEVICE_OWN ? room / 10 * 9 - DEVICE_OWN : room / 2);
+    return (int64_t)(room / 10 * 9 > 2 * own ? room / 10 * 9 - own : room / 2);
 }
 
 /* Sequences of full length, four on a machine, all that may run at once on a device, as far as memory goes: cached
@@ -50,7 +56,7 @@ static int64_t default_tokens(const struct engine_config *c, const struct model 
 {
     int seqs = m->be->host && c->max_seqs > 4 ? 4 : c->max_seqs;
     int64_t n = page_round(ctx) * seqs;
-    int64_t bytes = default_bytes(m);
+    int64_t bytes = default_bytes(c, m, ctx);
     int64_t most = (bytes - (int64_t)layers_bytes(c, m, ctx)) / (int64_t)span * KV_PAGE;
     if (c->ctx == 0 &&
         most < ctx) /* the context will be the pool's, and what is between the layers its */
@@ -80,9 +86,9 @@ static int fill_counts(struct engine_config *c, struct err *e)
 /* An allocation that fails while a device serves fails as a lost device does, so room for those is seen to here. */
 static int check_device(const struct engine_config *c, const struct model *m, struct err *e)
 {
-    size_t room, total;
+    size_t room, total, own = device_own(c, m, c->ctx);
     m->be->ops->memory(m->be, &room, &total);
-    size_t most = room > 2 * DEVICE_OWN ? room - DEVICE_OWN : room / 2;
+    size_t most = room > 2 * own ? room - own : room / 2;
     if (c->kv_bytes <= most)
         return 0;
     return err_set(e, ERR_NOMEM,

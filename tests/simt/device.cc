@@ -190,6 +190,16 @@ cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr which, int number)
     });
 }
 
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *a, const void *kernel)
+{
+    return device_call([=](device *d) {
+        if (!a || !kernel)
+            return cudaErrorInvalidValue;
+        a->ptxVersion = a->binaryVersion = 10 * d->major + d->minor;
+        return cudaSuccess;
+    });
+}
+
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int number)
 {
     return device_call([=](device *d) {

@@ -83,6 +83,12 @@ struct cudaDeviceProp {
     int ECCEnabled;
 };
 
+struct cudaFuncAttributes {
+    int ptxVersion, binaryVersion; /* what the code was compiled for, as 10 * major + minor */
+};
+
+/* Kernels are what the device is. */
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *a, const void *kernel);
 cudaError_t cudaGetDeviceCount(int *n);
 cudaError_t cudaSetDevice(int device);
 cudaError_t cudaGetDevice(int *device);
