@@ -78,6 +78,7 @@ static int factor(struct moments *m, float damping, struct par *par, struct err 
 {
     struct openblas library;
     const struct openblas *blas = openblas_open(&library) ? &library : NULL;
+    m->damping = damping;
     add_to_diagonal(m->h, m->cols, damping);
     int rc = inverse_factor(m->u, m->h, m->cols, blas, m->isa, par, e);
     if (rc != ERR_INVALID)
@@ -161,6 +162,12 @@ static int factor_ordered(struct moments *m, float *h, struct par *par, struct e
 {
     struct openblas library;
     const struct openblas *blas = openblas_open(&library) ? &library : NULL;
+    gather(m, h);
+    int rc = inverse_factor(m->u, h, m->cols, blas, m->isa, par, e);
+    if (rc != ERR_INVALID)
+        return rc;
+    add_to_diagonal(m->h, m->cols,
+                    9 * m->damping); /* rounding falls another way in another order */
     gather(m, h);
     return inverse_factor(m->u, h, m->cols, blas, m->isa, par, e);
 }

@@ -14,7 +14,8 @@ struct moments {
     /* [cols][cols] upper triangle, zeros below it: inverse(h) = u^T u; what error feedback reads. Its rows and columns are
      * inputs in the order in which feedback takes them. */
     float *u;
-    int *order; /* [cols] that order; NULL: as they stand */
+    int *order;    /* [cols] that order; NULL: as they stand */
+    float damping; /* what was added to the diagonal at first */
 };
 
 /* Sums up: h += x^T x of n rows, the upper triangle only; what lies below it means nothing. A row whose square length is

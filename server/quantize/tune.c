@@ -24,7 +24,10 @@ enum {
     PATIENCE = 3,       /* and so often without gain before the steps end */
     CODES_TOKENS = 8192 /* of a step that moves codes */
 };
-static const float RATE = .01f; /* of the largest step, in logarithms of factors */
+/* Of the largest step, in logarithms of factors, where the loss is FULL or more. What a step can gain and the noise of slopes
+ * shrink with the root of the loss, what the step's length costs does not: so the step shrinks with it, too. Steps of .01 made
+ * SmolLM2-135M in trellis3 (a loss of .18) worse, each of them. */
+static const float RATE = .01f, FULL = .5f;
 /* How much more the loss bends than tune.h's formula has it, and what that is multiplied by after a step that was no good.
  * stories15M in planes2g32, one step by the slopes of 28,672 tokens: from a KL of .669 on what is held out 415 leads to .668
  * (116 moves), 138 to .601 (16,006), 41 to 7.9 (541,149). */
@@ -39,6 +42,7 @@ struct tuning {
     float *log, *best; /* [n] */
     double *grad;      /* [n] */
     struct buf moves;  /* struct tune_move, those that stay made */
+    float bold;        /* what RATE is multiplied by */
     int best_step;
     double before, least, after; /* KL on the held-out sequences, nats a token */
     struct progress bar;
@@ -143,7 +147,7 @@ static int learn(struct tuning *t, struct adam *a, int step, struct err *e)
     TRY(read_batch(t, step, t->n_batch, e));
     for (int i = 0; i < t->n; i++)
         t->grad[i] /= (double)t->n_batch * len;
-    adam_step(a, t->grad, rate_of(step, (int)t->q->config->tune), t->log);
+    adam_step(a, t->grad, t->bold * rate_of(step, (int)t->q->config->tune), t->log);
     tune_set(t->tune, t->log);
     return 0;
 }
@@ -165,6 +169,29 @@ static uint64_t tokens_of(const struct tuning *t)
     return (uint64_t)sequences * (uint64_t)t->q->text.len;
 }
 
+/* From the best factors so far on, half as far. The slopes' means stay: most of them were taken there. */
+static void go_back(struct tuning *t)
+{
+    memcpy(t->log, t->best, (size_t)t->n * sizeof *t->log);
+    tune_set(t->tune, t->log);
+    t->bold /= 2;
+}
+
+/* Scales are stored rounded: where that takes more than the steps gained, all stays as it was. Codes, which move next, have f16
+ * scales, where it takes next to nothing. */
+static int settle(struct tuning *t, struct err *e)
+{
+    tune_set(t->tune, t->best);
+    tune_settle(t->tune);
+    TRY(look(t, t->best_step, &t->after, e));
+    if (t->best_step == 0 || t->after < t->before || t->q->config->tune_codes > 0)
+        return 0;
+    memset(t->best, 0, (size_t)t->n * sizeof *t->best);
+    t->best_step = 0;
+    t->after = t->before;
+    return 0;
+}
+
 static int take_steps(struct tuning *t, struct adam *a, struct err *e)
 {
     int steps = (int)t->q->config->tune;
@@ -173,6 +200,7 @@ static int take_steps(struct tuning *t, struct adam *a, struct err *e)
     if (!isfinite(t->before))
         return err_set(e, ERR_INVALID, "the pressed model's outputs are no numbers");
     t->least = t->before;
+    t->bold = t->before < (double)FULL ? sqrtf((float)t->before / FULL) : 1;
     for (int step = 1, in_vain = 0; step <= steps && in_vain < PATIENCE; step++) {
         double kl;
         TRY(learn(t, a, step - 1, e));
@@ -180,15 +208,15 @@ static int take_steps(struct tuning *t, struct adam *a, struct err *e)
             continue;
         TRY(look(t, step, &kl, e));
         in_vain = kl < t->least ? 0 : in_vain + 1;
-        if (in_vain > 0)
+        if (in_vain > 0) {
+            go_back(t);
             continue;
+        }
         t->least = kl;
         t->best_step = step;
         memcpy(t->best, t->log, (size_t)t->n * sizeof *t->best);
     }
-    tune_set(t->tune, t->best);
-    tune_settle(t->tune);
-    return look(t, t->best_step, &t->after, e);
+    return settle(t, e);
 }
 
 /* ---- codes ------------------------------------------------------------------------------------------------------- */
@@ -343,10 +371,13 @@ static const char *found_mark(const struct quantize *q)
 static int read_found(const struct quantize *q, const struct model *student, struct buf *b,
                       struct err *e)
 {
+    char path[FOLDER_PATH];
     char mark[HF_MARK];
     const char *noted = found_mark(q);
     json_int_t moves = json_integer_value(json_object_get(quantize_state_tuned(q), "moves"));
-    TRY(folder_read(b, hf_write_folder(q->out), QUANTIZE_TUNED, e));
+    buf_init(b, SIZE_MAX); /* 20 bytes a move: large models have hundreds of megabytes */
+    TRY(folder_path(path, hf_write_folder(q->out), QUANTIZE_TUNED, e));
+    TRY(buf_read_file(b, path, e));
     hash_of(mark, b->data, b->len);
     if (b->len == (size_t)tune_count_all(student) * sizeof(float) +
                       (size_t)moves * sizeof(struct tune_move) &&
