@@ -41,9 +41,11 @@ struct engine {
     pthread_t thread;
     struct seq **running; /* [max_seqs] oldest first */
     int n_running;
-    struct seq **held; /* [max_seqs + 1] preempted, and the first of the queue; oldest first */
+    /* preempted, and the first of the queue; oldest first. n_running + n_held is at most max_seqs + 1: all that runs can be
+     * preempted. */
+    struct seq **held; /* [max_seqs + 1] */
     int n_held;
-    bool blocked; /* held[0] found no pages, and none were given back since */
+    bool blocked; /* the next of them found no pages, and none were given back since */
     uint64_t seen_cancels;
     uint64_t last_serial;
     /* the plan and the batch, reused by every step */

@@ -180,23 +180,38 @@ static int preempt(struct engine *en, struct err *e)
     return 0;
 }
 
-/* Makes sure that something waits in held[0], from the queue if need be. */
-static bool next_held(struct engine *en)
+/* Moves the oldest job of the queue behind what is held, if it comes to a sequence, as long as all that runs could be preempted
+ * and held beside it. False: there is no job, or no room. */
+static bool hold_next(struct engine *en)
 {
-    while (en->n_held == 0) {
-        struct job *j = queue_take(en, false);
-        struct seq *s;
-        struct err why;
-        if (j == NULL)
-            return false;
-        if (seq_open(&s, j, en->model, en->pool, &en->config, &why) < 0) {
-            finish_job(en, j, FINISH_ERROR, &why);
-            continue;
-        }
-        s->serial = ++en->last_serial;
-        insert(en->held, &en->n_held, s);
+    struct seq *s;
+    struct err why;
+    struct job *j =
+        en->n_running + en->n_held <= en->config.max_seqs ? queue_take(en, false) : NULL;
+    if (j == NULL)
+        return false;
+    if (seq_open(&s, j, en->model, en->pool, &en->config, &why) < 0) {
+        finish_job(en, j, FINISH_ERROR, &why);
+        return true;
     }
+    s->serial = ++en->last_serial;
+    insert(en->held, &en->n_held, s);
     return true;
+}
+
+/* Where in `held` the oldest is that need not wait for the stream of a prompt that goes layer by layer; -1: nowhere. It is
+ * taken from the queue if need be. */
+static int next_held(struct engine *en)
+{
+    bool busy = layers_busy(en);
+    for (int i = 0; i < en->n_held || hold_next(en);) {
+        if (i == en->n_held) /* that job came to nothing */
+            continue;
+        if (!busy || !kv_seq_by_layer(&en->held[i]->kv))
+            return i;
+        i++;
+    }
+    return -1;
 }
 
 /* Starts from what the prefix index knows of it. Rows whose logits are wanted have to be computed, what was swapped has not. */
@@ -287,8 +302,6 @@ static bool prompt_comes(const struct engine *en, const struct seq *s)
 static int take_pages(struct engine *en, struct seq *s, struct err *e)
 {
     bool swapped = s->kv.swap != NULL;
-    if (kv_seq_by_layer(&s->kv) && layers_busy(en))
-        return err_set(e, ERR_LIMIT, "another prompt goes layer by layer");
     if (looks_up(s))
         kv_prefix_match(&s->kv, en->pool, s->token, s->n_tokens, 0);
     bool fits = fits_pool(en, s);
@@ -307,12 +320,13 @@ static int take_pages(struct engine *en, struct seq *s, struct err *e)
     return no_pages(en, ERR_LIMIT, s->n_tokens, e);
 }
 
-/* Starts waiting sequences, oldest first, until one does not fit or waits for its prompt. One that does not fit when nothing
- * runs never will. */
+/* Starts waiting sequences, oldest first, until one does not fit or waits for its prompt; who waits for the stream holds up
+ * nobody. One that does not fit when nothing runs never will. */
 static int admit(struct engine *en, struct err *e)
 {
-    while (!en->blocked && en->n_running < en->config.max_seqs && next_held(en)) {
-        struct seq *s = en->held[0];
+    int i;
+    while (!en->blocked && en->n_running < en->config.max_seqs && (i = next_held(en)) >= 0) {
+        struct seq *s = en->held[i];
         if (prompt_comes(en, s))
             return 0;
         int rc = take_pages(en, s, e);
@@ -328,7 +342,7 @@ static int admit(struct engine *en, struct err *e)
             continue;
         }
         en->n_held--;
-        memmove(&en->held[0], &en->held[1], (size_t)en->n_held * sizeof(struct seq *));
+        memmove(&en->held[i], &en->held[i + 1], (size_t)(en->n_held - i) * sizeof(struct seq *));
         insert(en->running, &en->n_running, s);
         started(en, s);
     }

@@ -330,6 +330,8 @@ static void test_company(void **state)
     c.ctx = 1200;
     c.max_batch = 200;
     crowd(&c, alone, &preemptions);
+    c.max_seqs = 3; /* as many may wait for the stream as would fill what holds the preempted */
+    crowd(&c, alone, &preemptions);
     assert_true(preemptions > 0);
 }
 
@@ -375,6 +377,79 @@ static void test_fair(void **state)
     assert_true(n_beside >= 1100 / 32 && n_beside < 2 * 1100 / 32);
     check_clean(watched);
     engine_close(watched);
+}
+
+enum { MOST_SEEN = 16 };
+static struct {
+    const struct job *job;
+    enum event_kind kind;
+} seen[MOST_SEEN]; /* prompts that were through, jobs that ended; in order */
+static int n_seen;
+static sem_t all_there;
+
+static void see(struct job *j, const struct job_event *ev)
+{
+    if (ev->kind != JOB_TOKEN && n_seen < MOST_SEEN) {
+        seen[n_seen].job = j;
+        seen[n_seen++].kind = ev->kind;
+    }
+    on_event(j, ev);
+}
+
+static int when(const struct run *r, enum event_kind kind)
+{
+    for (int i = 0; i < n_seen; i++)
+        if (seen[i].job == &r->job && seen[i].kind == kind)
+            return i;
+    fail_msg("not seen");
+    return -1;
+}
+
+/* The engine's thread waits at the first token until all jobs are in the queue. */
+static void wait_for_all(struct job *j, const struct job_event *ev)
+{
+    const struct run *r = j->user;
+    while (ev->kind == JOB_TOKEN && r->n_tokens == 0 && sem_wait(&all_there) < 0)
+        ;
+    on_event(j, ev);
+}
+
+/* While a prompt goes layer by layer, others of its kind wait, in their order, and the one behind them does not. */
+static void test_waiting_for_stream(void **state)
+{
+    (void)state;
+    static struct run beside, r[4];
+    struct engine_config c = plain;
+    c.layer_major = 400;
+    c.max_seqs = 4;
+    struct engine *en = open_engine(&c);
+    n_seen = 0;
+    sem_init(&all_there, 0, 0);
+    make_run(&beside, 0, 20, 600);
+    beside.job.on_event = wait_for_all;
+    submit(en, &beside);
+    for (int i = 0; i < 4; i++) {
+        if (i < 3)
+            make_long(&r[i], i, 1000, 3);
+        else
+            make_run(&r[i], i, 1, 5);
+        r[i].job.on_event = see;
+        submit(en, &r[i]);
+    }
+    sem_post(&all_there);
+    for (int i = 0; i < 4; i++) {
+        wait_done(&r[i]);
+        assert_int_equal(r[i].finish, FINISH_LENGTH);
+    }
+    engine_cancel(en, &beside.job);
+    wait_done(&beside);
+    assert_true(when(&r[3], JOB_DONE) < when(&r[0], JOB_PROMPT));
+    assert_true(when(&r[0], JOB_PROMPT) < when(&r[1], JOB_PROMPT));
+    assert_true(when(&r[1], JOB_PROMPT) < when(&r[2], JOB_PROMPT));
+    assert_int_equal(atomic_load(&engine_stats(en)->layer_major), 3);
+    check_clean(en);
+    sem_destroy(&all_there);
+    engine_close(en);
 }
 
 /* ---- ends ------------------------------------------------------------------------------------------------------ */
@@ -499,7 +574,7 @@ int main(void)
         cmocka_unit_test(test_stream),     cmocka_unit_test(test_prefix),
         cmocka_unit_test(test_company),    cmocka_unit_test(test_fair),
         cmocka_unit_test(test_cancel),     cmocka_unit_test(test_cancel_any),
-        cmocka_unit_test(test_no_memory),
+        cmocka_unit_test(test_no_memory),  cmocka_unit_test(test_waiting_for_stream),
     };
     return cmocka_run_group_tests(tests, open_toy, close_toy);
 }
