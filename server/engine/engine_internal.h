@@ -45,7 +45,9 @@ struct engine {
      * preempted. */
     struct seq **held; /* [max_seqs + 1] */
     int n_held;
-    bool blocked; /* the next of them found no pages, and none were given back since */
+    /* The next of them found no pages; none were given back since, and no prompt that it may share has become whole in the
+     * prefix index. */
+    bool blocked;
     uint64_t seen_cancels;
     uint64_t last_serial;
     /* the plan and the batch, reused by every step */

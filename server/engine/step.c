@@ -442,6 +442,16 @@ static void count_token(struct engine *en, const struct seq *s, uint64_t before,
         histogram_observe(&t->inter_token, seconds(before, now));
 }
 
+/* Who waits for pages may share the prompt's, or have those of which the index had a copy. Not before all are there: one that
+ * begins like it would find less of it, and compute the rest again, after it. */
+static void publish(struct engine *en, struct seq *s)
+{
+    int was = s->kv.n_hashed, full = s->job->n_prompt / KV_PAGE * KV_PAGE;
+    kv_prefix_publish(&s->kv, en->pool, s->token, 0);
+    if (was < full && s->kv.n_hashed >= full)
+        en->blocked = false;
+}
+
 /* Pages that are full go to the index before anything is pressed; prompts that are through are told so. */
 static int take_prompts(struct engine *en, const struct batch *b, struct err *e)
 {
@@ -450,7 +460,7 @@ static int take_prompts(struct engine *en, const struct batch *b, struct err *e)
         if (en->rows[i] == 0)
             continue;
         if (s->shares)
-            kv_prefix_publish(&s->kv, en->pool, s->token, 0);
+            publish(en, s);
         if (seq_scores(s) && s->n_scored == 0)
             seq_score(s, NULL);
     }

@@ -43,6 +43,8 @@ void on_event(struct job *j, const struct job_event *ev)
         if (ev->has_logprob)
             r->score[r->n_scored++] = *ev->result;
     } else if (ev->kind == JOB_TOKEN) {
+        while (r->gate != NULL && r->n_tokens == 0 && sem_wait(r->gate) < 0)
+            ;
         assert_int_equal(ev->id, ev->result->id);
         r->result[r->n_tokens++] = *ev->result;
         mem_stats(&m);

@@ -32,6 +32,7 @@ struct run {
     uint64_t calls_early, calls_late; /* allocations ever made, at two tokens of the answer */
     struct engine *cancel_in;         /* cancel itself at this many tokens */
     int cancel_at;
+    sem_t *gate; /* the engine waits for it at the first token: until all jobs are in the queue */
     sem_t done;
 };
 

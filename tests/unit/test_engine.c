@@ -402,6 +402,51 @@ static void test_numbers(void **state)
     engine_close(en);
 }
 
+static struct run sharer;
+static bool sharer_lives;
+
+/* On the engine's thread, as the other job's events are. */
+static void look_at_sharer(struct job *j, const struct job_event *ev)
+{
+    if (ev->kind == JOB_PROMPT)
+        sharer_lives = sharer.n_done == 0;
+    on_event(j, ev);
+}
+
+/* Of 64 pages a prompt takes 35; one that begins with the same 34 does not fit beside it, until those are in the index. */
+static void test_shares_when_published(void **state)
+{
+    (void)state;
+    enum { SAME = 34 * KV_PAGE, LONG = SAME + 12 };
+    static struct run beside, r;
+    struct engine_config c = plain;
+    sem_t all_there;
+    c.prefix_cache = true;
+    c.max_batch = 64;
+    struct engine *en = open_engine(&c);
+    sem_init(&all_there, 0, 0);
+    make_run(&beside, 0, 20, 600);
+    beside.gate = &all_there;
+    make_run(&sharer, 1, LONG, 40);
+    make_run(&r, 2, LONG, 5);
+    memcpy(r.prompt, sharer.prompt, SAME * sizeof *r.prompt);
+    r.job.on_event = look_at_sharer;
+    submit(en, &beside);
+    submit(en, &sharer);
+    submit(en, &r);
+    sem_post(&all_there);
+    wait_done(&r);
+    wait_done(&sharer);
+    engine_cancel(en, &beside.job);
+    wait_done(&beside);
+    assert_true(sharer_lives);
+    assert_int_equal(r.usage.cached_tokens, SAME);
+    assert_int_equal(atomic_load(&engine_stats(en)->preemptions), 0);
+    check_clean(en);
+    sem_destroy(&all_there);
+    engine_close(en);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -416,6 +461,7 @@ int main(void)
         cmocka_unit_test(test_numbers),
         cmocka_unit_test(test_choices),
         cmocka_unit_test(test_choices_preempted),
+        cmocka_unit_test(test_shares_when_published),
     };
     return cmocka_run_group_tests(tests, open_toy, close_toy);
 }

@@ -385,7 +385,6 @@ static struct {
     enum event_kind kind;
 } seen[MOST_SEEN]; /* prompts that were through, jobs that ended; in order */
 static int n_seen;
-static sem_t all_there;
 
 static void see(struct job *j, const struct job_event *ev)
 {
@@ -405,15 +404,6 @@ static int when(const struct run *r, enum event_kind kind)
     return -1;
 }
 
-/* The engine's thread waits at the first token until all jobs are in the queue. */
-static void wait_for_all(struct job *j, const struct job_event *ev)
-{
-    const struct run *r = j->user;
-    while (ev->kind == JOB_TOKEN && r->n_tokens == 0 && sem_wait(&all_there) < 0)
-        ;
-    on_event(j, ev);
-}
-
 /* While a prompt goes layer by layer, others of its kind wait, in their order, and the one behind them does not. */
 static void test_waiting_for_stream(void **state)
 {
@@ -423,10 +413,11 @@ static void test_waiting_for_stream(void **state)
     c.layer_major = 400;
     c.max_seqs = 4;
     struct engine *en = open_engine(&c);
+    sem_t all_there;
     n_seen = 0;
     sem_init(&all_there, 0, 0);
     make_run(&beside, 0, 20, 600);
-    beside.job.on_event = wait_for_all;
+    beside.gate = &all_there;
     submit(en, &beside);
     for (int i = 0; i < 4; i++) {
         if (i < 3)
