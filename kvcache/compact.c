@@ -351,21 +351,35 @@ static void report(const struct press *w, struct kv_report *r)
     r->n_compactions++;
 }
 
+static int press(struct press *w, struct kv_report *r, struct err *e)
+{
+    TRY(plan(w, e));
+    if (device_can(w))
+        TRY(device_probe(w, e));
+    TRY(press_run(w, press_probe, true, e));
+    TRY(choose(w, e));
+    TRY(write_out(w, e));
+    TRY(press_commit(w, e));
+    report(w, r);
+    return 0;
+}
+
+static void keep_small(struct room *r)
+{
+    if (r->bytes > KV_SCRATCH_KEPT)
+        room_close(r);
+}
+
 int kv_compact(struct kv_compactor *c, struct kv_seq *s, struct kv_report *r, struct err *e)
 {
     ASSERT(kv_compact_due(s));
     uint64_t start = clock_ns();
     struct press w = { .c = c, .pool = c->pool, .s = s };
-    TRY(plan(&w, e));
-    if (device_can(&w))
-        TRY(device_probe(&w, e));
-    TRY(press_run(&w, press_probe, true, e));
-    TRY(choose(&w, e));
-    TRY(write_out(&w, e));
-    TRY(press_commit(&w, e));
-    report(&w, r);
-    if (c->heads.bytes > KV_SCRATCH_KEPT)
-        room_close(&c->heads);
-    r->ns += clock_ns() - start;
-    return 0;
+    int rc = press(&w, r, e);
+    keep_small(&c->heads);
+    keep_small(&c->stage);
+    keep_small(&c->out);
+    if (rc == 0)
+        r->ns += clock_ns() - start;
+    return rc;
 }

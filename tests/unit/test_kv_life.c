@@ -7,6 +7,7 @@
 
 #include <cmocka.h>
 
+#include "kvcache/compact_internal.h"
 #include "server/base/mem.h"
 #include "tests/tools/kv_world.h"
 
@@ -179,6 +180,47 @@ static void test_no_memory(void **state)
     }
 }
 
+/* What a long prompt took, as if one had been pressed before. */
+static void grow_scratch(struct kv_compactor *c)
+{
+    struct room *room[] = { &c->heads, &c->stage, &c->out };
+    struct err e;
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(room_reserve(room[i], KV_SCRATCH_KEPT + 1, &e), 0);
+}
+
+/* It goes back whatever becomes of the pressing. */
+static void test_scratch(void **state)
+{
+    (void)state;
+    for (int device = 0; device < 2; device++) {
+        struct kv_world w;
+        struct kv_seq s;
+        struct kv_report r = { 0 };
+        struct kv_options o = evict_to(64);
+        struct err e;
+        int rc = -1, failed = 0;
+        kv_world_open(&w, KV_BF16, 2, device);
+        kv_world_start(&w, &s, &o, N, 2 * N);
+        for (uint64_t n = 1; rc < 0; n++) {
+            grow_scratch(w.c);
+            mem_fail_at(n);
+            rc = kv_compact(w.c, &s, &r, &e);
+            mem_fail_at(0);
+            failed += rc < 0;
+            assert_int_equal(w.c->heads.bytes + w.c->stage.bytes + w.c->out.bytes, 0);
+        }
+        assert_true(failed > 2);
+        kv_seq_close(&s, w.p);
+        kv_world_start(&w, &s, &o, N, 2 * N);
+        kv_world_press(&w, &s); /* what is small is kept */
+        assert_in_range(w.c->heads.bytes, 1, KV_SCRATCH_KEPT);
+        assert_in_range(w.c->out.bytes, 1, KV_SCRATCH_KEPT);
+        kv_seq_close(&s, w.p);
+        kv_world_close(&w);
+    }
+}
+
 /* A device lost at any wait: the sequence is as it was. */
 static void test_lost(void **state)
 {
@@ -309,9 +351,10 @@ static void test_anything(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_fork), cmocka_unit_test(test_swap),
-        cmocka_unit_test(test_same), cmocka_unit_test(test_no_memory),
-        cmocka_unit_test(test_lost), cmocka_unit_test(test_anything),
+        cmocka_unit_test(test_fork),    cmocka_unit_test(test_swap),
+        cmocka_unit_test(test_same),    cmocka_unit_test(test_no_memory),
+        cmocka_unit_test(test_lost),    cmocka_unit_test(test_anything),
+        cmocka_unit_test(test_scratch),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
