@@ -41,14 +41,20 @@ static bool ever_pressed(const struct kv_seq *s, int max_tokens)
            (!s->opt.policy->keeps_all && max_tokens > (int64_t)s->opt.budget + s->opt.tail);
 }
 
+/* Tokens there are when a sequence that is ever pressed is so for the first time: its prompt, or, of a full page at least, what
+ * first outgrows its budget. No head can hold more then. */
+static int first_at(const struct kv_seq *s)
+{
+    return max_int(prompt_pressed(s) ? s->n_prompt : s->opt.budget + s->opt.tail + 1, KV_PAGE);
+}
+
 /* Narrow pages that the first compaction may fill. A head has at most `slots` on average: the budget, to which the guard may
  * raise it, or, where that is small, what is protected and the tokens of the tail page. Each head rounds up to whole pages;
  * by at most a page's slots less one. */
-static int spares_most(const struct kv_seq *s, const struct kv_pool *p, int max_tokens)
+static int spares_most(const struct kv_seq *s, const struct kv_pool *p)
 {
     const struct kv_options *o = &s->opt;
-    int budget =
-        min_int(o->mass_floor > 0 ? o->budget_max : o->budget, max_int(max_tokens, KV_PAGE));
+    int budget = o->mass_floor > 0 ? o->budget_max : o->budget;
     int slots = max_int(budget, o->sinks + o->protect + max_int(o->window, KV_PAGE - 1));
     int64_t heads = pool_heads(p), page = pool_narrow_slots(p);
     int64_t n = o->split == KV_SPLIT_UNIFORM ? heads * pool_narrow_pages(p, slots)
@@ -75,8 +81,7 @@ static int query_for(const struct kv_seq *s)
 static int64_t first_peak(const struct kv_seq *s, const struct kv_pool *p)
 {
     int64_t heads = p->shape.n_kv_heads;
-    int n = prompt_pressed(s) ? s->n_prompt : s->opt.budget + s->opt.tail + 1;
-    return wide_pages(s, p, 0, pages_of_slots(n)) + query_pages(s, p, s->want_query) +
+    return wide_pages(s, p, 0, pages_of_slots(first_at(s))) + query_pages(s, p, s->want_query) +
            (s->max_spare + heads - 1) / heads;
 }
 
@@ -117,7 +122,9 @@ static int plan_compaction(struct kv_seq *s, const struct kv_pool *p, int max_to
                        pool_stride(p));
     if (!ever_pressed(s, max_tokens))
         return 0;
-    s->max_spare = spares_most(s, p, max_tokens);
+    /* so that the guard goes no further than the pages that are held for it, whenever it is asked */
+    s->opt.budget_max = min_int(s->opt.budget_max, first_at(s));
+    s->max_spare = spares_most(s, p);
     if (!prompt_pressed(s) && first_peak(s, p) > p->n_pages) {
         s->max_spare = 0; /* whole it fits the pool, so it stays whole */
         return 0;

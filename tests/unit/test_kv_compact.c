@@ -479,6 +479,67 @@ static void test_guard(void **state)
     kv_world_close(&w);
 }
 
+/* A guard that nothing satisfies: all is kept, in the pages that were held for it, and fewer later. */
+static void keep_all(const struct kv_world *w, enum kv_split split, int n)
+{
+    struct kv_seq s;
+    struct kv_options o = evict_to(KV_BUDGET_MIN);
+    o.split = split;
+    o.tail = 20;
+    o.mass_floor = 1;
+    o.budget_max = 1 << 30;
+    kv_world_start(w, &s, &o, n, 2 * N);
+    while (!kv_compact_due(&s))
+        kv_world_grow(w, &s, s.n_tokens + 1);
+    int then = s.n_tokens;
+    struct kv_report r = kv_world_press(w, &s);
+    assert_true(r.raised);
+    assert_int_equal(r.budget, then);
+    for (int again = 0; again < 3; again++) {
+        while (!kv_compact_due(&s))
+            kv_world_grow(w, &s, s.n_tokens + 1);
+        assert_int_equal(kv_world_press(w, &s).budget, then);
+    }
+    kv_seq_close(&s, w->p);
+}
+
+static void test_guard_keeps_all(void **state)
+{
+    (void)state;
+    static const int length[] = { 5, 31, 32, 33, 64, 95, 130, N };
+    for (int q8 = 0; q8 < 2; q8++) {
+        struct kv_world w;
+        if (q8)
+            kv_world_open_q8(&w, 2, false);
+        else
+            kv_world_open(&w, KV_BF16, 2, false);
+        for (int split = KV_SPLIT_UNIFORM; split <= KV_SPLIT_MASS; split++)
+            for (size_t i = 0; i < sizeof length / sizeof *length; i++)
+                keep_all(&w, (enum kv_split)split, length[i]);
+        kv_world_close(&w);
+    }
+}
+
+/* A fork that is pressed with more than the prompt in it: the guard goes as far as for the prompt. */
+static void test_guard_late(void **state)
+{
+    (void)state;
+    struct kv_world w;
+    struct kv_seq src, s;
+    struct kv_options all = evict_to(N - 1), o = evict_to(32);
+    struct err e;
+    o.mass_floor = 1;
+    o.budget_max = 1 << 30;
+    kv_world_open(&w, KV_BF16, 2, false);
+    kv_world_start(&w, &src, &all, N, 2 * N);
+    kv_world_grow(&w, &src, N + 150);
+    assert_int_equal(kv_seq_fork(&s, &src, w.p, &o, 2 * N, &e), 0);
+    assert_int_equal(kv_world_press(&w, &s).budget, N);
+    kv_seq_close(&s, w.p);
+    kv_seq_close(&src, w.p);
+    kv_world_close(&w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -487,7 +548,8 @@ int main(void)
         cmocka_unit_test(test_bad_stride), cmocka_unit_test(test_prefix),
         cmocka_unit_test(test_again),      cmocka_unit_test(test_small),
         cmocka_unit_test(test_late),       cmocka_unit_test(test_guard),
-        cmocka_unit_test(test_remembered),
+        cmocka_unit_test(test_remembered), cmocka_unit_test(test_guard_keeps_all),
+        cmocka_unit_test(test_guard_late),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

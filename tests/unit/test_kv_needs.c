@@ -136,6 +136,40 @@ static void test_reserve_late(void **state)
     be_close(be);
 }
 
+/* The guard may keep all there is when it is asked, which does not depend on how long the answer may become. */
+static void test_reserve_guard(void **state)
+{
+    (void)state;
+    struct kv_world w;
+    kv_world_open(&w, KV_BF16, 1, false);
+    struct kv_options o = { .policy = &kv_world_evict, .budget = 600, .split = KV_SPLIT_UNIFORM };
+    struct kv_seq s;
+    struct err e;
+    o.mass_floor = 0.9f;
+    o.budget_max = 1 << 30;
+    for (int most = 900; most <= 1900; most += 100) {
+        assert_int_equal(kv_seq_open(&s, w.p, &o, 900, most, &e), 0);
+        assert_int_equal(s.max_spare, 29 * KV_ALL);
+        kv_seq_close(&s, w.p);
+    }
+    o.budget = 64;
+    o.tail = 40;
+    for (int most = 105; most <= 1905; most += 300) {
+        assert_int_equal(kv_seq_open(&s, w.p, &o, 64, most, &e), 0);
+        assert_int_equal(s.max_spare, 4 * KV_ALL);
+        kv_seq_close(&s, w.p);
+    }
+    o.budget = KV_BUDGET_MIN;
+    o.sinks = -1;
+    for (int i = 0; i < 2; i++) { /* a page before anything is pressed */
+        o.tail = i == 0 ? 1 : 1 << 30;
+        assert_int_equal(kv_seq_open(&s, w.p, &o, KV_PAGE - 1 + i, 1900, &e), 0);
+        assert_int_equal(s.max_spare, KV_ALL);
+        kv_seq_close(&s, w.p);
+    }
+    kv_world_close(&w);
+}
+
 static void test_keep(void **state)
 {
     (void)state;
@@ -274,6 +308,7 @@ int main(void)
         cmocka_unit_test(test_reserve_spares),   cmocka_unit_test(test_reserve_late),
         cmocka_unit_test(test_no_room_for_both), cmocka_unit_test(test_keep),
         cmocka_unit_test(test_prefix_window),    cmocka_unit_test(test_options),
+        cmocka_unit_test(test_reserve_guard),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
