@@ -183,7 +183,44 @@ static bool is_null(const yaml_node_t *v)
             has_word("null Null NULL ~", (const char *)v->data.scalar.value));
 }
 
-static int set_pair(struct config *c, const yaml_node_t *k, const yaml_node_t *v, struct err *e)
+static void command_names(unsigned commands, struct buf *out)
+{
+    static const struct {
+        unsigned bit;
+        const char *name;
+    } cmd[] = { { S, "serve" }, { C, "chat" }, { B, "bench" }, { V, "eval" }, { Q, "quantize" } };
+    const char *sep = "";
+    for (size_t i = 0; i < sizeof cmd / sizeof cmd[0]; i++) {
+        if ((commands & cmd[i].bit) == 0)
+            continue;
+        buf_addf(out, "%s%s", sep, cmd[i].name);
+        sep = " ";
+    }
+}
+
+/* As on the command line: an option that nothing would read is a mistake, and not kept quiet about. */
+static int foreign(const struct option *o, enum config_command command, unsigned long line,
+                   struct err *e)
+{
+    struct buf here;
+    struct buf there;
+    buf_init(&here, 64);
+    buf_init(&there, 64);
+    command_names(command, &here);
+    command_names(o->commands, &there);
+    err_set(e, ERR_INVALID, "line %lu: %s has no option \"%s\"; these have: %s", line,
+            buf_str(&here), o->name, buf_str(&there));
+    buf_free(&here);
+    buf_free(&there);
+    return ERR_INVALID;
+}
+
+struct file {
+    struct config *c;
+    enum config_command command;
+};
+
+static int set_pair(const struct file *f, const yaml_node_t *k, const yaml_node_t *v, struct err *e)
 {
     unsigned long line = k->start_mark.line + 1;
     if (k->type != YAML_SCALAR_NODE || v->type != YAML_SCALAR_NODE)
@@ -191,17 +228,18 @@ static int set_pair(struct config *c, const yaml_node_t *k, const yaml_node_t *v
     const char *name = (const char *)k->data.scalar.value;
     const struct option *o = find(name, k->data.scalar.length);
     if (o == NULL)
-        return err_set(e, ERR_INVALID,
-                       "line %lu: there is no option \"%s\"; `wring serve --help` lists them", line,
-                       name);
+        return err_set(e, ERR_INVALID, "line %lu: there is no option \"%s\"; --help lists them",
+                       line, name);
+    if ((o->commands & f->command) == 0)
+        return foreign(o, f->command, line, e);
     if (is_null(v))
         return 0;
-    if (set(c, o, (const char *)v->data.scalar.value, e) < 0)
+    if (set(f->c, o, (const char *)v->data.scalar.value, e) < 0)
         return err_prefix(e, "line %lu", line);
     return 0;
 }
 
-static int read_document(struct config *c, yaml_document_t *doc, struct err *e)
+static int read_document(const struct file *f, yaml_document_t *doc, struct err *e)
 {
     const yaml_node_t *root = yaml_document_get_root_node(doc);
     if (root == NULL)
@@ -210,12 +248,13 @@ static int read_document(struct config *c, yaml_document_t *doc, struct err *e)
         return err_set(e, ERR_FORMAT, "a mapping of options to values is expected");
     for (yaml_node_pair_t *p = root->data.mapping.pairs.start; p < root->data.mapping.pairs.top;
          p++)
-        TRY(set_pair(c, yaml_document_get_node(doc, p->key), yaml_document_get_node(doc, p->value),
+        TRY(set_pair(f, yaml_document_get_node(doc, p->key), yaml_document_get_node(doc, p->value),
                      e));
     return 0;
 }
 
-int config_read(struct config *c, const char *text, size_t n, struct err *e)
+int config_read(struct config *c, enum config_command command, const char *text, size_t n,
+                struct err *e)
 {
     yaml_parser_t parser;
     yaml_document_t doc;
@@ -228,19 +267,19 @@ int config_read(struct config *c, const char *text, size_t n, struct err *e)
                      (unsigned long)parser.problem_mark.line + 1,
                      parser.problem != NULL ? parser.problem : "unreadable");
     } else {
-        rc = read_document(c, &doc, e);
+        rc = read_document(&(struct file){ c, command }, &doc, e);
         yaml_document_delete(&doc);
     }
     yaml_parser_delete(&parser);
     return rc;
 }
 
-static int read_file(struct config *c, const char *path, struct err *e)
+static int read_file(struct config *c, enum config_command command, const char *path, struct err *e)
 {
     struct buf b;
     buf_init(&b, 1 << 20);
     int rc = buf_read_file(&b, path, e);
-    if (rc == 0 && (rc = config_read(c, buf_str(&b), b.len, e)) < 0)
+    if (rc == 0 && (rc = config_read(c, command, buf_str(&b), b.len, e)) < 0)
         err_prefix(e, "%s", path);
     buf_free(&b);
     return rc;
@@ -339,7 +378,7 @@ int config_parse(struct config *c, enum config_command command, int argc, char *
     const char *path = NULL;
     TRY(config_path(&a, &path, e));
     if (path != NULL)
-        TRY(read_file(c, path, e));
+        TRY(read_file(c, command, path, e));
     /* After the file, where the sample has an empty key; and one left empty by a script takes no key away. */
     const char *key = getenv("WRING_API_KEY");
     if (key != NULL && key[0] != 0)
@@ -390,9 +429,7 @@ int config_help(enum config_command command, struct buf *out)
             buf_addf(out, " [%s]", o->def);
         buf_addc(out, '\n');
     }
-    if (command == CONFIG_SERVE)
-        buf_adds(out,
-                 "\n  --config FILE                        read options from a YAML file first\n");
+    buf_adds(out, "\n  --config FILE                        read options from a YAML file first\n");
     return out->bad;
 }
 
@@ -416,21 +453,6 @@ int config_sample(struct buf *out)
     return out->bad;
 }
 
-static void command_names(const struct option *o, struct buf *out)
-{
-    static const struct {
-        unsigned bit;
-        const char *name;
-    } cmd[] = { { S, "serve" }, { C, "chat" }, { B, "bench" }, { V, "eval" }, { Q, "quantize" } };
-    const char *sep = "";
-    for (size_t i = 0; i < sizeof cmd / sizeof cmd[0]; i++) {
-        if ((o->commands & cmd[i].bit) == 0)
-            continue;
-        buf_addf(out, "%s%s", sep, cmd[i].name);
-        sep = " ";
-    }
-}
-
 int config_markdown(struct buf *out)
 {
     buf_adds(out, "| option | default | commands | what it does |\n|---|---|---|---|\n");
@@ -438,7 +460,7 @@ int config_markdown(struct buf *out)
         const struct option *o = &table[i];
         const char *tick = o->def[0] != 0 ? "`" : "";
         buf_addf(out, "| `--%s` | %s%s%s | ", o->name, tick, o->def, tick);
-        command_names(o, out);
+        command_names(o->commands, out);
         buf_addf(out, " | %s", o->help);
         if (o->words != NULL)
             buf_addf(out, " (%s)", o->words);

@@ -2,8 +2,9 @@
  *
  * Precedence: defaults, then the file of --config, then the environment (WRING_API_KEY only, unless it is empty), then
  * the command line.
- * A config file is YAML: one flat mapping of option names to values; a null leaves the option as it is. Thread: filled by
- * main before any other thread starts, read-only afterwards. The only file that reads the environment.
+ * A config file is YAML: one flat mapping of option names to values; a null leaves the option as it is. It belongs to one
+ * command: an option that this one does not take is refused, as on the command line.
+ * Thread: filled by main before any other thread starts, read-only afterwards. The only file that reads the environment.
  */
 #ifndef WRING_SERVER_CONFIG_H
 #define WRING_SERVER_CONFIG_H
@@ -73,12 +74,13 @@ struct config {
 int config_parse(struct config *c, enum config_command command, int argc, char **argv,
                  struct err *e) WARN_UNUSED;
 void config_free(struct config *c);
-/* The text of a config file on top of what c holds already. */
-int config_read(struct config *c, const char *text, size_t n, struct err *e) WARN_UNUSED;
+/* The text of a config file for one subcommand, on top of what c holds already. */
+int config_read(struct config *c, enum config_command command, const char *text, size_t n,
+                struct err *e) WARN_UNUSED;
 
 /* The table as text. */
 int config_help(enum config_command command, struct buf *out) WARN_UNUSED; /* for --help */
-int config_sample(struct buf *out) WARN_UNUSED;   /* a config file with every default */
+int config_sample(struct buf *out) WARN_UNUSED;   /* a config file with every default of serve */
 int config_markdown(struct buf *out) WARN_UNUSED; /* for the README */
 
 /* $XDG_DATA_HOME, else ~/.local/share; ERR_NOTFOUND when there is no home either. */

@@ -13,7 +13,7 @@ static const struct {
     int (*make)(struct buf *);
     const char *help;
 } texts[] = {
-    { "sample-config", config_sample, "print a config file with every default" },
+    { "sample-config", config_sample, "print a config file with every default of serve" },
     { "options", config_markdown, "print all options as a table in Markdown" },
 };
 enum { N_TEXTS = sizeof texts / sizeof *texts };

@@ -14,7 +14,7 @@
 #include "server/http.h"
 #include "server/model/folder.h"
 
-static const char usage[] = "serve MODEL [--config FILE] [options]";
+static const char usage[] = "serve MODEL [options]";
 
 struct serve {
     const struct config *config;

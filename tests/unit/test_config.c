@@ -95,27 +95,71 @@ static void reads_yaml(void **state)
     (void)state;
     assert_int_equal(parse(&c, &e, 0), 0);
     const char *good = "port: 81\nprefix-cache: no\nkv-size: 2G\nalias: \"my model\"\n";
-    assert_int_equal(config_read(&c, good, strlen(good), &e), 0);
+    assert_int_equal(config_read(&c, CONFIG_SERVE, good, strlen(good), &e), 0);
     assert_int_equal(c.port, 81);
     assert_false(c.prefix_cache);
     assert_string_equal(c.alias, "my model");
     const char *nulls = "port:\nalias: null\nhost: ~\napi-key: Null\nkv-size: NULL\nlog-format: \n";
-    assert_int_equal(config_read(&c, nulls, strlen(nulls), &e), 0);
+    assert_int_equal(config_read(&c, CONFIG_SERVE, nulls, strlen(nulls), &e), 0);
     assert_int_equal(c.port, 81);
     assert_string_equal(c.alias, "my model");
     assert_string_equal(c.host, "127.0.0.1");
     assert_string_equal(c.api_key, "");
     assert_string_equal(c.log_format, "logfmt");
     const char *quoted = "api-key: \"null\"\nalias: ''\n";
-    assert_int_equal(config_read(&c, quoted, strlen(quoted), &e), 0);
+    assert_int_equal(config_read(&c, CONFIG_SERVE, quoted, strlen(quoted), &e), 0);
     assert_string_equal(c.api_key, "null");
     assert_string_equal(c.alias, "");
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
-        assert_true(config_read(&c, bad[i].text, strlen(bad[i].text), &e) < 0);
+        assert_true(config_read(&c, CONFIG_SERVE, bad[i].text, strlen(bad[i].text), &e) < 0);
         if (strstr(e.text, bad[i].says) == NULL)
             fail_msg("\"%s\": \"%s\" does not say \"%s\"", bad[i].text, e.text, bad[i].says);
     }
     config_free(&c);
+}
+
+/* An option that only other commands read is named, with the file, its line, and the commands that have it. */
+static void a_file_belongs_to_a_command(void **state)
+{
+    static const char text[] = "threads: 2\ntemperature: 0\n";
+    char path[512], word[528], says[640];
+    char *argv[] = { word };
+    const char *tmp = getenv("TMPDIR");
+    struct config c;
+    struct err e = { 0 };
+    (void)state;
+    snprintf(path, sizeof path, "%s/wring-config-%d.yaml", tmp != NULL ? tmp : "/tmp", getpid());
+    snprintf(word, sizeof word, "--config=%s", path);
+    snprintf(says, sizeof says, "%s: line 2: serve has no option \"temperature\"; these have: chat",
+             path);
+    assert_int_equal(file_write_atomic(path, text, strlen(text), &e), 0);
+    assert_int_equal(config_parse(&c, CONFIG_SERVE, 1, argv, &e), ERR_INVALID);
+    assert_string_equal(e.text, says);
+    config_free(&c);
+    assert_int_equal(config_parse(&c, CONFIG_CHAT, 1, argv, &e), 0);
+    assert_true(c.temperature == 0);
+    config_free(&c);
+    assert_int_equal(unlink(path), 0);
+    static const char kv[] = "kv-narrow: same\n";
+    assert_int_equal(config_parse(&c, CONFIG_CHAT, 0, NULL, &e), 0);
+    assert_int_equal(config_read(&c, CONFIG_CHAT, kv, strlen(kv), &e), ERR_INVALID);
+    assert_string_equal(e.text, "line 1: chat has no option \"kv-narrow\"; these have: serve bench "
+                                "eval");
+    config_free(&c);
+}
+
+static void help_shows_the_file(void **state)
+{
+    static const enum config_command all[] = { CONFIG_SERVE, CONFIG_CHAT, CONFIG_BENCH, CONFIG_EVAL,
+                                               CONFIG_QUANTIZE };
+    (void)state;
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
+        struct buf b;
+        buf_init(&b, 1 << 20);
+        assert_int_equal(config_help(all[i], &b), 0);
+        assert_non_null(strstr(buf_str(&b), "--config FILE"));
+        buf_free(&b);
+    }
 }
 
 /* The sample has an empty key: it must not open what the environment closes. Nor must an empty variable. */
@@ -176,6 +220,8 @@ int main(void)
         cmocka_unit_test(takes_defaults_and_words),
         cmocka_unit_test(says_what_is_wrong),
         cmocka_unit_test(reads_yaml),
+        cmocka_unit_test(a_file_belongs_to_a_command),
+        cmocka_unit_test(help_shows_the_file),
         cmocka_unit_test(the_environment_goes_over_the_file),
         cmocka_unit_test(is_what_the_documents_show),
     };
