@@ -91,6 +91,14 @@ int press_rules_check(const struct press_rules *r, int64_t slot_bytes, struct er
     return 0;
 }
 
+const char *press_policies(const struct press_rules *r, bool windowed)
+{
+    const char *all = kv_policy_list[0]->name;
+    if (r->samples == 0 || windowed)
+        return all;
+    return is_given(&r->ceiling) ? kv_policy_names() + strlen(all) + 2 : kv_policy_names();
+}
+
 /* ---- one request ------------------------------------------------------------------------------------------------- */
 
 static int find_preset(const struct api_compression *c, const struct preset **out,

@@ -23,6 +23,9 @@ struct press_rules {
 int press_rules_read(struct press_rules *r, const struct config *c, struct err *e) WARN_UNUSED;
 /* Whether some prompt can meet the budgets, now that the size of a slot of all heads is known. ERR_INVALID names the option. */
 int press_rules_check(const struct press_rules *r, int64_t slot_bytes, struct err *e) WARN_UNUSED;
+/* Names of the policies that a request may ask for, "snapkv, ...". windowed: the model's attention has a sliding window,
+ * and its cache cannot be pressed. */
+const char *press_policies(const struct press_rules *r, bool windowed);
 
 /* The options that the request asks for; budgets are as given. */
 int press_options(struct kv_options *out, const struct press_rules *r,

@@ -202,9 +202,7 @@ static struct api_model describe(const struct http *h)
                                .n_embd = m->config.dim,
                                .n_params = parameters(m),
                                .bytes = (int64_t)m->weight_bytes,
-                               /* without queries nothing can be pressed */
-                               .kv_policies = h->c.press.samples > 0 ? kv_policy_names()
-                                                                     : kv_policy_list[0]->name };
+                               .kv_policies = press_policies(&h->c.press, m->config.window > 0) };
 }
 
 static enum MHD_Result answer_models(struct request *r, const char *id)

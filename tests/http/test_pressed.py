@@ -316,6 +316,10 @@ def test_server_defaults_and_ceiling(model):
     server = serve(model, "--kv-policy", "snapkv", "--kv-budget", "0.2", "--kv-budget-max", "96", "--kv-mass-floor", "0.999")
     kv = usage(complete(server, ids(PROMPT)))
     assert kv["policy"] == "snapkv" and kv["budget"] == 60 and 60 < kv["raised"] <= 96
+    policies = server.get("/v1/models").json()["data"][0]["meta"]["kv_policies"]
+    assert "full" not in policies
+    for policy in policies:
+        assert usage(complete(server, ids(PROMPT), {"policy": policy}))["policy"] == policy
     for kv, field in (({"policy": "full"}, "policy"), ({"tail": 129}, "tail"),
                       ({"budget": 97}, "budget"), ({"budget": 0.5}, "budget"), ({"preset": "quality", "budget": 97}, "budget"),
                       ({"budget_max": 97}, "budget_max")):
@@ -356,6 +360,14 @@ def test_server_without_queries(model):
     assert server.get("/v1/models").json()["data"][0]["meta"]["kv_policies"] == ["full"]
     assert "keeps none" in wire.check_error(r, 400, None, "compression.kv.policy")["message"]
     assert usage(complete(server, ids(PROMPT)))["policy"] == "full"
+    assert server.stop() == 0
+
+
+def test_sliding_window():
+    server = serve(wire.ROOT / "tests/golden/archs/mistral-window")
+    assert server.get("/v1/models").json()["data"][0]["meta"]["kv_policies"] == ["full"]
+    r = server.post("/v1/completions", {"prompt": [1] * 90, "compression": {"kv": {"policy": "ems", "budget": 32}}})
+    assert "sliding window" in wire.check_error(r, 400, "unsupported_value", "compression.kv.policy")["message"]
     assert server.stop() == 0
 
 

@@ -225,6 +225,22 @@ static void options_are_checked(void **state)
     config_free(&c);
 }
 
+/* What /v1/models lists is what is not refused for its name. */
+static void policies_are_those_that_may_be_asked_for(void **state)
+{
+    const struct press_rules none = { .samples = 0 };
+    struct press_rules r = rules();
+    (void)state;
+    r.ceiling = (struct api_budget){ 0 };
+    assert_string_equal(press_policies(&r, false), kv_policy_names());
+    assert_string_equal(press_policies(&r, true), "full");
+    assert_string_equal(press_policies(&none, false), "full");
+    r.ceiling.tokens = 96;
+    const char *names = press_policies(&r, false);
+    assert_ptr_equal(names, strstr(names, kv_policy_list[1]->name));
+    assert_null(strstr(names, "full"));
+}
+
 /* What a ceiling would not bind is refused, not served. */
 static void ceiling_binds_the_silent(void **state)
 {
@@ -263,10 +279,15 @@ static void ceiling_binds_the_silent(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(defaults_are_the_servers), cmocka_unit_test(fields_become_options),
-        cmocka_unit_test(bad_ones_are_named),       cmocka_unit_test(ceiling_holds),
-        cmocka_unit_test(budgets_can_be_met),       cmocka_unit_test(presets_are_profiles),
-        cmocka_unit_test(options_are_checked),      cmocka_unit_test(ceiling_binds_the_silent),
+        cmocka_unit_test(defaults_are_the_servers),
+        cmocka_unit_test(fields_become_options),
+        cmocka_unit_test(bad_ones_are_named),
+        cmocka_unit_test(ceiling_holds),
+        cmocka_unit_test(budgets_can_be_met),
+        cmocka_unit_test(presets_are_profiles),
+        cmocka_unit_test(options_are_checked),
+        cmocka_unit_test(ceiling_binds_the_silent),
+        cmocka_unit_test(policies_are_those_that_may_be_asked_for),
     };
     return cmocka_run_group_tests_name("press options", tests, NULL, NULL);
 }
