@@ -358,23 +358,42 @@ static int plan_weights(struct table *t, const struct items *list, struct be *be
     return 0;
 }
 
-static void plan_kv(struct table *t, const struct inspect *in, const struct model_config *c)
+/* A sequence of full length as `wring serve` would hold it: whole pages, and what goes with them so that it may be pressed. */
+static void kv_rows(struct table *t, const struct inspect *in, const struct model_config *c,
+                    const struct config *serve)
 {
     int64_t ctx = in->ctx > 0 ? in->ctx : c->ctx_train;
+    int64_t pages = (ctx + KV_PAGE - 1) / KV_PAGE;
     for (int type = 0; type < KV_TYPE_N; type++) {
         struct kv_shape shape = { .n_layers = c->n_layers,
                                   .n_kv_heads = c->n_kv_heads,
                                   .head_dim = c->head_dim,
-                                  .type = (enum kv_type)type };
+                                  .type = (enum kv_type)type,
+                                  .n_heads = c->n_heads,
+                                  .samples = (int)serve->kv_samples,
+                                  .narrow_type = cli_kv_narrow(serve, (enum kv_type)type) };
         char what[48];
         char detail[64];
         if (in->kv_type >= 0 && type != in->kv_type)
             continue;
+        double span = (double)kv_span_bytes(&shape);
         double token = (double)kv_token_bytes(&shape);
         snprintf(what, sizeof what, "kv cache %s", kv_type_name(shape.type));
-        snprintf(detail, sizeof detail, "%lld tokens, %.0f B a token", (long long)ctx, token);
-        plan_row(t, what, token * (double)ctx, detail);
+        snprintf(detail, sizeof detail, "%lld tokens, %.0f B a token, %.0f more to press it",
+                 (long long)ctx, token, span / KV_PAGE - token);
+        plan_row(t, what, span * (double)pages, detail);
     }
+}
+
+static int plan_kv(struct table *t, const struct inspect *in, const struct model_config *c,
+                   struct err *e)
+{
+    struct config serve;
+    int rc = config_parse(&serve, CONFIG_SERVE, 0, NULL, e);
+    if (rc == 0)
+        kv_rows(t, in, c, &serve);
+    config_free(&serve);
+    return rc;
 }
 
 static int show_plan(const struct inspect *in, const struct source *s, const struct items *list,
@@ -395,11 +414,12 @@ static int show_plan(const struct inspect *in, const struct source *s, const str
         rc = plan_weights(t, list, be, word, e);
         p += n + strspn(p + n, ", ");
     }
+    if (rc == 0)
+        rc = plan_kv(t, in, &s->config, e);
     if (rc < 0) {
         table_close(t);
         return rc;
     }
-    plan_kv(t, in, &s->config);
     return cli_table(t, in->json);
 }
 
