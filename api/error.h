@@ -53,7 +53,7 @@ int api_error_method(struct api_error *e, const char *method, const char *path);
 int api_error_too_large(struct api_error *e, int64_t max_bytes);                 /* 413 */
 int api_error_media(struct api_error *e, const char *got);             /* 415; got may be NULL */
 int api_error_busy(struct api_error *e, const char *why, int retry_s); /* 429 */
-/* 503. code: static, e.g. "model_loading", "shutting_down". */
+/* 503. code: static, e.g. "shutting_down". */
 int api_error_unavailable(struct api_error *e, const char *code, const char *why, int retry_s);
 int api_error_internal(struct api_error *e, const char *why); /* 500 */
 /* From an error value of the layers below: LIMIT/INVALID/FORMAT/UNSUPPORTED 400, BUSY 429, DEVICE 503, others 500. */

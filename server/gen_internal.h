@@ -21,7 +21,7 @@ struct choice {
     bool submitted;  /* and not done yet when done is false */
     bool done;       /* its last event has come */
     bool begun;      /* a stream: role or echo has been sent */
-    struct buf text; /* not a stream */
+    struct buf text; /* the answer; of a stream only where it is to be logged */
     struct api_logprobs lp;
     enum finish_reason finish;
     struct job_usage usage;
@@ -44,7 +44,6 @@ struct gen {
     int refs;             /* the request, and one for all running jobs */
     int n_running;
     bool gone;      /* nobody is there to read */
-    bool stopped;   /* the server goes */
     bool overflow;  /* the reader has fallen behind */
     bool finished;  /* everything has been written to out */
     bool suspended; /* the connection sleeps until wake() */

@@ -184,7 +184,7 @@ static void write_engine(const struct writer *w, const struct engine_stats *s)
           (double)atomic_load(&s->generation_tokens));
     value(w, "steps_total", NULL, "counter", "Forward passes.", (double)atomic_load(&s->steps));
     value(w, "preemptions_total", "num_preemptions_total", "counter",
-          "Sequences that lost their pages and were computed again.",
+          "Times that a sequence gave its pages back, to be computed again or swapped in.",
           (double)atomic_load(&s->preemptions));
     value(w, "prefix_cache_queries_total", "prefix_cache_queries_total", "counter",
           "Tokens looked up in the prefix cache.", (double)atomic_load(&s->prefix_queries));

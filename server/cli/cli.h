@@ -31,7 +31,7 @@ int cmd_pull(int argc, char **argv);
 
 /* "wring: <sentence>" on stderr; returns 1. */
 int cli_fail(const struct err *e);
-/* The same with a sentence of one's own and a hint at --help; returns 2. */
+/* The same with a sentence of one's own; returns 2. */
 int cli_usage(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 /* Prints a text to stdout; returns 0 or 1 (with a message). */
 int cli_text(const char *s);
