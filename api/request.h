@@ -1,9 +1,10 @@
 /* One request body, understood: JSON text in, a checked struct out.
  *
- * The rules: a field that is absent or null has its default; a field this server does not know is ignored; a field it
- * knows must have the right type and range or the request fails with 400 and the field's path in api_error.param; a
- * field it knows but cannot honour yet (response_format json_*, suffix, tool_choice required) fails in the same way
- * rather than being dropped in silence. The first bad field wins.
+ * The rules: a field that is absent or null has its default; a field this server does not know is ignored, but handed to
+ * the model's template where it stands in a message or a tool; a field it knows must have the right type and range or the
+ * request fails with 400 and the field's path in api_error.param; a field it knows but cannot honour yet
+ * (response_format json_*, suffix, tool_choice required) fails in the same way rather than being dropped in silence. The
+ * first bad field wins.
  * The text must be UTF-8 without NUL, lone surrogates, duplicate keys or numbers beyond a double, nested at most
  * API_MAX_DEPTH deep.
  *
@@ -111,8 +112,9 @@ struct api_request {
     struct api_sampling sampling;
     struct api_compression compression;
 
-    /* Chat. The messages are normalised for templates: content is a string (text parts joined by a newline, null is
-     * ""), role "developer" is "system", tool_calls' arguments are objects where they parse as such. */
+    /* Chat. The messages are normalised for templates: content is a string (text parts joined by a newline; "" where an
+     * assistant has none, which must have called a tool or refused then), role "developer" is "system", tool_calls'
+     * arguments are objects where they parse as such. */
     json_t *messages;           /* borrowed from root */
     json_t *tools;              /* borrowed; NULL: none */
     json_t *template_kwargs;    /* borrowed; NULL: none */
@@ -135,7 +137,8 @@ int api_request_parse(struct api_request *out, enum api_kind kind, const char *b
 void api_request_free(struct api_request *r); /* NULL is accepted */
 
 /* POST /tokenize: {"content": s, "add_special": false, "parse_special": true, "with_pieces": false} as llama-server, or
- * vLLM's {"prompt": s, "add_special_tokens": true} or {"messages": [...], "add_generation_prompt": true}. */
+ * vLLM's {"prompt": s, "add_special_tokens": true} or {"messages": [...], "add_generation_prompt": true}, with tools,
+ * tool_choice and chat_template_kwargs as in chat. */
 struct api_tokenize {
     struct api_request
         chat; /* messages, tools, template_kwargs, add_generation_prompt; owns root */

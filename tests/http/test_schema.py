@@ -1,5 +1,6 @@
 """Every reply has the shape that api/openapi.yaml promises."""
 
+import jsonschema
 import pytest
 import wire
 
@@ -38,6 +39,28 @@ def test_chat_stream(server, extra, usage):
         seen.append(c["finish_reason"])
     assert sorted(state) == list(range(extra.get("n", 1)))
     assert all(s[-1] in ("stop", "length") for s in state.values())
+
+
+CALL = [{"function": {"name": "f"}}]
+
+
+@pytest.mark.parametrize("message,good", [
+    ({"role": "user", "content": [{"type": "text", "text": "a"}]}, True), ({"role": "user", "content": "a", "more": 1}, True),
+    ({"role": "assistant", "content": None, "tool_calls": CALL}, True), ({"role": "assistant", "refusal": "no"}, True),
+    ({"role": "assistant", "function_call": {"name": "f"}}, True), ({"role": "user", "content": None}, False),
+    ({"role": "assistant", "content": None}, False), ({"role": "assistant", "tool_calls": []}, False),
+    ({"role": "assistant", "refusal": None}, False), ({"role": "tool", "content": None, "tool_calls": CALL}, False)])
+def test_messages_without_content(server, message, good):
+    """The schema lets through what the server takes."""
+    body = {"messages": [*MESSAGES, message], "tools": None, "tool_choice": "auto", "chat_template_kwargs": {}}
+    r = server.post("/tokenize", body)
+    if good:
+        wire.check("TokenizeRequest", body)
+        wire.check("TokenizeReply", r.json())
+    else:
+        wire.check_error(r, 400, None, "messages[1].content")
+        with pytest.raises(jsonschema.ValidationError):
+            wire.check("TokenizeRequest", body)
 
 
 @pytest.mark.parametrize("extra", [{}, {"n": 2, "prompt": ["a", "b"]}, {"logprobs": 0}, {"logprobs": 5, "echo": True},
