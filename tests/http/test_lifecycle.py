@@ -173,7 +173,7 @@ def test_url_can_be_opened(folder, host, told):
 
 
 @pytest.mark.parametrize("options, told", [(["--ctx", "1024"], "context_beyond_training ctx=1024 trained=512"),
-                                           (["--kv-size", "190K"], "context_cut_to_pool ctx=256 trained=512"),
+                                           (["--kv-size", "306K"], "context_cut_to_pool ctx=256 trained=512"),
                                            (["--ctx", "512"], None), ([], None)])
 def test_other_contexts_are_told(folder, options, told):
     server = wire.Server("--device", "cpu", *options, model=folder)
