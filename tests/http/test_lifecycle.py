@@ -108,9 +108,10 @@ def test_prompts_are_logged_whole(folder):
 
 def test_second_signal_ends_at_once(start):
     server = start("--drain-timeout", "60", "--ctx", "2048")
-    body = {"prompt": "A", "max_tokens": 1900, "ignore_eos": True, "stream": True}
+    body = {"prompt": "A", "max_tokens": 1900, "n": 16, "ignore_eos": True, "stream": True}
     r = server.post("/v1/completions", body, stream=True)
-    next(r.iter_lines())
+    lines = r.iter_lines()  # dropped, it would hang up
+    next(lines)
     server.proc.send_signal(signal.SIGINT)
     while not any("event=draining" in line for line in server.log):
         assert server.proc.poll() is None
