@@ -89,7 +89,7 @@ static int check_device(const struct engine_config *c, const struct model *m, st
     size_t room, total, own = device_own(c, m, c->ctx);
     m->be->ops->memory(m->be, &room, &total);
     size_t most = room > 2 * own ? room - own : room / 2;
-    if (c->kv_bytes <= most)
+    if (total == 0 || c->kv_bytes <= most) /* 0: it cannot tell */
         return 0;
     return err_set(e, ERR_NOMEM,
                    "a KV pool of %zu bytes (%lld tokens); %s has room for %zu beside the weights "
