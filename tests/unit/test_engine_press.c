@@ -381,7 +381,7 @@ static int run_three(struct run *r, uint64_t n, uint64_t *calls, uint64_t *swaps
 }
 
 /* Every allocation of pressed jobs fails once, also those of swapping: at most one job ends with it, no page and no byte is
- * lost. Under the thread sanitizer, where all take 160 CPU seconds, every seventh. */
+ * lost. Under the thread sanitizer, where all take 160 CPU seconds, every fifth. */
 static void test_no_memory(void **state)
 {
     (void)state;
@@ -391,7 +391,7 @@ static void test_no_memory(void **state)
     int failed = 0;
     mem_stats(&before);
     assert_int_equal(run_three(r, 0, &last, &swaps), 0);
-    for (uint64_t n = 1; n <= last; n += check_races() ? 7 : 1) {
+    for (uint64_t n = 1; n <= last; n += check_races() ? 5 : 1) {
         int now = run_three(r, n, &calls, &swaps);
         assert_true(now <= 1);
         failed += now;
