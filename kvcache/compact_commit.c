@@ -105,8 +105,8 @@ static int upload(const struct press *w, const struct kv_seq *s, struct err *e)
 static float remembered(const struct press *w, const struct press_head *st, int j)
 {
     const struct kv_options *o = &w->s->opt;
-    float local = o->policy->global_local ? kv_local_weight(o, kv_seq_pressed(w->s)) : 0;
-    return local * st->local[j] + (1 - local) * st->global[j];
+    float weight = o->policy->global_local ? kv_local_weight(o, kv_seq_pressed(w->s)) : 0;
+    return kv_blend(weight, st->local[j], st->global[j]);
 }
 
 /* In place: kept candidates rise, so slot c is read no earlier than it is written over. */

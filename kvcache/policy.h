@@ -56,8 +56,8 @@ struct kv_options {
         question1; /* tokens of the question: [question0, question1); empty: the last tokens */
     float local; /* weight of the local score against the global one; 0: the policy's own; -1: 0 */
     int pool;    /* reach of pooling over positions; 0: the policy's own, -1: none */
-    float
-        phi; /* ems: share of the budget chosen by pooled score and kept exact; 0: 0.75 where a question is marked, else 0.5; -1: 0 */
+    /* ems: share of the budget chosen by pooled score and kept exact; 0: 0.75 where a question is marked, else 0.5; -1: 0 */
+    float phi;
     float lambda; /* ridge of the value fit; 0: 0.02 */
     int queries; /* reference positions strided over the prompt; 0: 224, in long prompts fewer, down to 96 */
     int stride; /* the global score is that of every so-many-th query of the prompt, 1: exact; 0: of `queries` of them. A
@@ -95,8 +95,7 @@ struct kv_head {
     int layer, head, n_layers, n_kv_heads;
     int n;        /* candidates */
     int n_tokens; /* of the sequence */
-    bool
-        again; /* pressed before: global of a slot kept then is what it is remembered by (struct kv_slot) */
+    bool again;   /* pressed before: global of a slot kept then is what it is remembered by */
     int dim, group;
     float scale;
     enum cpu_isa isa;   /* for kernels/dense.h */

@@ -88,7 +88,7 @@ void kv_global_local(const struct kv_head *h, float *out)
 {
     float w = kv_local_weight(h->opt, h->again);
     for (int j = 0; j < h->n; j++)
-        out[j] = w * h->local[j] + (1 - w) * h->global[j];
+        out[j] = kv_blend(w, h->local[j], h->global[j]);
 }
 
 int kv_count_protected(const float *score, int n)

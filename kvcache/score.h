@@ -20,11 +20,15 @@ void kv_order(const float *score, int n, int32_t *order, int32_t *scratch);
  * ERR_NOMEM only (scratch from the arena). */
 int kv_top(const float *score, int n, int k, int32_t *keep, struct arena *a) WARN_UNUSED;
 
-/* EMS's Global-Local score: local_weight * local + (1 - local_weight) * global. */
-void kv_global_local(const struct kv_head *h, float *out);
-/* opt.local; when a cache is pressed again at most a half, for what is remembered of a slot: the queries of an answer do not
+/* The weight of the local score, opt.local; when a cache is pressed again at most a half, for what is remembered of a slot: the queries of an answer do not
  * speak for what its question saw. */
 float kv_local_weight(const struct kv_options *o, bool again);
+/* EMS's Global-Local score of a candidate, with that weight, and of all. */
+static inline float kv_blend(float weight, float local, float global)
+{
+    return weight * local + (1 - weight) * global;
+}
+void kv_global_local(const struct kv_head *h, float *out);
 
 /* Candidates that must stay: their score is +inf. */
 int kv_count_protected(const float *score, int n);
