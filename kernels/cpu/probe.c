@@ -394,38 +394,35 @@ void probe_write(void *block, enum kv_type type, int dim, const float *k, const 
         write_halves(block, type, dim, k, v, n);
 }
 
-/* The scale of n elements, see probe_write_q8. Sizes compare as whole numbers, side by side: NaN is above infinity so, and a
- * maximum takes it along. */
+/* |x| as a whole number, which compares as |x| does, with NaN above infinity. */
+static int32_t size_bits(float x)
+{
+    int32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits & INT32_MAX;
+}
+
+/* The scale of n elements, see probe_write_q8. Maxima side by side, which the compiler keeps in registers. */
 static float scale_of(const float *x, int n)
 {
     enum { LANES = 8 };
     union {
         float f;
-        uint32_t u;
+        int32_t bits;
     } s = { 0 };
     int32_t most[LANES] = { 0 };
     int i = 0;
-    for (; i + LANES <= n; i += LANES) {
-        for (int j = 0; j < LANES; j++) {
-            int32_t size;
-            memcpy(&size, &x[i + j], sizeof size);
-            size &= INT32_MAX;
-            most[j] = size > most[j] ? size : most[j];
-        }
-    }
-    for (; i < n; i++) {
-        int32_t size;
-        memcpy(&size, &x[i], sizeof size);
-        size &= INT32_MAX;
-        most[0] = size > most[0] ? size : most[0];
-    }
-    for (int j = 1; j < LANES; j++)
-        most[0] = most[j] > most[0] ? most[j] : most[0];
-    s.u = (uint32_t)most[0];
+    for (; i + LANES <= n; i += LANES)
+        for (int j = 0; j < LANES; j++)
+            most[j] = size_bits(x[i + j]) > most[j] ? size_bits(x[i + j]) : most[j];
+    for (; i < n; i++)
+        most[0] = size_bits(x[i]) > most[0] ? size_bits(x[i]) : most[0];
+    for (int j = 0; j < LANES; j++)
+        s.bits = most[j] > s.bits ? most[j] : s.bits;
     if (!(s.f < INFINITY))
         return NAN;
     s.f /= 127;
-    s.u = (s.u + 0xff) & ~(uint32_t)0xff;
+    s.bits = (s.bits + 0xff) & ~0xff;
     return s.f;
 }
 
