@@ -1,5 +1,6 @@
 """Helpers: a small model, starting a server, raw sockets, server-sent events, schemas, metrics."""
 
+import atexit
 import json
 import os
 import pathlib
@@ -55,6 +56,7 @@ class Server:
                 self.key = options[options.index("--api-key") + 1]
             self.log = []
             self.proc = subprocess.Popen(args, stderr=subprocess.PIPE, text=True)
+            atexit.register(self.proc.kill)  # of a test that failed before it stopped it
             self.url = self._wait_for_url()
         at = urllib.parse.urlsplit(self.url)
         self.host, self.port = at.hostname, at.port
