@@ -96,6 +96,7 @@ const char *press_policies(const struct press_rules *r, bool windowed)
     const char *all = kv_policy_list[0]->name;
     if (r->samples == 0 || windowed)
         return all;
+    /* the first name and ", " left out */
     return is_given(&r->ceiling) ? kv_policy_names() + strlen(all) + 2 : kv_policy_names();
 }
 

@@ -262,7 +262,7 @@ static bool grow_block(struct cu_state *s, size_t bytes)
     void *block = NULL, *staged = NULL;
     if (bytes <= g->room)
         return true;
-    size_t room = (((bytes + bytes / 4) >> 20) + 1) << 20; /* as the engine's check_device has it */
+    size_t room = (((bytes + bytes / 4) >> 20) + 1) << 20; /* the engine leaves that much */
     cu_graphs_drop(s);
     free_block(g);
     bool ok = CU_CHECK(s, cudaMalloc(&block, room)) && CU_CHECK(s, cudaMallocHost(&staged, room));

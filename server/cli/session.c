@@ -156,9 +156,9 @@ enum kv_type cli_kv_type(const struct config *c, const struct be *be)
 
 enum kv_narrow cli_kv_narrow(const struct config *c, enum kv_type type)
 {
-    if (strcmp(c->kv_narrow, kv_narrow_name(KV_NARROW_SAME)) == 0)
-        return KV_NARROW_SAME;
-    bool asked = strcmp(c->kv_narrow, kv_narrow_name(KV_NARROW_Q8)) == 0;
-    bool can = type != KV_F32 && c->kv_samples > 0; /* without samples nothing is pressed */
-    return asked || can ? KV_NARROW_Q8 : KV_NARROW_SAME;
+    for (int n = 0; n < KV_NARROW_N; n++)
+        if (strcmp(c->kv_narrow, kv_narrow_name((enum kv_narrow)n)) == 0)
+            return (enum kv_narrow)n;
+    /* without samples nothing is pressed */
+    return type != KV_F32 && c->kv_samples > 0 ? KV_NARROW_Q8 : KV_NARROW_SAME;
 }

@@ -13,15 +13,6 @@ const char *finish_name(enum finish_reason r)
     return (unsigned)r <= FINISH_ERROR ? name[r] : "unknown";
 }
 
-/* What a device takes while it serves, beside its pool: recorded passes, buffers, and a step's page tables: shared pages are
- * named once a sequence. */
-static size_t device_own(const struct engine_config *c, const struct model *m, int64_t ctx)
-{
-    size_t pages = (size_t)c->max_seqs * (size_t)(ctx / KV_PAGE + 1);
-    size_t tables = pages * (size_t)m->config.n_layers * sizeof(int32_t);
-    return ((size_t)256 << 20) + tables + tables / 4;
-}
-
 /* ---- opening ------------------------------------------------------------------------------------------------- */
 
 static int64_t page_round(int64_t n_tokens)
@@ -32,6 +23,15 @@ static int64_t page_round(int64_t n_tokens)
 static int64_t least(int64_t a, int64_t b)
 {
     return a < b ? a : b;
+}
+
+/* What a device takes while it serves, beside its pool: recorded passes, buffers, and a step's page tables: shared pages are
+ * named once a sequence. */
+static size_t device_own(const struct engine_config *c, const struct model *m, int64_t ctx)
+{
+    size_t pages = (size_t)c->max_seqs * (size_t)(ctx / KV_PAGE + 1);
+    size_t tables = pages * (size_t)m->config.n_layers * sizeof(int32_t);
+    return ((size_t)256 << 20) + tables + tables / 4;
 }
 
 /* What the pool may take unasked. A machine's memory, or a container's, serves others too: a quarter, and no more than half
