@@ -8,11 +8,11 @@
 
 #include "kvcache/score.h"
 
-void kv_pool_max(float *out, const float *s, int n, int reach)
+void kv_pool_max(float *out, const float *s, int n, int before, int after)
 {
     for (int j = 0; j < n; j++) {
         float best = -INFINITY;
-        for (int i = j > reach ? j - reach : 0; i < n && i - j <= reach; i++)
+        for (int i = j > before ? j - before : 0; i < n && i - j <= after; i++)
             best = s[i] > best ? s[i] : best;
         out[j] = best;
     }

@@ -4,9 +4,9 @@
 
 #include "kvcache/policy.h"
 
-/* out[j] = max (or mean, over what exists) of s over the candidates within reach of j: j - reach .. j + reach. Candidates are
- * neighbours when they are neighbours in the list. NaN never is the max. out is not s. */
-void kv_pool_max(float *out, const float *s, int n, int reach);
+/* out[j] = max of s over the candidates j - before .. j + after, or mean over j - reach .. j + reach, of what exists. Candidates
+ * are neighbours when they are neighbours in the list. NaN never is the max. out is not s. */
+void kv_pool_max(float *out, const float *s, int n, int before, int after);
 void kv_pool_mean(float *out, const float *s, int n, int reach);
 /* opt.pool resolved: 0: a policy's own reach, negative: 0. */
 static inline int kv_pool_reach(const struct kv_options *o, int own)

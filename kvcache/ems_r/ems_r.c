@@ -43,8 +43,9 @@ static int score(const struct kv_head *h, float *out)
     float *s = arena_alloc(h->arena, (size_t)h->n * sizeof *s);
     if (s == NULL)
         return ERR_NOMEM;
+    int reach = kv_pool_reach(h->opt, 0);
     kv_global_local(h, s);
-    kv_pool_max(out, s, h->n, kv_pool_reach(h->opt, 0));
+    kv_pool_max(out, s, h->n, reach, reach);
     return 0;
 }
 

@@ -14,7 +14,8 @@ enum { POOL_REACH = 3 };
 
 int kv_snapkv_score(const struct kv_head *h, float *out)
 {
-    kv_pool_max(out, h->local, h->n, kv_pool_reach(h->opt, POOL_REACH));
+    int reach = kv_pool_reach(h->opt, POOL_REACH);
+    kv_pool_max(out, h->local, h->n, reach, reach);
     return 0;
 }
 

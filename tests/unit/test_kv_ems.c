@@ -25,11 +25,11 @@ static void test_ems_score(void **state)
     for (int pool = -1; pool < 10; pool++) {
         f.opt.pool = pool;
         head_score("ems", s);
-        int reach = pool == 0 ? 5 : pool;
+        int before = pool == 0 ? 5 : pool;
         for (int j = 0; j < HEAD_N; j++) {
             double sum = 0;
             int count = 0;
-            for (int i = j - 2; i <= j + 2; i++) {
+            for (int i = j - 1; i <= j + 1; i++) {
                 if (i >= 0 && i < HEAD_N) {
                     sum += (double)both[i];
                     count++;
@@ -40,7 +40,8 @@ static void test_ems_score(void **state)
         for (int j = 0; j < HEAD_N; j++) {
             want[j] = pool < 0 ? both[j] : 0;
             for (int i = 0; i < HEAD_N && pool >= 0; i++)
-                want[j] = abs(i - j) <= reach && smooth[i] > want[j] ? smooth[i] : want[j];
+                if (i >= j - before && i <= j + 1 && smooth[i] > want[j])
+                    want[j] = smooth[i];
             assert_true(is_near(s[j], want[j], 1e-6));
         }
     }

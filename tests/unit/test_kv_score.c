@@ -21,12 +21,16 @@ static void test_pool(void **state)
     (void)state;
     const float s[6] = { 1, 5, 2, 0, 0, 3 };
     float out[6];
-    kv_pool_max(out, s, 6, 1);
+    kv_pool_max(out, s, 6, 1, 1);
     assert_memory_equal(out, ((float[6]){ 5, 5, 5, 2, 3, 3 }), sizeof out);
-    kv_pool_max(out, s, 6, 0);
+    kv_pool_max(out, s, 6, 0, 0);
     assert_memory_equal(out, s, sizeof out);
-    kv_pool_max(out, s, 6, 1000);
+    kv_pool_max(out, s, 6, 1000, 1000);
     assert_memory_equal(out, ((float[6]){ 5, 5, 5, 5, 5, 5 }), sizeof out);
+    kv_pool_max(out, s, 6, 2, 0);
+    assert_memory_equal(out, ((float[6]){ 1, 5, 5, 5, 2, 3 }), sizeof out);
+    kv_pool_max(out, s, 6, 0, 3);
+    assert_memory_equal(out, ((float[6]){ 5, 5, 3, 3, 3, 3 }), sizeof out);
     kv_pool_mean(out, s, 6, 1);
     assert_memory_equal(out, ((float[6]){ 3, 8 / 3.0f, 7 / 3.0f, 2 / 3.0f, 1, 1.5f }), sizeof out);
     kv_pool_mean(out, s, 6, 0);
@@ -34,7 +38,7 @@ static void test_pool(void **state)
     kv_pool_mean(out, s, 6, 1000);
     assert_true(is_near(out[0], 11 / 6.0f, 0));
     assert_true(is_near(out[5], 11 / 6.0f, 0));
-    kv_pool_max(out, (float[3]){ NAN, 1, NAN }, 3, 1);
+    kv_pool_max(out, (float[3]){ NAN, 1, NAN }, 3, 1, 1);
     assert_true(is_near(out[0], 1, 0));
     assert_true(is_near(out[2], 1, 0));
 }
