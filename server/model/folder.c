@@ -6,6 +6,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "server/text/json_file.h"
+
 int folder_path(char out[FOLDER_PATH], const char *folder, const char *name, struct err *e)
 {
     int n = snprintf(out, FOLDER_PATH, "%s/%s", folder, name);
@@ -68,14 +70,13 @@ int folder_read(struct buf *b, const char *folder, const char *name, struct err 
 
 int folder_read_json(json_t **out, const char *folder, const char *name, struct err *e)
 {
-    json_error_t why;
     struct buf b;
     TRY(folder_read(&b, folder, name, e));
-    *out = json_loadb(buf_str(&b), b.len, JSON_REJECT_DUPLICATES, &why);
+    int rc = json_file_parse(out, name, &b, e);
     buf_free(&b);
-    if (*out == NULL)
-        return err_set(e, ERR_FORMAT, "%s/%s:%d: not JSON: %s", folder, name, why.line, why.text);
-    return 0;
+    if (rc < 0)
+        err_prefix(e, "%s", folder);
+    return rc;
 }
 
 static int add_text(const char *text, size_t n, void *arg)

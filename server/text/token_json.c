@@ -7,6 +7,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "server/text/json_file.h"
+
 enum { MAX_FILE = 64 << 20, PATH_SIZE = 4096, N_FILES = 4 };
 
 static const char *const file_name[N_FILES] = { "tokenizer.json", "tokenizer_config.json",
@@ -72,14 +74,8 @@ static int open_files(struct tokenizer **out, const struct json_files *f, struct
 /* A missing file leaves *out NULL. */
 static int load(json_t **out, const char *name, const struct buf *b, struct err *e)
 {
-    json_error_t why;
     *out = NULL;
-    if (b->len == 0)
-        return 0;
-    *out = json_loadb(b->data, b->len, JSON_REJECT_DUPLICATES, &why);
-    if (*out == NULL)
-        return err_set(e, ERR_FORMAT, "%s:%d: not JSON: %s", name, why.line, why.text);
-    return 0;
+    return b->len > 0 ? json_file_parse(out, name, b, e) : 0;
 }
 
 int tok_parse_json(struct tokenizer **out, const struct tok_json *f, struct err *e)

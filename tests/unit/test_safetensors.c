@@ -252,6 +252,8 @@ static const struct {
       "\"num_hidden_layers\" is missing" },
     { CONFIG("Llama", ",\"head_dim\":0"), ERR_FORMAT, "\"head_dim\" is something else" },
     { CONFIG("Llama", ",\"head_dim\":1e3"), ERR_FORMAT, "\"head_dim\" is something else" },
+    { CONFIG("Llama", ",\"head_dim\":1000000000000000019884624838656"), ERR_FORMAT,
+      "config.json:1: not JSON: too big integer" },
     { CONFIG("Llama", ",\"rms_norm_eps\":-1"), ERR_FORMAT,
       "\"rms_norm_eps\" is no number above 0" },
     { CONFIG("Llama", ",\"hidden_act\":\"gelu\""), ERR_UNSUPPORTED, "only silu" },
@@ -308,6 +310,12 @@ static void reads_templates(void **state)
                                       "{\"name\":\"default\",\"template\":\"d\"}]}");
     assert_int_equal(open_root(&s, &e), 0);
     assert_string_equal(s->chat_template, "d");
+    source_close(s);
+    put_text("tokenizer_config.json", "{\"model_max_length\":1000000000000000019884624838656,"
+                                      "\"chat_template\":\"large\"}");
+    if (open_root(&s, &e) < 0)
+        fail_msg("%s", e.text);
+    assert_string_equal(s->chat_template, "large");
     source_close(s);
     put_text("chat_template.jinja", "file");
     assert_int_equal(open_root(&s, &e), 0);

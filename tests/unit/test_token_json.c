@@ -317,6 +317,25 @@ static void reads_ends(void **state)
     tok_close(t);
 }
 
+/* Numbers of tokenizer_config.json that no 64 bits hold; of the other files they are refused. */
+static void reads_large_numbers(void **state)
+{
+    (void)state;
+    static const char large[] = "{\"bos_token\":\"a\",\"n\":1000000000000000019884624838656}";
+    struct tokenizer *t = NULL;
+    struct err e = { 0 };
+    if (parse(&t, spm_json,
+              "{\"bos_token\":\"</s>\",\"add_bos_token\":false,"
+              "\"model_max_length\":1000000000000000019884624838656}",
+              "", "", &e) < 0)
+        fail_msg("%s", e.text);
+    assert_int_equal(tok_bos(t), 2);
+    tok_close(t);
+    assert_int_equal(parse(&t, spm_json, "", large, "", &e), ERR_FORMAT);
+    assert_non_null(strstr(e.text, "generation_config.json:1: not JSON: too big integer"));
+    assert_int_equal(parse(&t, spm_json, "", "", large, &e), ERR_FORMAT);
+}
+
 /* ---- what is refused --------------------------------------------------------------------------------------------- */
 
 struct broken {
@@ -534,6 +553,7 @@ int main(void)
         cmocka_unit_test(reads_normal_form),
         cmocka_unit_test(reads_spaces),
         cmocka_unit_test(reads_ends),
+        cmocka_unit_test(reads_large_numbers),
         cmocka_unit_test(refuses),
         cmocka_unit_test(refuses_ends),
         cmocka_unit_test(refuses_nesting),
