@@ -256,17 +256,17 @@ static bool is_name(int kind)
     return kind == TOK_CONTROL || kind == TOK_USER_DEFINED;
 }
 
-/* By first byte, longest first inside, so that the first that matches is the one. */
+/* By bytes, a name before those that it begins; of two tokens with the same name the first one is used. */
 static int compare_specials(const void *a, const void *b, void *arg)
 {
     const struct tokenizer *t = arg;
     const struct tok_piece *p = &t->piece[*(const int32_t *)a];
     const struct tok_piece *q = &t->piece[*(const int32_t *)b];
-    int d = (unsigned char)t->pool[p->at] - (unsigned char)t->pool[q->at];
+    int d = memcmp(t->pool + p->at, t->pool + q->at, p->len < q->len ? p->len : q->len);
     if (d != 0)
         return d;
     if (p->len != q->len)
-        return p->len > q->len ? -1 : 1;
+        return p->len < q->len ? -1 : 1;
     return *(const int32_t *)a < *(const int32_t *)b ? -1 : 1;
 }
 
@@ -459,16 +459,38 @@ int tok_push(struct tok_ids *out, int32_t id)
     return 0;
 }
 
-/* The special token whose name stands at s, the longest one; -1: none. */
+/* Of the specials lo to hi, which have the same first `at` bytes, the first one whose next is `byte` or more; names that end
+ * there come first. */
+static int first_special(const struct tokenizer *t, int lo, int hi, size_t at, int byte)
+{
+    while (lo < hi) {
+        int mid = lo + (hi - lo) / 2;
+        const struct tok_piece *p = &t->piece[t->special[mid]];
+        if (p->len > at && (unsigned char)t->pool[p->at + at] >= byte)
+            hi = mid;
+        else
+            lo = mid + 1;
+    }
+    return lo;
+}
+
+/* The special token whose name stands at s, the longest one; -1: none. Narrows the sorted names byte by byte, so that many
+ * names with the same beginning cost little more than one. */
 static int32_t special_at(const struct tokenizer *t, const char *s, size_t n)
 {
-    int b = (unsigned char)s[0];
-    for (int i = t->special_first[b]; i < t->special_first[b + 1]; i++) {
-        const struct tok_piece *p = &t->piece[t->special[i]];
-        if (p->len <= n && memcmp(t->pool + p->at, s, p->len) == 0)
-            return t->special[i];
+    int lo = t->special_first[(unsigned char)s[0]];
+    int hi = t->special_first[(unsigned char)s[0] + 1];
+    int32_t longest = -1;
+    for (size_t at = 1; lo < hi; at++) {
+        if (t->piece[t->special[lo]].len == at)
+            longest = t->special[lo];
+        if (at == n)
+            break;
+        int byte = (unsigned char)s[at];
+        lo = first_special(t, lo, hi, at, byte);
+        hi = first_special(t, lo, hi, at, byte + 1);
     }
-    return -1;
+    return longest;
 }
 
 static int encode_plain(const struct tokenizer *t, const char *s, size_t n, bool first,

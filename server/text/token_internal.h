@@ -30,10 +30,9 @@ struct tokenizer {
     uint32_t slot_mask;
     struct tok_merge *merge; /* SPM: NULL: pairs merge by the score of what they make */
     uint32_t merge_mask;
-    /* specials, longest first within the same first byte */
-    int32_t *special;
+    int32_t *special; /* [n_special] sorted by their names' bytes */
     int n_special;
-    int special_first[257];
+    int special_first[257]; /* the first one that begins with a byte, or with one behind it */
     struct pretoken *pre;
     bool whole_words; /* a word that is a token is not taken apart (Llama 3) */
     bool gaps;        /* BPE: some byte has no token and is left out of texts */

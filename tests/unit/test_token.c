@@ -11,6 +11,7 @@
 #include <cmocka.h>
 #include <math.h>
 
+#include "server/base/clock.h"
 #include "server/base/mem.h"
 #include "server/text/token.h"
 
@@ -179,6 +180,61 @@ static void test_specials(void **state)
         assert_false(tok_is_special(t, ids.id[i]));
     tok_ids_free(&ids);
     tok_close(t);
+}
+
+static void test_longest_special(void **state)
+{
+    (void)state;
+    static const char *const name[] = { "<ab", "<abcd>", "<a", "<abcde>", "<", "<a" };
+    static struct small s;
+    make_bpe(&s, "gpt-2");
+    for (int i = 0; i < 6; i++)
+        add(&s, name[i], 0, i % 2 == 0 ? TOK_CONTROL : TOK_USER_DEFINED);
+    struct tokenizer *t = open_small(&s);
+    ENCODES(t, "<abcd>", TOK_PARSE_SPECIAL, 264);
+    ENCODES(t, "<abcde>", TOK_PARSE_SPECIAL, 266);
+    ENCODES(t, "<abcd", TOK_PARSE_SPECIAL, 263, 'c', 'd'); /* only a shorter name is whole */
+    ENCODES(t, "<abcdx>", TOK_PARSE_SPECIAL, 263, 'c', 'd', 'x', '>');
+    ENCODES(t, "<a", TOK_PARSE_SPECIAL, 265); /* of two such tokens the first one */
+    ENCODES(t, "<<b", TOK_PARSE_SPECIAL, 267, 267, 'b');
+    ENCODES(t, "=<|im_end|>", TOK_PARSE_SPECIAL, '=', 261);
+    tok_close(t);
+}
+
+static double seconds_for_brackets(const struct small *s)
+{
+    enum { N = 1 << 20 };
+    struct tokenizer *t = open_small(s);
+    struct tok_ids ids = { 0 };
+    char *text = mem_alloc(N);
+    assert_non_null(text);
+    memset(text, '[', N);
+    double start = clock_s();
+    assert_int_equal(tok_encode(t, text, N, TOK_PARSE_SPECIAL, &ids), 0);
+    double took = clock_s() - start;
+    assert_int_equal(ids.n, N);
+    mem_free(text);
+    tok_ids_free(&ids);
+    tok_close(t);
+    return took;
+}
+
+/* Mistral has 770 tokens [control_N]: a text full of what they begin with must not be compared with each of them. */
+static void test_many_specials(void **state)
+{
+    (void)state;
+    enum { N_NAMES = 330 };
+    static char name[N_NAMES][16];
+    static struct small s;
+    make_bpe(&s, "gpt-2");
+    double few = seconds_for_brackets(&s);
+    for (int i = 0; i < N_NAMES; i++) {
+        snprintf(name[i], sizeof name[i], "[control_%d]", i);
+        add(&s, name[i], 0, TOK_CONTROL);
+    }
+    double many = seconds_for_brackets(&s);
+    print_message("%.2f s, with %d names %.2f s\n", few, (int)N_NAMES, many);
+    assert_true(many < 5 * few + 1);
 }
 
 /* Added words of a sentencepiece vocabulary are written like its other pieces. */
@@ -638,13 +694,14 @@ static void test_faults(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_bpe),          cmocka_unit_test(test_specials),
-        cmocka_unit_test(test_spm),          cmocka_unit_test(test_spm_words),
-        cmocka_unit_test(test_random_bytes), cmocka_unit_test(test_long_word),
-        cmocka_unit_test(test_segments),     cmocka_unit_test(test_decode),
-        cmocka_unit_test(test_stream),       cmocka_unit_test(test_refuses),
-        cmocka_unit_test(test_files),        cmocka_unit_test(test_faults),
-        cmocka_unit_test(test_at_least),
+        cmocka_unit_test(test_bpe),           cmocka_unit_test(test_specials),
+        cmocka_unit_test(test_spm),           cmocka_unit_test(test_spm_words),
+        cmocka_unit_test(test_random_bytes),  cmocka_unit_test(test_long_word),
+        cmocka_unit_test(test_segments),      cmocka_unit_test(test_decode),
+        cmocka_unit_test(test_stream),        cmocka_unit_test(test_refuses),
+        cmocka_unit_test(test_files),         cmocka_unit_test(test_faults),
+        cmocka_unit_test(test_at_least),      cmocka_unit_test(test_longest_special),
+        cmocka_unit_test(test_many_specials),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
