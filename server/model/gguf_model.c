@@ -37,19 +37,27 @@ static void copy_text(const struct gguf *g, const char *key, char *out, size_t s
 }
 /* ---- the model's numbers ------------------------------------------------------------------------------------------ */
 
+/* A file that has a factor but no type means linear, and before there were types the factor had another name. */
 static int read_scaling(const struct gguf *g, struct model_config *c, const char *path,
                         struct err *e)
 {
     char key[64];
     char type[32];
     snprintf(key, sizeof key, "%s.rope.scaling.type", c->arch);
-    copy_text(g, key, type, sizeof type, "none");
-    c->rope_factor = arch_num(g, c->arch, "rope.scaling.factor", 1);
-    if (strcmp(type, "linear") == 0 && c->rope_factor > 0 && isfinite(c->rope_factor))
-        c->rope_scaling = ROPE_LINEAR;
-    else if (strcmp(type, "none") != 0)
+    copy_text(g, key, type, sizeof type, "linear");
+    float factor =
+        arch_num(g, c->arch, "rope.scaling.factor", arch_num(g, c->arch, "rope.scale_linear", 0));
+    bool linear = strcmp(type, "linear") == 0;
+    if (!linear && strcmp(type, "none") != 0)
         return err_set(e, ERR_UNSUPPORTED,
                        "%s: rope scaling \"%s\" is not supported; none and linear are", path, type);
+    if (!(factor >= 0 && isfinite(factor)))
+        return err_set(e, ERR_FORMAT,
+                       "%s: rope scaling factor %g makes no sense; a number above 0 does, or 0 for "
+                       "none",
+                       path, (double)factor);
+    c->rope_factor = linear && factor > 0 ? factor : 1;
+    c->rope_scaling = c->rope_factor != 1 ? ROPE_LINEAR : ROPE_PLAIN;
     return 0;
 }
 

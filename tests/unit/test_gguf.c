@@ -227,6 +227,38 @@ static void knows_the_order_of_rope(void **state)
     source_close(s);
 }
 
+static void check_scaling(const char *type, const char *key, float factor, enum rope_scaling want)
+{
+    struct file f;
+    struct source *s;
+    struct err e;
+    start_good(&f);
+    if (type != NULL)
+        meta_str(&f, "llama.rope.scaling.type", type);
+    if (key != NULL)
+        meta_f32(&f, key, factor);
+    finish(&f, 0);
+    if (source_open(&s, path, &e) < 0)
+        fail_msg("%s", e.text);
+    assert_int_equal(s->config.rope_scaling, want);
+    assert_true(s->config.rope_factor == (want == ROPE_LINEAR ? factor : 1));
+    source_close(s);
+}
+
+/* As llama.cpp reads them: linear unless the file says otherwise, under the factor's new name or its old one. */
+static void reads_rope_scaling(void **state)
+{
+    (void)state;
+    static const char factor[] = "llama.rope.scaling.factor";
+    check_scaling("linear", factor, 4, ROPE_LINEAR);
+    check_scaling(NULL, factor, 4, ROPE_LINEAR);
+    check_scaling(NULL, "llama.rope.scale_linear", 4, ROPE_LINEAR);
+    check_scaling("linear", factor, 0, ROPE_PLAIN);
+    check_scaling("none", factor, 4, ROPE_PLAIN);
+    check_scaling(NULL, factor, 1, ROPE_PLAIN);
+    check_scaling(NULL, NULL, 0, ROPE_PLAIN);
+}
+
 /* A header larger than the first read. */
 static void reads_long_headers(void **state)
 {
@@ -342,6 +374,10 @@ static void refuses_metadata(void **state)
     meta_str(&f, "llama.rope.scaling.type", "yarn");
     finish(&f, 0);
     expect(ERR_UNSUPPORTED, "rope scaling \"yarn\"");
+    start_good(&f);
+    meta_f32(&f, "llama.rope.scaling.factor", -4);
+    finish(&f, 0);
+    expect(ERR_FORMAT, "rope scaling factor -4 makes no sense");
     start_good(&f);
     meta_f32(&f, "llama.rope.freq_base", -1);
     finish(&f, 0);
@@ -472,9 +508,10 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(opens_both_versions), cmocka_unit_test(knows_the_order_of_rope),
-        cmocka_unit_test(reads_long_headers),  cmocka_unit_test(refuses_headers),
-        cmocka_unit_test(refuses_metadata),    cmocka_unit_test(refuses_tensors),
-        cmocka_unit_test(refuses_every_cut),   cmocka_unit_test(survives_no_memory),
+        cmocka_unit_test(reads_rope_scaling),  cmocka_unit_test(reads_long_headers),
+        cmocka_unit_test(refuses_headers),     cmocka_unit_test(refuses_metadata),
+        cmocka_unit_test(refuses_tensors),     cmocka_unit_test(refuses_every_cut),
+        cmocka_unit_test(survives_no_memory),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
