@@ -3,6 +3,7 @@
  * put where it belongs as it comes. */
 #include "server/model/load.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -324,6 +325,38 @@ static int stray_form(const struct source *src, const struct slot *slot, int n, 
     return 0;
 }
 
+/* Whether t belongs to one of the first n layers and the pass depends on it: not tables of rope, which it makes itself. */
+static bool matters(const struct tensor *t, int n_layers)
+{
+    static const char *const table[] = { "attn_rot_embd.weight", "rope_freqs.weight" };
+    int layer = 0;
+    int at = 0;
+    if (sscanf(t->name, "blk.%9d.%n", &layer, &at) != 1 || at == 0 || layer >= n_layers)
+        return false;
+    for (size_t i = 0; i < sizeof table / sizeof table[0]; i++)
+        if (strcmp(t->name + at, table[i]) == 0)
+            return false;
+    return true;
+}
+
+/* A tensor that is planned to be read by nothing, as the bias of a matrix that has none here, would change every answer. */
+static int stray_tensor(const struct load *l, const struct source *src, struct err *e)
+{
+    bool *read = mem_zalloc((size_t)src->n_tensors, sizeof *read);
+    int i = 0;
+    if (read == NULL)
+        return err_set(e, ERR_NOMEM, "no memory to plan the reading of the weights");
+    for (int k = 0; k < l->n; k++)
+        read[l->piece[k].t - src->tensor] = true;
+    while (i < src->n_tensors && (read[i] || !matters(&src->tensor[i], src->config.n_layers)))
+        i++;
+    mem_free(read);
+    if (i == src->n_tensors)
+        return 0;
+    return err_set(e, ERR_UNSUPPORTED, "%s: a %s model with a tensor %s is not supported",
+                   src->file[src->tensor[i].file].path, src->config.arch, src->tensor[i].name);
+}
+
 static int plan(struct load *l, const struct source *src, const struct slot *slot, int n,
                 const struct model_options *o, struct err *e)
 {
@@ -337,7 +370,9 @@ static int plan(struct load *l, const struct source *src, const struct slot *slo
         return err_set(e, ERR_NOMEM, "no memory to plan the reading of the weights");
     for (int i = 0; i < n; i++)
         TRY(plan_slot(l, src, &slot[i], o, e));
-    return l->n_pressed < src->n_forms ? stray_form(src, slot, n, e) : 0;
+    if (l->n_pressed < src->n_forms)
+        return stray_form(src, slot, n, e);
+    return stray_tensor(l, src, e);
 }
 
 int load_slots(struct model *m, const struct source *src, const struct slot *slot, int n,

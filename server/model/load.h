@@ -5,7 +5,8 @@
 #include "server/model/arch.h"
 
 /* Finds every slot's tensor, checks its shape, makes the weights and fills them while the file is being read.
- * Sets m->weight_bytes and m->io. On error what was made stays in m for model_close(). */
+ * Sets m->weight_bytes and m->io. On error what was made stays in m for model_close(). ERR_UNSUPPORTED: a layer has a tensor
+ * that no slot wants. */
 int load_slots(struct model *m, const struct source *src, const struct slot *slot, int n,
                const struct model_options *o, struct err *e) WARN_UNUSED;
 

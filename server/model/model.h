@@ -61,8 +61,8 @@ struct model_options {
     bool progress; /* show it on a terminal */
 };
 
-/* path: a .gguf file or a folder. Errors as source_open's, plus ERR_NOMEM and ERR_FORMAT for missing or misshapen
- * tensors (name, shape found, shape expected). */
+/* path: a .gguf file or a folder. Errors as source_open's, plus ERR_NOMEM, ERR_FORMAT for missing or misshapen
+ * tensors (name, shape found, shape expected) and ERR_UNSUPPORTED for one of a layer that nothing would read. */
 int model_open(struct model **out, const char *path, const struct model_options *o, struct be *be,
                struct err *e) WARN_UNUSED;
 void model_close(struct model *m);

@@ -12,7 +12,7 @@
 
 #include "server/base/buf.h"
 #include "server/base/mem.h"
-#include "server/model/source.h"
+#include "server/model/model.h"
 
 enum { U32 = 4, F32 = 6, STRING = 8, ARRAY = 9, U64 = 10 };
 
@@ -438,6 +438,57 @@ static void refuses_tensors(void **state)
     expect(ERR_FORMAT, "token_embd.weight is missing or no matrix");
 }
 
+/* Layers for start_good()'s model, whose bytes are no sensible numbers. */
+static void layers(struct file *f)
+{
+    static const struct {
+        const char *name;
+        int rows, cols;
+    } part[] = { { "attn_norm", 0, 32 },    { "attn_q", 32, 32 },  { "attn_k", 32, 32 },
+                 { "attn_v", 32, 32 },      { "ffn_norm", 0, 32 }, { "ffn_gate", 64, 32 },
+                 { "attn_output", 32, 32 }, { "ffn_up", 64, 32 },  { "ffn_down", 32, 64 } };
+    for (int l = 0; l < 2; l++)
+        for (size_t i = 0; i < sizeof part / sizeof part[0]; i++) {
+            char name[64];
+            int rows = part[i].rows > 0 ? part[i].rows : 1;
+            snprintf(name, sizeof name, "blk.%d.%s.weight", l, part[i].name);
+            tensor(f, name, 0, part[i].rows > 0 ? 2 : 1, (uint64_t)part[i].cols, (uint64_t)rows,
+                   (size_t)(4 * rows * part[i].cols));
+        }
+}
+
+static void check_model_with(const char *name, int code)
+{
+    struct file f;
+    struct be *be;
+    struct model *m = NULL;
+    struct err e = { 0 };
+    start_good(&f);
+    vocabulary(&f);
+    layers(&f);
+    tensor(&f, name, 0, 1, 32, 0, 128);
+    finish(&f, 0);
+    assert_int_equal(be_open(&be, &(struct be_config){ .device = "cpu", .n_threads = 1 }, &e), 0);
+    int rc = model_open(&m, path, &(struct model_options){ .weights = "auto" }, be, &e);
+    if (rc != code || (rc < 0 && strstr(e.text, name) == NULL))
+        fail_msg("%s: rc %d, \"%s\"", name, rc, e.text);
+    if (rc == 0)
+        model_close(m);
+    be_close(be);
+}
+
+/* A layer's tensor that nothing reads would change what the model says; tables of rope, and what is beside the layers, not. */
+static void refuses_stray_tensors(void **state)
+{
+    (void)state;
+    check_model_with("blk.1.attn_output.bias", ERR_UNSUPPORTED);
+    check_model_with("blk.0.ffn_down.bias", ERR_UNSUPPORTED);
+    check_model_with("blk.0.attn_q.bias", 0);
+    check_model_with("blk.0.attn_rot_embd.weight", 0);
+    check_model_with("blk.2.attn_output.bias", 0); /* of a layer that the model has not */
+    check_model_with("other.thing", 0);
+}
+
 /* Every file cut at every byte of its header is refused, and nothing is read beyond its end (sanitizers watch). */
 static void refuses_every_cut(void **state)
 {
@@ -510,8 +561,8 @@ int main(void)
         cmocka_unit_test(opens_both_versions), cmocka_unit_test(knows_the_order_of_rope),
         cmocka_unit_test(reads_rope_scaling),  cmocka_unit_test(reads_long_headers),
         cmocka_unit_test(refuses_headers),     cmocka_unit_test(refuses_metadata),
-        cmocka_unit_test(refuses_tensors),     cmocka_unit_test(refuses_every_cut),
-        cmocka_unit_test(survives_no_memory),
+        cmocka_unit_test(refuses_tensors),     cmocka_unit_test(refuses_stray_tensors),
+        cmocka_unit_test(refuses_every_cut),   cmocka_unit_test(survives_no_memory),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
