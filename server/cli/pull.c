@@ -86,14 +86,23 @@ static int lock_dir(struct pull *p, struct err *e)
     return err_set(e, ERR_BUSY, "another pull of %s is running", p->r->name);
 }
 
-static int try_source(const struct pull *p, const struct recipe_file *f,
-                      const struct recipe_source *s, const char *part, struct err *e)
+static int fetch_right(const struct pull *p, const struct recipe_file *f,
+                       const struct recipe_source *s, const char *part, struct err *e)
 {
     TRY(fetch_source(f, s, p->dir, part, e));
     int rc = fetch_verify(f, part, e);
     if (rc < 0)
         unlink(part);
     return rc;
+}
+
+/* What an earlier try left may be of another source or version: then all of it is fetched, before the source is blamed. */
+static int try_source(const struct pull *p, const struct recipe_file *f,
+                      const struct recipe_source *s, const char *part, struct err *e)
+{
+    bool resumes = access(part, F_OK) == 0;
+    int rc = fetch_right(p, f, s, part, e);
+    return rc == ERR_HASH && resumes ? fetch_right(p, f, s, part, e) : rc;
 }
 
 static int pull_file(const struct pull *p, const struct recipe_file *f, char part[PATH_SIZE],

