@@ -105,6 +105,17 @@ static int get_rope(struct model_config *c, const json_t *v, struct err *e)
     return r != NULL ? get_scaling(c, r, e) : 0;
 }
 
+/* As transformers reads it: null is none, and where there is no key its own default stands. Folders that were pressed before
+ * null was written have no window. */
+static int get_window(struct model_config *c, const json_t *v, struct err *e)
+{
+    const json_t *q = json_object_get(v, "quantization_config");
+    const char *method = json_string_value(json_object_get(q, "quant_method"));
+    bool ours = method != NULL && strcmp(method, "wring") == 0;
+    bool missing = json_object_get(v, "sliding_window") == NULL;
+    return get_int(v, "sliding_window", false, missing && !ours ? 4096 : 0, &c->window, e);
+}
+
 int hf_config(struct model_config *c, const json_t *v, struct err *e)
 {
     TRY(get_arch(c, v, e));
@@ -119,7 +130,7 @@ int hf_config(struct model_config *c, const json_t *v, struct err *e)
     TRY(get_int(v, "max_position_embeddings", true, 0, &c->ctx_train, e));
     TRY(get_num(v, "rms_norm_eps", 1e-6, &c->norm_eps, e));
     if (strcmp(c->arch, "mistral") == 0)
-        TRY(get_int(v, "sliding_window", false, 0, &c->window, e));
+        TRY(get_window(c, v, e));
     c->tied = json_is_true(json_object_get(v, "tie_word_embeddings"));
     return get_rope(c, v, e);
 }

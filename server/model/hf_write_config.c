@@ -110,6 +110,8 @@ static int add_extras(json_t *v, const struct model_config *c)
     int rc = 0;
     if (c->window > 0)
         rc |= json_object_set_new(v, "sliding_window", json_integer(c->window));
+    else if (strcmp(c->arch, "mistral") == 0) /* whose window is 4096 where nothing is said */
+        rc |= json_object_set_new(v, "sliding_window", json_null());
     if (c->rope_dim < c->head_dim)
         rc |= json_object_set_new(v, "partial_rotary_factor", json_real(rotary_factor(c)));
     if (c->rope_scaling != ROPE_PLAIN)

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include <cmocka.h>
+#include <jansson.h>
 
 #include "server/base/mem.h"
 #include "server/cli/fetch.h"
@@ -167,6 +168,28 @@ static void turns_rope_pairs(void **state)
     model_close(a);
     fetch_remove(in_root("out"));
     fetch_remove(in_root("toy.gguf"));
+}
+
+/* To transformers a Mistral without the key has a window of 4096. */
+static void says_that_there_is_no_window(void **state)
+{
+    (void)state;
+    struct writing x;
+    struct source *s;
+    struct err e;
+    writing_open(&x, be, ARCH("mistral-window"), "q8");
+    x.m->config.window = 0;
+    if (writing_begin(&x, in_root("out"), &e) < 0 || writing_rest(&x, &e) < 0)
+        fail_msg("%s", e.text);
+    writing_close(&x);
+    json_t *v = json_load_file(in_root("out/config.json"), 0, NULL);
+    assert_true(json_is_null(json_object_get(v, "sliding_window")));
+    json_decref(v);
+    assert_int_equal(source_open(&s, in_root("out"), &e), 0);
+    assert_string_equal(s->config.arch, "mistral");
+    assert_int_equal(s->config.window, 0);
+    source_close(s);
+    fetch_remove(in_root("out"));
 }
 
 /* A form that everybody can read needs no word in config.json. */
@@ -543,6 +566,7 @@ int main(void)
         CASE("qwen2-biases"),
         CASE("qwen3-head-norms"),
         cmocka_unit_test(turns_rope_pairs),
+        cmocka_unit_test(says_that_there_is_no_window),
         cmocka_unit_test(keeps_plain_tensors),
         cmocka_unit_test(loads_on_devices),
         cmocka_unit_test(goes_on),

@@ -239,6 +239,30 @@ static void reads_configs(void **state)
     source_close(s);
 }
 
+static void check_window(const char *config, int want)
+{
+    struct source *s;
+    struct err e;
+    put_text("config.json", config);
+    if (open_root(&s, &e) < 0)
+        fail_msg("%s", e.text);
+    assert_int_equal(s->config.window, want);
+    source_close(s);
+}
+
+static void reads_windows(void **state)
+{
+    (void)state;
+    good_folder();
+    check_window(CONFIG("Mistral", ",\"sliding_window\":48"), 48);
+    check_window(CONFIG("Mistral", ",\"sliding_window\":null"), 0);
+    check_window(CONFIG("Mistral", ""), 4096); /* transformers' default */
+    check_window(CONFIG("Mistral", ",\"quantization_config\":{\"quant_method\":\"wring\","
+                                   "\"version\":1,\"forms\":{}}"),
+                 0);
+    check_window(CONFIG("Llama", ""), 0);
+}
+
 static const struct {
     const char *text;
     int code;
@@ -526,15 +550,11 @@ static void refuses_imports(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(reads_tensors),
-        cmocka_unit_test(refuses_tensors),
-        cmocka_unit_test(reads_shards),
-        cmocka_unit_test(reads_configs),
-        cmocka_unit_test(refuses_configs),
-        cmocka_unit_test(reads_templates),
-        cmocka_unit_test(imports),
-        cmocka_unit_test(refuses_imports),
-        cmocka_unit_test(survives_no_memory),
+        cmocka_unit_test(reads_tensors),   cmocka_unit_test(refuses_tensors),
+        cmocka_unit_test(reads_shards),    cmocka_unit_test(reads_configs),
+        cmocka_unit_test(reads_windows),   cmocka_unit_test(refuses_configs),
+        cmocka_unit_test(reads_templates), cmocka_unit_test(imports),
+        cmocka_unit_test(refuses_imports), cmocka_unit_test(survives_no_memory),
     };
     return cmocka_run_group_tests(tests, scratch_open, scratch_close);
 }
