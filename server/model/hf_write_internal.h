@@ -13,7 +13,7 @@ int hf_write_config(const char *folder, const struct model_config *c, const stru
                     const struct tokenizer *t, json_t *forms, json_t *tensors,
                     struct err *e) WARN_UNUSED;
 
-/* The tokenizer's files, copied where src is a folder, and the chat template. */
+/* The tokenizer's files, copied where src is a folder, and the chat templates. */
 int hf_write_text(const char *folder, const struct source *src, const struct tokenizer *t,
                   struct err *e) WARN_UNUSED;
 /* Whether an entry of the folder is what a killed hf_write_config() or hf_write_text() left of a file of theirs. */

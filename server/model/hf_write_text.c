@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "server/model/hf_write_internal.h"
+#include "server/text/json_file.h"
 
 /* What a folder may say of its tokenizer. */
 static const char *const tokenizer_file[] = {
@@ -26,7 +27,36 @@ static int copy_file(const char *folder, const char *from, const char *name, str
     return rc;
 }
 
-static int write_tokenizer(const char *folder, const struct tokenizer *t, struct err *e)
+/* 0, or -1: no memory. */
+static int add_template(json_t *list, const char *name, const char *text)
+{
+    return text != NULL ? json_array_append_new(
+                              list, json_pack("{s:s, s:s}", "name", name, "template", text))
+                        : 0;
+}
+
+/* chat_template.jinja has room for one template: where requests with tools have their own, both stand here by their names. */
+static int write_config(const char *folder, const struct buf *text, const struct source *src,
+                        struct err *e)
+{
+    static const char name[] = "tokenizer_config.json";
+    json_t *v;
+    if (src->tool_template == NULL)
+        return write_buf(folder, name, text, e);
+    TRY(json_file_parse(&v, name, text, e));
+    json_t *list = json_array();
+    if (add_template(list, "default", src->chat_template) < 0 ||
+        add_template(list, "tool_use", src->tool_template) < 0 ||
+        json_object_set(v, "chat_template", list) < 0) {
+        json_decref(v);
+        v = NULL;
+    }
+    json_decref(list);
+    return folder_write_json(folder, name, v, e);
+}
+
+static int write_tokenizer(const char *folder, const struct source *src, const struct tokenizer *t,
+                           struct err *e)
 {
     struct tok_json f;
     tok_json_init(&f);
@@ -34,7 +64,7 @@ static int write_tokenizer(const char *folder, const struct tokenizer *t, struct
     if (rc == 0)
         rc = write_buf(folder, "tokenizer.json", &f.tokenizer, e);
     if (rc == 0)
-        rc = write_buf(folder, "tokenizer_config.json", &f.tokenizer_config, e);
+        rc = write_config(folder, &f.tokenizer_config, src, e);
     if (rc == 0)
         rc = write_buf(folder, "generation_config.json", &f.generation_config, e);
     tok_json_free(&f);
@@ -48,7 +78,7 @@ int hf_write_text(const char *folder, const struct source *src, const struct tok
         if (folder_has(src->folder, tokenizer_file[i]))
             TRY(copy_file(folder, src->folder, tokenizer_file[i], e));
     if (src->folder == NULL)
-        TRY(write_tokenizer(folder, t, e));
+        TRY(write_tokenizer(folder, src, t, e));
     if (src->chat_template == NULL)
         return 0;
     char path[FOLDER_PATH];

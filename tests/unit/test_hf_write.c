@@ -170,6 +170,34 @@ static void turns_rope_pairs(void **state)
     fetch_remove(in_root("toy.gguf"));
 }
 
+/* The template for requests with tools comes along, in the list that transformers reads. */
+static void keeps_tool_templates(void **state)
+{
+    (void)state;
+    struct writing x;
+    struct source *s;
+    struct err e;
+    assert_int_equal(toy_write(in_root("toy.gguf"), 5, &e), 0);
+    writing_open(&x, be, in_root("toy.gguf"), "q8");
+    x.src->tool_template = mem_strdup("{{ tools }} \xc3\xa9\n");
+    assert_non_null(x.src->tool_template);
+    if (writing_begin(&x, in_root("out"), &e) < 0 || writing_rest(&x, &e) < 0)
+        fail_msg("%s", e.text);
+    assert_int_equal(source_open(&s, in_root("out"), &e), 0);
+    assert_string_equal(s->chat_template, x.src->chat_template);
+    assert_non_null(s->tool_template);
+    assert_string_equal(s->tool_template, x.src->tool_template);
+    source_close(s);
+    assert_int_equal(unlink(in_root("out/chat_template.jinja")), 0);
+    struct model *m =
+        open_model(in_root("out"), "auto"); /* the list has both, the rest is as it was */
+    assert_true(m->tmpl != NULL && m->tool_tmpl != NULL && tok_adds_bos(m->tok));
+    model_close(m);
+    writing_close(&x);
+    fetch_remove(in_root("out"));
+    fetch_remove(in_root("toy.gguf"));
+}
+
 /* To transformers a Mistral without the key has a window of 4096. */
 static void says_that_there_is_no_window(void **state)
 {
@@ -566,6 +594,7 @@ int main(void)
         CASE("qwen2-biases"),
         CASE("qwen3-head-norms"),
         cmocka_unit_test(turns_rope_pairs),
+        cmocka_unit_test(keeps_tool_templates),
         cmocka_unit_test(says_that_there_is_no_window),
         cmocka_unit_test(keeps_plain_tensors),
         cmocka_unit_test(loads_on_devices),
