@@ -166,6 +166,14 @@ static int read_numbers(const struct gguf *g, uint64_t n, float **score, uint8_t
     return 0;
 }
 
+/* Some converters write the end of a turn as a word of the user's, which no model means; llama.cpp corrects it too. */
+static void correct_ends(const struct words *w, uint64_t n, uint8_t *kind)
+{
+    for (uint64_t i = 0; i < n; i++)
+        if (kind[i] == TOK_USER_DEFINED && tok_names_end(w->p[i], w->n[i]))
+            kind[i] = TOK_CONTROL;
+}
+
 static int open_vocab(const struct gguf *g, const struct pair *tokens, const struct pair *merges,
                       bool bpe, struct tokenizer **out, struct err *e)
 {
@@ -182,6 +190,8 @@ static int open_vocab(const struct gguf *g, const struct pair *tokens, const str
         rc = read_numbers(g, tokens->n, &score, &kind);
     if (rc < 0)
         err_set(e, rc, "no memory for the vocabulary");
+    else if (kind != NULL)
+        correct_ends(&w, tokens->n, kind);
     bool llama3 = strcmp(pre, "llama-bpe") == 0;
     struct tok_vocab v = { .model = bpe ? TOK_BPE : TOK_SPM,
                            .n = (int)tokens->n,

@@ -291,11 +291,17 @@ static int build_specials(struct tokenizer *t, struct err *e)
     return 0;
 }
 
-/* Names by which published vocabularies mark the end of a turn. */
-static const char *const eog_name[] = { "</s>",          "<|im_end|>",      "<|endoftext|>",
-                                        "<|eot_id|>",    "<|end_of_text|>", "<|eom_id|>",
-                                        "<end_of_turn>", "<|end|>",         "<|endofturn|>",
-                                        "<|eot|>",       "<|end_of_turn|>" };
+bool tok_names_end(const char *name, size_t n)
+{
+    static const char *const end[] = { "</s>",          "<|im_end|>",      "<|endoftext|>",
+                                       "<|eot_id|>",    "<|end_of_text|>", "<|eom_id|>",
+                                       "<end_of_turn>", "<|end|>",         "<|endofturn|>",
+                                       "<|eot|>",       "<|end_of_turn|>" };
+    for (size_t i = 0; i < sizeof end / sizeof end[0]; i++)
+        if (strlen(end[i]) == n && memcmp(end[i], name, n) == 0)
+            return true;
+    return false;
+}
 
 static void mark_eog(struct tokenizer *t, const struct tok_vocab *v)
 {
@@ -305,11 +311,12 @@ static void mark_eog(struct tokenizer *t, const struct tok_vocab *v)
         t->eog[t->eos] = true;
     if (t->eot >= 0)
         t->eog[t->eot] = true;
-    for (int i = 0; i < t->n_special; i++)
-        for (size_t k = 0; k < sizeof eog_name / sizeof eog_name[0]; k++)
-            if (t->kind[t->special[i]] == TOK_CONTROL &&
-                same_piece(t, t->special[i], eog_name[k], strlen(eog_name[k])))
-                t->eog[t->special[i]] = true;
+    for (int i = 0; i < t->n_special; i++) {
+        int32_t id = t->special[i];
+        if (t->kind[id] == TOK_CONTROL &&
+            tok_names_end(t->pool + t->piece[id].at, t->piece[id].len))
+            t->eog[id] = true;
+    }
 }
 
 static int check_vocab(const struct tok_vocab *v, struct err *e)

@@ -49,6 +49,9 @@ struct tok_vocab {
     bool prefix_if_none;    /* SPM: and only where the text has none itself */
 };
 
+/* Whether published vocabularies mark the end of a turn by this name: a control token that has it ends a generation. */
+bool tok_names_end(const char *name, size_t n);
+
 struct tokenizer;
 
 /* ERR_FORMAT: ids out of range, duplicate or missing pieces, no way to write every byte; ERR_UNSUPPORTED: unknown

@@ -99,6 +99,37 @@ static void vocabulary(struct file *f)
     meta_str(f, "tokenizer.chat_template", "{{ messages }}");
 }
 
+static void words(struct file *f, const char *key, const char *const *word, int n)
+{
+    str(&f->meta, key);
+    u32(&f->meta, ARRAY);
+    u32(&f->meta, STRING);
+    u64(&f->meta, (uint64_t)n);
+    for (int i = 0; i < n; i++)
+        str(&f->meta, word[i]);
+    f->n_meta++;
+}
+
+/* A byte-level vocabulary; <|im_end|> is of the given kind. */
+static void byte_level(struct file *f, const char *pre, uint32_t kind)
+{
+    static const char *const token[] = { "a", "b", "ab", "<begin>", "<|im_end|>", "<word>" };
+    static const uint32_t kinds[] = { TOK_NORMAL,  TOK_NORMAL, TOK_NORMAL,
+                                      TOK_CONTROL, 0,          TOK_USER_DEFINED };
+    words(f, "tokenizer.ggml.tokens", token, 6);
+    words(f, "tokenizer.ggml.merges", (const char *const[]){ "a b" }, 1);
+    str(&f->meta, "tokenizer.ggml.token_type");
+    u32(&f->meta, ARRAY);
+    u32(&f->meta, U32);
+    u64(&f->meta, 6);
+    for (int i = 0; i < 6; i++)
+        u32(&f->meta, kinds[i] != 0 ? kinds[i] : kind);
+    f->n_meta++;
+    meta_str(f, "tokenizer.ggml.model", "gpt2");
+    meta_str(f, "tokenizer.ggml.pre", pre);
+    meta_u32(f, "tokenizer.ggml.bos_token_id", 3);
+}
+
 static void start(struct file *f)
 {
     memset(f, 0, sizeof *f);
@@ -225,6 +256,34 @@ static void knows_the_order_of_rope(void **state)
     struct tokenizer *t;
     assert_int_equal(source_tokenizer(s, &t, &e), ERR_UNSUPPORTED);
     source_close(s);
+}
+
+static struct tokenizer *open_byte_level(const char *pre, uint32_t kind)
+{
+    struct file f;
+    struct source *s;
+    struct tokenizer *t;
+    struct err e;
+    start_good(&f);
+    byte_level(&f, pre, kind);
+    finish(&f, 0);
+    if (source_open(&s, path, &e) < 0 || source_tokenizer(s, &t, &e) < 0)
+        fail_msg("%s", e.text);
+    source_close(s);
+    return t;
+}
+
+/* The end of a turn is no text, whatever the file calls it; other words of the user's stay text. */
+static void corrects_ends(void **state)
+{
+    (void)state;
+    static const uint32_t kind[] = { TOK_CONTROL, TOK_USER_DEFINED };
+    for (int i = 0; i < 2; i++) {
+        struct tokenizer *t = open_byte_level("gpt-2", kind[i]);
+        assert_true(tok_is_eog(t, 4) && tok_is_special(t, 4));
+        assert_false(tok_is_eog(t, 5) || tok_is_special(t, 5));
+        tok_close(t);
+    }
 }
 
 static void check_scaling(const char *type, const char *key, float factor, enum rope_scaling want)
@@ -558,11 +617,12 @@ static int tear_down(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(opens_both_versions), cmocka_unit_test(knows_the_order_of_rope),
-        cmocka_unit_test(reads_rope_scaling),  cmocka_unit_test(reads_long_headers),
-        cmocka_unit_test(refuses_headers),     cmocka_unit_test(refuses_metadata),
-        cmocka_unit_test(refuses_tensors),     cmocka_unit_test(refuses_stray_tensors),
-        cmocka_unit_test(refuses_every_cut),   cmocka_unit_test(survives_no_memory),
+        cmocka_unit_test(opens_both_versions),   cmocka_unit_test(knows_the_order_of_rope),
+        cmocka_unit_test(corrects_ends),         cmocka_unit_test(reads_rope_scaling),
+        cmocka_unit_test(reads_long_headers),    cmocka_unit_test(refuses_headers),
+        cmocka_unit_test(refuses_metadata),      cmocka_unit_test(refuses_tensors),
+        cmocka_unit_test(refuses_stray_tensors), cmocka_unit_test(refuses_every_cut),
+        cmocka_unit_test(survives_no_memory),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
