@@ -166,6 +166,13 @@ static int read_numbers(const struct gguf *g, uint64_t n, float **score, uint8_t
     return 0;
 }
 
+/* Llama 3's vocabulary puts BOS in front of a text where the file does not say, by any of its names. */
+static bool is_llama3(const char *pre)
+{
+    return strcmp(pre, "llama-bpe") == 0 || strcmp(pre, "llama3") == 0 ||
+           strcmp(pre, "llama-v3") == 0;
+}
+
 /* Some converters write the end of a turn as a word of the user's, which no model means; llama.cpp corrects it too. */
 static void correct_ends(const struct words *w, uint64_t n, uint8_t *kind)
 {
@@ -192,7 +199,6 @@ static int open_vocab(const struct gguf *g, const struct pair *tokens, const str
         err_set(e, rc, "no memory for the vocabulary");
     else if (kind != NULL)
         correct_ends(&w, tokens->n, kind);
-    bool llama3 = strcmp(pre, "llama-bpe") == 0;
     struct tok_vocab v = { .model = bpe ? TOK_BPE : TOK_SPM,
                            .n = (int)tokens->n,
                            .text = w.p,
@@ -207,7 +213,8 @@ static int open_vocab(const struct gguf *g, const struct pair *tokens, const str
                            .eos = token_id(g, "tokenizer.ggml.eos_token_id", bpe ? -1 : 2),
                            .unk = token_id(g, "tokenizer.ggml.unknown_token_id", bpe ? -1 : 0),
                            .eot = token_id(g, "tokenizer.ggml.eot_token_id", -1),
-                           .add_bos = flag(g, "tokenizer.ggml.add_bos_token", !bpe || llama3),
+                           .add_bos =
+                               flag(g, "tokenizer.ggml.add_bos_token", !bpe || is_llama3(pre)),
                            .add_eos = flag(g, "tokenizer.ggml.add_eos_token", false),
                            .add_space_prefix = flag(g, "tokenizer.ggml.add_space_prefix", !bpe) };
     if (rc == 0)

@@ -286,6 +286,24 @@ static void corrects_ends(void **state)
     }
 }
 
+static void adds_bos_by_default(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *pre;
+        bool adds;
+    } known[] = { { "gpt-2", false },
+                  { "qwen2", false },
+                  { "llama-bpe", true },
+                  { "llama3", true },
+                  { "llama-v3", true } };
+    for (size_t i = 0; i < sizeof known / sizeof known[0]; i++) {
+        struct tokenizer *t = open_byte_level(known[i].pre, TOK_CONTROL);
+        assert_int_equal(tok_adds_bos(t), known[i].adds);
+        tok_close(t);
+    }
+}
+
 static void check_scaling(const char *type, const char *key, float factor, enum rope_scaling want)
 {
     struct file f;
@@ -617,12 +635,12 @@ static int tear_down(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(opens_both_versions),   cmocka_unit_test(knows_the_order_of_rope),
-        cmocka_unit_test(corrects_ends),         cmocka_unit_test(reads_rope_scaling),
-        cmocka_unit_test(reads_long_headers),    cmocka_unit_test(refuses_headers),
-        cmocka_unit_test(refuses_metadata),      cmocka_unit_test(refuses_tensors),
-        cmocka_unit_test(refuses_stray_tensors), cmocka_unit_test(refuses_every_cut),
-        cmocka_unit_test(survives_no_memory),
+        cmocka_unit_test(opens_both_versions), cmocka_unit_test(knows_the_order_of_rope),
+        cmocka_unit_test(corrects_ends),       cmocka_unit_test(adds_bos_by_default),
+        cmocka_unit_test(reads_rope_scaling),  cmocka_unit_test(reads_long_headers),
+        cmocka_unit_test(refuses_headers),     cmocka_unit_test(refuses_metadata),
+        cmocka_unit_test(refuses_tensors),     cmocka_unit_test(refuses_stray_tensors),
+        cmocka_unit_test(refuses_every_cut),   cmocka_unit_test(survives_no_memory),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
