@@ -54,12 +54,28 @@ static int make_dirs(char *path, struct err *e)
     }
 }
 
+/* Bytes that are still to be written: an earlier try may have left some, and llama2c's files are there twice while they are
+ * imported. */
+static uint64_t room_needed(const struct pull *p)
+{
+    char part[PATH_SIZE];
+    struct stat st;
+    uint64_t all = 0;
+    uint64_t left = 0;
+    for (int i = 0; i < p->r->n_files; i++) {
+        const struct recipe_file *f = &p->r->file[i];
+        all += f->size;
+        left += f->size;
+        if (path_of(part, p->dir, f->file, ".part", NULL) == 0 && stat(part, &st) == 0)
+            left -= (uint64_t)st.st_size < f->size ? (uint64_t)st.st_size : f->size;
+    }
+    return p->r->import != NULL && strcmp(p->r->import, "llama2c") == 0 ? left + all : left;
+}
+
 static int check_room(const struct pull *p, struct err *e)
 {
     struct statvfs fs;
-    uint64_t need = 0;
-    for (int i = 0; i < p->r->n_files; i++)
-        need += p->r->file[i].size;
+    uint64_t need = room_needed(p);
     if (statvfs(p->models, &fs) == 0 && (uint64_t)fs.f_bavail * fs.f_frsize < need)
         return err_set(e, ERR_IO, "%s: %s needs %" PRIu64 " MB and there are %" PRIu64 " MB free",
                        p->models, p->r->name, need >> 20,
@@ -70,11 +86,11 @@ static int check_room(const struct pull *p, struct err *e)
 /* One pull of a model at a time. */
 static int lock_dir(struct pull *p, struct err *e)
 {
-    TRY(make_dirs(p->models, e));
-    TRY(check_room(p, e));
     char name[512];
     snprintf(name, sizeof name, ".%s", p->r->name);
     TRY(path_of(p->dir, p->models, name, ".part", e));
+    TRY(make_dirs(p->models, e));
+    TRY(check_room(p, e));
     TRY(make_dirs(p->dir, e));
     p->lock = open(p->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (p->lock < 0)

@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "server/base/buf.h"
@@ -314,6 +315,43 @@ static void starts_again(void **state)
     assert_false(there(part_dir()));
 }
 
+/* A pull of two files, a.bin of this size and a small one, that no source has; how it fails. */
+static void check_room(const char *import, uint64_t size, const char *says)
+{
+    struct err e;
+    struct recipe r;
+    char text[1024];
+    snprintf(text, sizeof text,
+             "name: tiny\ndescription: d\nlicence: MIT\nimport: %s\nfiles:\n"
+             "  - {file: a.bin, size: %llu, sha256: " HASH ", sources: [{url: 'file:///absent'}]}\n"
+             "  - {file: b.bin, size: 1, sha256: " HASH ", sources: [{url: 'file:///absent'}]}\n",
+             import, (unsigned long long)size);
+    if (recipe_parse(&r, text, strlen(text), "recipe", &e) < 0)
+        fail_msg("%s", e.text);
+    assert_int_equal(pull_recipe(&r, &e), ERR_IO);
+    if (strstr(e.text, says) == NULL)
+        fail_msg("\"%s\" does not say \"%s\"", e.text, says);
+    recipe_free(&r);
+}
+
+/* What lies there already needs no room; what is imported needs it twice. */
+static void knows_its_room(void **state)
+{
+    (void)state;
+    struct statvfs fs;
+    const char *part = in_root("data/wring/models/.tiny.part/a.bin.part");
+    assert_int_equal(statvfs(root, &fs), 0);
+    uint64_t room = (uint64_t)fs.f_bavail * fs.f_frsize;
+    check_room("folder", room / 4 * 3, "every source failed");
+    check_room("llama2c", room / 4 * 3, "MB free");
+    check_room("folder", room / 4 * 6, "MB free");
+    assert_int_equal(mkdir(part_dir(), 0755), 0);
+    put(part, "", 0, 0644);
+    if (truncate(part, (off_t)(room / 4 * 3)) == 0) /* some file systems have no files so large */
+        check_room("folder", room / 4 * 6, "every source failed");
+    fetch_remove(part_dir());
+}
+
 /* pip's stand-in writes the wheel that the test prepared; zipfile's one copies its member out. */
 static const char fake_python[] =
     "#!/bin/sh\n"
@@ -459,6 +497,7 @@ int main(void)
         cmocka_unit_test(pulls_folders),
         cmocka_unit_test(continues_and_locks),
         cmocka_unit_test(starts_again),
+        cmocka_unit_test(knows_its_room),
         cmocka_unit_test(pulls_pypi),
         cmocka_unit_test(pulls_npm),
         cmocka_unit_test(resolves),
