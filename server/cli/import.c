@@ -227,7 +227,8 @@ static int write_weights(const struct import *m, const char *dir, struct err *e)
     }
     uint64_t len = b.len;
     int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
-    bool ok = fd >= 0 && write(fd, &len, 8) == 8 && write(fd, b.data, b.len) == (ssize_t)b.len;
+    bool ok = fd >= 0 && file_write_all(fd, (const char *)&len, sizeof len) == 0 &&
+              file_write_all(fd, b.data, b.len) == 0;
     for (int i = 0; ok && i < m->n_parts; i++)
         ok = copy_part(m, &m->part[i], fd) == 0;
     ok = ok && fsync(fd) == 0;

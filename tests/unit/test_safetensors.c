@@ -1,10 +1,12 @@
 /* Hugging Face folders: good ones, every way a file can be wrong, shards, and the import of llama2.c models. */
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -547,14 +549,48 @@ static void refuses_imports(void **state)
     assert_int_equal(access(in_root("imported"), F_OK), -1);
 }
 
+/* A model of zeros with as many layers as make its header the first file that meets a limit of 16 KiB. */
+static void put_deep_llama2c(const char *name)
+{
+    enum { DEEP = 40, LAYER = 2 * DIM + 2 * DIM * DIM + 2 * KV_DIM * DIM + 3 * FFN * DIM };
+    const int32_t head[7] = { DIM, FFN, DEEP, HEADS, KV_HEADS, VOCAB, CTX };
+    put(name, head, sizeof head);
+    off_t floats = VOCAB * DIM + DEEP * LAYER + DIM + CTX * HEAD;
+    assert_int_equal(truncate(in_root(name), (off_t)sizeof head + 4 * floats), 0);
+}
+
+/* A disk that takes the beginning of a write is full, and that is what is said. */
+static void imports_to_full_disks(void **state)
+{
+    (void)state;
+    struct err e;
+    struct rlimit old;
+    put_deep_llama2c("model.bin");
+    put_vocab("tok.bin");
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &old), 0);
+    void (*handler)(int) = signal(SIGXFSZ, SIG_IGN);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &(struct rlimit){ 16384, old.rlim_max }), 0);
+    int rc = import_llama2c(in_root("model.bin"), in_root("tok.bin"), in_root("imported"), &e);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &old), 0);
+    signal(SIGXFSZ, handler);
+    assert_int_equal(rc, ERR_IO);
+    if (strstr(e.text, "model.safetensors: cannot write: File too large") == NULL)
+        fail_msg("%s", e.text);
+    assert_int_equal(access(in_root("imported"), F_OK), -1);
+    if (import_llama2c(in_root("model.bin"), in_root("tok.bin"), in_root("imported"), &e) < 0)
+        fail_msg("%s", e.text);
+    fetch_remove(in_root("imported"));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(reads_tensors),   cmocka_unit_test(refuses_tensors),
-        cmocka_unit_test(reads_shards),    cmocka_unit_test(reads_configs),
-        cmocka_unit_test(reads_windows),   cmocka_unit_test(refuses_configs),
-        cmocka_unit_test(reads_templates), cmocka_unit_test(imports),
-        cmocka_unit_test(refuses_imports), cmocka_unit_test(survives_no_memory),
+        cmocka_unit_test(reads_tensors),      cmocka_unit_test(refuses_tensors),
+        cmocka_unit_test(reads_shards),       cmocka_unit_test(reads_configs),
+        cmocka_unit_test(reads_windows),      cmocka_unit_test(refuses_configs),
+        cmocka_unit_test(reads_templates),    cmocka_unit_test(imports),
+        cmocka_unit_test(refuses_imports),    cmocka_unit_test(imports_to_full_disks),
+        cmocka_unit_test(survives_no_memory),
     };
     return cmocka_run_group_tests(tests, scratch_open, scratch_close);
 }
