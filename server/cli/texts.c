@@ -1,7 +1,9 @@
 #include "server/cli/texts.h"
 
-#include <glob.h>
+#include <dirent.h>
+#include <fnmatch.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -19,19 +21,28 @@ static int add_text(struct texts *t, const char *path, struct err *e)
     return buf_read_file(b, path, e);
 }
 
+static int is_text(const struct dirent *d)
+{
+    return fnmatch("*.txt", d->d_name, 0) == 0;
+}
+
 static int add_folder(struct texts *t, const char *dir, struct err *e)
 {
-    char pattern[PATH_SIZE];
-    glob_t g;
-    int len = snprintf(pattern, sizeof pattern, "%s/*.txt", dir);
-    if (len < 0 || len >= (int)sizeof pattern)
-        return err_set(e, ERR_LIMIT, "%s: the path is too long", dir);
-    if (glob(pattern, 0, NULL, &g) != 0)
-        return err_set(e, ERR_NOTFOUND, "%s holds no .txt file", dir);
-    int rc = 0;
-    for (size_t i = 0; i < g.gl_pathc && rc == 0; i++)
-        rc = add_text(t, g.gl_pathv[i], e);
-    globfree(&g);
+    char path[PATH_SIZE];
+    struct dirent **list;
+    int n = scandir(dir, &list, is_text, alphasort), rc = 0;
+    if (n <= 0)
+        rc = err_set(e, ERR_NOTFOUND, "%s holds no .txt file", dir);
+    for (int i = 0; i < n; i++) {
+        int len = snprintf(path, sizeof path, "%s/%s", dir, list[i]->d_name);
+        if (rc == 0 && len >= (int)sizeof path)
+            rc = err_set(e, ERR_LIMIT, "%s: the path is too long", dir);
+        if (rc == 0)
+            rc = add_text(t, path, e);
+        free(list[i]);
+    }
+    if (n >= 0)
+        free(list);
     return rc;
 }
 
