@@ -11,7 +11,6 @@
 #include <cmocka.h>
 #include <math.h>
 
-#include "server/base/clock.h"
 #include "server/base/mem.h"
 #include "server/text/token.h"
 
@@ -199,42 +198,6 @@ static void test_longest_special(void **state)
     ENCODES(t, "<<b", TOK_PARSE_SPECIAL, 267, 267, 'b');
     ENCODES(t, "=<|im_end|>", TOK_PARSE_SPECIAL, '=', 261);
     tok_close(t);
-}
-
-static double seconds_for_brackets(const struct small *s)
-{
-    enum { N = 1 << 20 };
-    struct tokenizer *t = open_small(s);
-    struct tok_ids ids = { 0 };
-    char *text = mem_alloc(N);
-    assert_non_null(text);
-    memset(text, '[', N);
-    double start = clock_s();
-    assert_int_equal(tok_encode(t, text, N, TOK_PARSE_SPECIAL, &ids), 0);
-    double took = clock_s() - start;
-    assert_int_equal(ids.n, N);
-    mem_free(text);
-    tok_ids_free(&ids);
-    tok_close(t);
-    return took;
-}
-
-/* Mistral has 770 tokens [control_N]: a text full of what they begin with must not be compared with each of them. */
-static void test_many_specials(void **state)
-{
-    (void)state;
-    enum { N_NAMES = 330 };
-    static char name[N_NAMES][16];
-    static struct small s;
-    make_bpe(&s, "gpt-2");
-    double few = seconds_for_brackets(&s);
-    for (int i = 0; i < N_NAMES; i++) {
-        snprintf(name[i], sizeof name[i], "[control_%d]", i);
-        add(&s, name[i], 0, TOK_CONTROL);
-    }
-    double many = seconds_for_brackets(&s);
-    print_message("%.2f s, with %d names %.2f s\n", few, (int)N_NAMES, many);
-    assert_true(many < 5 * few + 1);
 }
 
 /* Added words of a sentencepiece vocabulary are written like its other pieces. */
@@ -694,14 +657,13 @@ static void test_faults(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_bpe),           cmocka_unit_test(test_specials),
-        cmocka_unit_test(test_spm),           cmocka_unit_test(test_spm_words),
-        cmocka_unit_test(test_random_bytes),  cmocka_unit_test(test_long_word),
-        cmocka_unit_test(test_segments),      cmocka_unit_test(test_decode),
-        cmocka_unit_test(test_stream),        cmocka_unit_test(test_refuses),
-        cmocka_unit_test(test_files),         cmocka_unit_test(test_faults),
-        cmocka_unit_test(test_at_least),      cmocka_unit_test(test_longest_special),
-        cmocka_unit_test(test_many_specials),
+        cmocka_unit_test(test_bpe),          cmocka_unit_test(test_specials),
+        cmocka_unit_test(test_spm),          cmocka_unit_test(test_spm_words),
+        cmocka_unit_test(test_random_bytes), cmocka_unit_test(test_long_word),
+        cmocka_unit_test(test_segments),     cmocka_unit_test(test_decode),
+        cmocka_unit_test(test_stream),       cmocka_unit_test(test_refuses),
+        cmocka_unit_test(test_files),        cmocka_unit_test(test_faults),
+        cmocka_unit_test(test_at_least),     cmocka_unit_test(test_longest_special),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
