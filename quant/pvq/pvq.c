@@ -7,11 +7,11 @@
  * Lloyd-Max levels of the length of 16 normal numbers (for rows of D inputs it is sqrt of a Beta(8, (D - 16) / 2) times
  * sqrt(D), whose limit they are; the row's scale is fitted after coding and takes up what differs).
  *
- *   plane 0, codes    panel p (16 rows), group g (16 inputs), row r of the panel: level * V(16, K) + number of the point
- *                     (pyramid.h), in two lines: 16 u32, the lower halves, then 16 upper parts of 0, 2 or 4 bytes
+ *   plane 0, codes    panel p (16 rows), group g (16 inputs), row r of the panel: the code of point and level (pyramid.h),
+ *                     in two lines: 16 u32, the lower halves, then 16 upper parts of 0, 2 or 4 bytes
  *   plane 1, scales   f16 of each row
  *
- * Groups are whole bytes, so pulses and levels were chosen together, as what fits them best; level and number share one
+ * Groups are whole bytes, so pulses and levels were chosen together, as what fits them best; level and point share one
  * mixed code, so that there may be three levels or seven. Mean squared error on normal weights of variance 1:
  *
  *           K   levels   bits a weight       error    2^(-2 bits)   the level in bits of its own
@@ -19,7 +19,8 @@
  *   pvq3   24        7   3 + 16 / inputs     .0250    .0156         .0272, 4 levels
  *   pvq4   49       14   4 + 16 / inputs     .0063    .0039         .0070, 8 levels
  *
- * Codes that no point has (a damaged file) are read as the last one.
+ * Codes that no point has (a damaged file) are read as the last one. Folders of version 1 numbered the points otherwise and
+ * are refused (server/model/hf_forms.c).
  */
 #include "quant/pvq/pvq.h"
 
@@ -68,17 +69,12 @@ static void decode_pvq(const struct weight *w, int row, float *dst)
     int lane = row % CODEC_PANEL;
     float row_scale = f16_to_f32(pvq_scales(w, panel)[lane]);
     for (int g = 0; g < pvq_groups(w); g++) {
-        uint64_t number;
-        uint8_t y[PYRAMID_N];
+        int8_t y[PYRAMID_N];
         uint64_t code = pvq_code(pvq_cell(w, panel, g, f->bytes), lane, f->bytes);
-        int level = pvq_level(t, f, code, &number);
-        int norm2 = 0;
-        pyramid_points(t, f->k, &number, 1, y, 4);
+        int level = pyramid_point(t, f->k, f->levels, code, y);
+        float scale = pvq_scale(f->gain[level], row_scale, pvq_norm2(y));
         for (int i = 0; i < PYRAMID_N; i++)
-            norm2 += (y[i] - PYRAMID_ZERO) * (y[i] - PYRAMID_ZERO);
-        float scale = pvq_scale(f->gain[level], row_scale, norm2);
-        for (int i = 0; i < PYRAMID_N; i++)
-            dst[g * PYRAMID_N + i] = (float)(y[i] - PYRAMID_ZERO) * scale;
+            dst[g * PYRAMID_N + i] = (float)y[i] * scale;
     }
     rotate_back(CPU_REF, dst, dst, 1, w->cols);
 }

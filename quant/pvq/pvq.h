@@ -10,6 +10,7 @@
 
 enum { PVQ_LEVELS = 14 };
 enum { PVQ2, PVQ3, PVQ4, PVQ_FORMS }; /* variants */
+enum { PVQ_LINE = TILE_ROWS * 4 };    /* bytes of a line of a tile */
 
 struct pvq_form {
     const char *name;
@@ -53,19 +54,18 @@ CODEC_INLINE uint64_t pvq_code(const uint8_t *cell, int lane, int bytes)
     return (uint64_t)high << 32 | low;
 }
 
-/* The gain's level; *number becomes the point's. A code that no point has is that of the last point. */
-static inline int pvq_level(const struct pyramid *t, const struct pvq_form *f, uint64_t code,
-                            uint64_t *number)
-{
-    const struct pyramid_split *s = &t->split[PYRAMID_LEVELS - 1][f->k];
-    uint64_t last = (uint64_t)f->levels * s->count - 1;
-    return (int)pyramid_divide(code < last ? code : last, s->count, s->inverse, number);
-}
-
 /* What an element of y is multiplied with; divided last, so that kernels can take the norms of many rows together. */
 CODEC_INLINE float pvq_scale(float gain, float row_scale, int norm2)
 {
     return gain * row_scale / sqrtf((float)norm2);
+}
+
+static inline int pvq_norm2(const int8_t *y)
+{
+    int norm2 = 0;
+    for (int i = 0; i < PYRAMID_N; i++)
+        norm2 += y[i] * y[i];
+    return norm2;
 }
 
 void pvq_encode(struct weight *w, int row0, int n, const float *src);

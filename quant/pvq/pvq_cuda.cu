@@ -1,8 +1,9 @@
 /* pvq on the GPU. The format is in pvq.c and pyramid.h, the products in kernels/cuda/matmul.cuh; the input is rotated.
  *
- * A lane has four elements of the points of two rows, and finds them as pyramid.h says: two searches for its quarter, one
- * for its pairs, in tables of counts instead of the CPU's tables of points; the four lanes of a quad add up the norm. Weights
- * are f32 numbers, as three bf16 each, since the scale changes with every 16 inputs.
+ * A lane puts together one quarter of the patterns of two rows as pyramid.h says: three searches at most for where it lies
+ * and two for its pairs, in tables of counts instead of the CPU's tables of patterns. Then the four lanes of a quad add up
+ * the norm and hand each other the pairs that lie elsewhere in the point. Weights are f32 numbers, as three bf16 each, since
+ * the scale changes with every 16 inputs.
  *
  * Bytes moved: those of the format. Bound by far by searching: some 500 instructions for a lane's four weights (estimated).
  */
@@ -15,24 +16,43 @@ extern "C" {
 namespace
 {
 
-/* V(2^level, k), and where the points of P(2^level, k) whose first half has i pulses begin. */
+/* As in struct pyramid. */
 struct counts {
-    uint64_t count[PYRAMID_LEVELS][PYRAMID_K + 1];
-    uint64_t base[PYRAMID_LEVELS][PYRAMID_K + 1][PYRAMID_K + 2];
+    uint64_t patterns[PYRAMID_PAIRS + 1][PYRAMID_K + 1];
+    uint64_t base[PYRAMID_PAIRS + 1][PYRAMID_K + 1][PYRAMID_K + 2];
+    int places[PYRAMID_PAIRS + 1], place_from[PYRAMID_PAIRS + 1];
+    uint8_t place[1 << PYRAMID_PAIRS];
 };
+
+constexpr int pairs_of(int mask)
+{
+    int n = 0;
+    for (int i = 0; i < PYRAMID_PAIRS; i++)
+        n += mask >> i & 1;
+    return n;
+}
 
 constexpr counts make_counts()
 {
     counts c = {};
-    for (int k = 0; k <= PYRAMID_K; k++)
-        c.count[1][k] = k == 0 ? 1 : 4 * (uint64_t)k;
-    for (int level = 2; level < PYRAMID_LEVELS; level++)
+    c.patterns[0][0] = 1;
+    for (int k = 1; k <= PYRAMID_K; k++)
+        c.patterns[1][k] = (uint64_t)k;
+    for (int pairs = 2; pairs <= PYRAMID_PAIRS; pairs++)
         for (int k = 0; k <= PYRAMID_K; k++) {
-            for (int i = 0; i <= k; i++)
-                c.base[level][k][i + 1] =
-                    c.base[level][k][i] + c.count[level - 1][i] * c.count[level - 1][k - i];
-            c.count[level][k] = c.base[level][k][k + 1];
+            int first = pairs > 4 ? 4 : pairs > 2 ? 2 : 1;
+            for (int a = 0; a <= k; a++)
+                c.base[pairs][k][a + 1] =
+                    c.base[pairs][k][a] + c.patterns[first][a] * c.patterns[pairs - first][k - a];
+            c.patterns[pairs][k] = c.base[pairs][k][k + 1];
         }
+    for (int pairs = PYRAMID_PAIRS, n = 0; pairs >= 0; pairs--) {
+        c.place_from[pairs] = n;
+        for (int mask = 0; mask < 1 << PYRAMID_PAIRS; mask++)
+            if (pairs_of(mask) == pairs)
+                c.place[n++] = (uint8_t)mask;
+        c.places[pairs] = n - c.place_from[pairs];
+    }
     return c;
 }
 
@@ -42,10 +62,54 @@ __device__ const struct pvq_form forms[PVQ_FORMS] = {
 #include "quant/pvq/forms.inc"
 };
 
-/* Number i of P(2^level, k) becomes that of its first or second half, k the half's pulses. */
-__device__ __forceinline__ void descend(int level, bool second, int &k, uint64_t &i)
+/* What a code says of its point, and the level's gain. */
+struct point {
+    int k, pairs;
+    uint64_t pattern;
+    uint32_t turns;
+    uint32_t place; /* a set of pairs */
+    float gain;
+};
+
+/* A code that no point has is the last one's. */
+__device__ __forceinline__ point point_of(const struct pvq_form *f, uint64_t code)
 {
-    const uint64_t *base = points.base[level][k];
+    point p = {};
+    p.k = f->k;
+    uint64_t base = 0, n = 0;
+    for (p.pairs = PYRAMID_PAIRS; p.pairs > 0; p.pairs--) {
+        n = (points.patterns[p.pairs][p.k] * (uint64_t)(points.places[p.pairs] * f->levels))
+            << 2 * p.pairs;
+        if (code - base < n)
+            break;
+        base += n;
+    }
+    if (p.pairs == 0) {
+        p.pairs = 1;
+        code = base - 1;
+        base -= n;
+    }
+    uint64_t i = (code - base) >> 2 * p.pairs;
+    uint32_t digits = (uint32_t)(points.places[p.pairs] * f->levels);
+    p.pattern = i / digits;
+    int digit = (int)(i - p.pattern * digits);
+    int level = digit / points.places[p.pairs];
+    p.place = points.place[points.place_from[p.pairs] + digit - level * points.places[p.pairs]];
+    p.turns = (uint32_t)code;
+    p.gain = f->gain[level];
+    return p;
+}
+
+/* Pattern i of some pairs becomes that of their first ones, `first` at most, or of the others. */
+__device__ __forceinline__ void descend(int first, bool second, int &pairs, int &k, uint64_t &i)
+{
+    if (pairs <= first) {
+        pairs = second ? 0 : pairs;
+        k = second ? 0 : k;
+        i = second ? 0 : i;
+        return;
+    }
+    const uint64_t *base = points.base[pairs][k];
     int a = 0, end = k + 1; /* base[a] <= i < base[end] */
     while (end - a > 1) {
         int middle = (a + end) / 2;
@@ -54,30 +118,45 @@ __device__ __forceinline__ void descend(int level, bool second, int &k, uint64_t
         else
             end = middle;
     }
-    uint64_t count = points.count[level - 1][k - a];
-    uint64_t first = (i - base[a]) / count;
-    i = second ? i - base[a] - first * count : first;
+    uint64_t count = points.patterns[pairs - first][k - a];
+    uint64_t quotient = (i - base[a]) / count;
+    i = second ? i - base[a] - quotient * count : quotient;
     k = second ? k - a : a;
+    pairs = second ? pairs - first : first;
 }
 
-/* Elements 4 quarter ... of a point, as they are; the sum of their squares. */
-__device__ __forceinline__ int quarter_of(int k, uint64_t number, int quarter, int y[4])
+/* The turned pairs 2 quarter and 2 quarter + 1 of a pattern, a byte an element; adds their squares to norm2. */
+__device__ __forceinline__ uint32_t quarter_of(const point &p, int quarter, int &norm2)
 {
-    descend(4, quarter >= 2, k, number);
-    descend(3, quarter % 2 != 0, k, number);
-    int norm2 = 0;
+    int pairs = p.pairs, k = p.k;
+    uint64_t pattern = p.pattern;
+    uint32_t four = 0;
+    descend(4, quarter >= 2, pairs, k, pattern);
+    descend(2, quarter % 2 != 0, pairs, k, pattern);
     for (int half = 0; half < 2; half++) {
-        int pulses = k;
-        uint64_t i = number;
-        uint8_t pair[2];
-        descend(2, half != 0, pulses, i);
-        pyramid_pair(pulses, (uint32_t)i, pair);
-        for (int j = 0; j < 2; j++) {
-            y[2 * half + j] = pair[j] - PYRAMID_ZERO;
-            norm2 += y[2 * half + j] * y[2 * half + j];
-        }
+        int one = pairs, pulses = k;
+        uint64_t v = pattern;
+        int8_t y[2];
+        descend(1, half != 0, one, pulses, v);
+        pyramid_turn(pulses - (int)v, (int)v, p.turns >> (4 * quarter + 2 * half), y);
+        norm2 += y[0] * y[0] + y[1] * y[1];
+        four |= ((uint32_t)(uint8_t)y[0] | (uint32_t)(uint8_t)y[1] << 8) << 16 * half;
     }
-    return norm2;
+    return four;
+}
+
+/* Which pair of the pattern is pair i of the point; -1: none. */
+__device__ __forceinline__ int pair_at(const point &p, int i)
+{
+    return p.place >> i & 1 ? __popc(p.place & ((1u << i) - 1)) : -1;
+}
+
+/* Elements of a pair: half of a quarter's bytes. */
+__device__ __forceinline__ void elements_of(uint32_t quarter, int pair, float scale, float v[2])
+{
+    uint32_t two = pair < 0 ? 0 : quarter >> pair % 2 * 16;
+    v[0] = (float)(int8_t)two * scale;
+    v[1] = (float)(int8_t)(two >> 8) * scale;
 }
 
 template <int FORM> struct decode : matmul_whole {
@@ -130,28 +209,22 @@ template <int FORM> struct decode : matmul_whole {
         return r;
     }
 
-    /* The gain; the code becomes the point's number. A code that no point has is the last one's. */
-    static __device__ __forceinline__ float gain_of(uint64_t &code)
-    {
-        uint64_t v = points.count[PYRAMID_LEVELS - 1][forms[FORM].k];
-        uint64_t last = (uint64_t)forms[FORM].levels * v - 1;
-        code = code < last ? code : last;
-        uint64_t level = code / v;
-        code -= level * v;
-        return forms[FORM].gain[level];
-    }
-
     /* The lane's four weights of a group, the quad together. */
     static __device__ float4 weights(uint64_t code, float row_scale)
     {
-        int y[4];
-        float gain = gain_of(code);
-        int norm2 = quarter_of(forms[FORM].k, code, cu_lane() % 4, y);
+        point p = point_of(&forms[FORM], code);
+        int norm2 = 0;
+        uint32_t mine = quarter_of(p, cu_lane() % 4, norm2);
         norm2 += __shfl_xor_sync(CU_ALL, norm2, 1);
         norm2 += __shfl_xor_sync(CU_ALL, norm2, 2);
-        float scale = pvq_scale(gain, row_scale, norm2);
-        return make_float4((float)y[0] * scale, (float)y[1] * scale, (float)y[2] * scale,
-                           (float)y[3] * scale);
+        float scale = pvq_scale(p.gain, row_scale, norm2);
+        float v[4];
+        for (int i = 0; i < 2; i++) {
+            int pair = pair_at(p, cu_lane() % 4 * 2 + i);
+            int from = cu_lane() - cu_lane() % 4 + (pair < 0 ? 0 : pair / 2);
+            elements_of(__shfl_sync(CU_ALL, mine, from), pair, scale, v + 2 * i);
+        }
+        return make_float4(v[0], v[1], v[2], v[3]);
     }
 
     static __device__ __forceinline__ void fragment(const raw &r, int step, uint32_t a[PARTS][4])
@@ -167,17 +240,17 @@ template <int FORM> struct decode : matmul_whole {
     {
         uint64_t code =
             pvq_code(cell_of(m, row / CODEC_PANEL, k / PYRAMID_N), row % CODEC_PANEL, BYTES);
-        float gain = gain_of(code);
-        int norm2 = 0, wanted[4] = { 0, 0, 0, 0 };
-        for (int quarter = 0; quarter < 4; quarter++) {
-            int y[4];
-            norm2 += quarter_of(forms[FORM].k, code, quarter, y);
-            for (int i = 0; i < 4; i++)
-                wanted[i] = quarter == k % PYRAMID_N / 4 ? y[i] : wanted[i];
-        }
-        float scale = pvq_scale(gain, cu_f16_low(__ldg((const uint16_t *)m.plane[1] + row)), norm2);
+        point p = point_of(&forms[FORM], code);
+        int norm2 = 0;
+        uint32_t quarter[4];
         for (int i = 0; i < 4; i++)
-            v[i] = (float)wanted[i] * scale;
+            quarter[i] = quarter_of(p, i, norm2);
+        float scale =
+            pvq_scale(p.gain, cu_f16_low(__ldg((const uint16_t *)m.plane[1] + row)), norm2);
+        for (int i = 0; i < 2; i++) {
+            int pair = pair_at(p, k % PYRAMID_N / 2 + i);
+            elements_of(quarter[pair < 0 ? 0 : pair / 2], pair, scale, v + 2 * i);
+        }
     }
 };
 

@@ -23,8 +23,7 @@ static void store(struct weight *w, int row, int group, const int8_t *y, int lev
     const struct pyramid *t = pyramid_tables();
     int lane = row % CODEC_PANEL;
     uint8_t *cell = pvq_cell(w, row / CODEC_PANEL, group, f->bytes);
-    uint64_t code =
-        (uint64_t)level * t->split[PYRAMID_LEVELS - 1][f->k].count + pyramid_number(t, y, f->k);
+    uint64_t code = pyramid_code(t, y, f->k, f->levels, level);
     int upper = f->bytes - 4;
     for (int i = 0; i < 4; i++)
         cell[4 * lane + i] = (uint8_t)(code >> 8 * i);
@@ -62,12 +61,9 @@ static void encode_row(struct weight *w, int row, const float *x)
         int8_t y[PYRAMID_N];
         pyramid_project(x, f->k, y);
         float xy = 0;
-        int yy = 0;
-        for (int i = 0; i < PYRAMID_N; i++) {
+        for (int i = 0; i < PYRAMID_N; i++)
             xy += x[i] * (float)y[i];
-            yy += y[i] * y[i];
-        }
-        float along = xy / sqrtf((float)yy);
+        float along = xy / sqrtf((float)pvq_norm2(y));
         int level = scale > 0 ? nearest_level(f, along / scale) : 0;
         xq += (double)along * (double)f->gain[level];
         qq += (double)f->gain[level] * (double)f->gain[level];

@@ -8,62 +8,42 @@
 
 /* ---- tables ------------------------------------------------------------------------------------------------------ */
 
-static void split_open(struct pyramid *t, int level, int k)
+static void patterns_open(struct pyramid *t, int pairs)
 {
-    struct pyramid_split *s = &t->split[level][k];
-    const struct pyramid_split *half = t->split[level - 1];
-    for (int a = 0; a <= k; a++) {
-        s->part[a].count = half[k - a].count;
-        s->part[a].inverse = ((1ull << 63) - 1) / half[k - a].count + 1;
-        s->part[a].first = (uint32_t)a;
-        s->part[a].second = (uint32_t)(k - a);
-        s->part[a + 1].base = s->part[a].base + half[a].count * half[k - a].count;
-    }
-    s->count = s->part[k + 1].base;
-    s->inverse = UINT64_MAX / s->count;
-    while ((s->count - 1) >> s->shift >= PYRAMID_GUESSES)
-        s->shift++;
-    int a = 0;
-    for (uint64_t g = 0; g <= (s->count - 1) >> s->shift; g++) {
-        while (s->part[a + 1].base <= g << s->shift)
-            a++;
-        s->guess[g] = (uint8_t)a;
-    }
-}
-
-/* Fills the table of quarters, and sends the halves there. */
-static void points_open(struct pyramid *t)
-{
-    uint32_t begin[PYRAMID_K + 1];
-    uint32_t at = 0;
+    int first = pyramid_first(pairs);
     for (int k = 0; k <= PYRAMID_K; k++) {
-        begin[k] = k <= PYRAMID_QUARTER ? at : PYRAMID_TABLE;
-        for (uint64_t i = 0; k <= PYRAMID_QUARTER && i < t->split[2][k].count; i++)
-            pyramid_two_pairs(t, k, i, t->point[at++]);
+        uint64_t *base = t->base[pairs][k];
+        for (int a = 0; a <= k; a++)
+            base[a + 1] = base[a] + t->patterns[first][a] * t->patterns[pairs - first][k - a];
+        t->patterns[pairs][k] = base[k + 1];
     }
-    for (int k = 0; k <= PYRAMID_K; k++)
-        for (int a = 0; a <= k; a++) {
-            t->split[3][k].part[a].first = begin[a];
-            t->split[3][k].part[a].second = begin[k - a];
-        }
 }
 
-static void tables_open(struct pyramid *t)
+static void places_open(struct pyramid *t)
 {
-    for (int k = 0; k <= PYRAMID_K; k++)
-        t->split[1][k].count = k == 0 ? 1 : 4 * (uint64_t)k;
-    for (int level = 2; level < PYRAMID_LEVELS; level++)
-        for (int k = 0; k <= PYRAMID_K; k++)
-            split_open(t, level, k);
-    points_open(t);
+    int n = 0;
+    for (int pairs = PYRAMID_PAIRS; pairs >= 0; pairs--) {
+        t->place_from[pairs] = n;
+        for (int mask = 0; mask < 1 << PYRAMID_PAIRS; mask++)
+            if (__builtin_popcount((unsigned)mask) == pairs) {
+                t->place_of[mask] = (uint8_t)(n - t->place_from[pairs]);
+                t->place[n++] = (uint8_t)mask;
+            }
+        t->places[pairs] = n - t->place_from[pairs];
+    }
 }
 
-/* Written once and read ever after: a constant, which would be 1.4 MB of numbers as source. */
+/* Written once and read ever after: a constant, which would be 200 KB of numbers as source. */
 static struct pyramid tables;
 
 static void open_once(void)
 {
-    tables_open(&tables);
+    tables.patterns[0][0] = 1;
+    for (int k = 1; k <= PYRAMID_K; k++)
+        tables.patterns[1][k] = (uint64_t)k;
+    for (int pairs = 2; pairs <= PYRAMID_PAIRS; pairs++)
+        patterns_open(&tables, pairs);
+    places_open(&tables);
 }
 
 const struct pyramid *pyramid_tables(void)
@@ -73,40 +53,109 @@ const struct pyramid *pyramid_tables(void)
     return &tables;
 }
 
-/* ---- numbers ----------------------------------------------------------------------------------------------------- */
+/* ---- codes ------------------------------------------------------------------------------------------------------- */
 
-static uint64_t pair_number(int u, int v)
+uint64_t pyramid_base(const struct pyramid *t, int k, int levels, int pairs)
 {
-    if (u > 0 && v >= 0)
-        return 4 * (uint64_t)v;
-    if (v > 0)
-        return 4 * (uint64_t)-u + 1;
-    if (u < 0)
-        return 4 * (uint64_t)-v + 2;
-    return v < 0 ? 4 * (uint64_t)u + 3 : 0;
+    uint64_t base = 0;
+    for (int z = PYRAMID_PAIRS; z > pairs; z--)
+        base += t->patterns[z][k] * (uint64_t)(t->places[z] * levels) << 2 * z;
+    return base;
 }
 
-static int pulses(const int8_t *y, int n)
+uint64_t pyramid_codes(const struct pyramid *t, int k, int levels)
+{
+    return pyramid_base(t, k, levels, -1);
+}
+
+static int pulses(const uint8_t *x, int n)
 {
     int k = 0;
     for (int i = 0; i < n; i++)
-        k += abs(y[i]);
+        k += x[i];
     return k;
 }
 
-static uint64_t number(const struct pyramid *t, int level, const int8_t *y, int k)
+static uint64_t pattern_number(const struct pyramid *t, int pairs, const uint8_t *x, int k)
 {
-    if (level == 1)
-        return pair_number(y[0], y[1]);
-    int half = 1 << (level - 1);
-    int a = pulses(y, half);
-    const struct pyramid_part *p = &t->split[level][k].part[a];
-    return p->base + number(t, level - 1, y, a) * p->count + number(t, level - 1, y + half, k - a);
+    if (pairs <= 1)
+        return pairs == 1 ? x[1] : 0;
+    int first = pyramid_first(pairs);
+    int a = pulses(x, 2 * first);
+    return t->base[pairs][k][a] +
+           pattern_number(t, first, x, a) * t->patterns[pairs - first][k - a] +
+           pattern_number(t, pairs - first, x + 2 * first, k - a);
 }
 
-uint64_t pyramid_number(const struct pyramid *t, const int8_t *y, int k)
+void pyramid_pattern(const struct pyramid *t, int pairs, int k, uint64_t i, uint8_t *x)
 {
-    return number(t, PYRAMID_LEVELS - 1, y, k);
+    if (pairs <= 1) {
+        if (pairs == 1) {
+            x[0] = (uint8_t)(k - (int)i);
+            x[1] = (uint8_t)i;
+        }
+        return;
+    }
+    int first = pyramid_first(pairs);
+    int a = 0;
+    while (i >= t->base[pairs][k][a + 1])
+        a++;
+    i -= t->base[pairs][k][a];
+    uint64_t count = t->patterns[pairs - first][k - a];
+    pyramid_pattern(t, first, a, i / count, x);
+    pyramid_pattern(t, pairs - first, k - a, i % count, x + 2 * first);
+}
+
+/* A pair's turn, two bits, and the pair (u, v), u > 0, that it turns. */
+static unsigned unturn(const int8_t *y, uint8_t *x)
+{
+    bool low = y[0] < 0 || (y[0] == 0 && y[1] > 0);
+    bool high = y[1] < 0 || (y[1] == 0 && y[0] < 0);
+    bool swap = low != high;
+    x[0] = (uint8_t)abs(y[swap]);
+    x[1] = (uint8_t)abs(y[!swap]);
+    return (unsigned)low | (unsigned)high << 1;
+}
+
+uint64_t pyramid_code(const struct pyramid *t, const int8_t *y, int k, int levels, int level)
+{
+    uint8_t x[PYRAMID_N];
+    int pairs = 0;
+    unsigned mask = 0;
+    uint64_t turns = 0;
+    for (int i = 0; i < PYRAMID_PAIRS; i++) {
+        if (y[2 * i] == 0 && y[2 * i + 1] == 0)
+            continue;
+        turns |= (uint64_t)unturn(y + 2 * i, x + 2 * pairs) << 2 * pairs;
+        mask |= 1u << i;
+        pairs++;
+    }
+    uint64_t pattern = pattern_number(t, pairs, x, k);
+    uint64_t digit = (uint64_t)(level * t->places[pairs] + t->place_of[mask]);
+    uint64_t n = pattern * (uint64_t)(t->places[pairs] * levels) + digit;
+    return pyramid_base(t, k, levels, pairs) + (n << 2 * pairs | turns);
+}
+
+int pyramid_point(const struct pyramid *t, int k, int levels, uint64_t code, int8_t *y)
+{
+    uint8_t x[PYRAMID_N];
+    uint64_t last = pyramid_codes(t, k, levels) - 1;
+    int pairs = PYRAMID_PAIRS;
+    code = code < last ? code : last;
+    while (code >= pyramid_base(t, k, levels, pairs - 1))
+        pairs--;
+    uint64_t n = (code - pyramid_base(t, k, levels, pairs)) >> 2 * pairs;
+    uint64_t digits = (uint64_t)(t->places[pairs] * levels);
+    int digit = (int)(n % digits);
+    unsigned mask = t->place[t->place_from[pairs] + digit % t->places[pairs]];
+    pyramid_pattern(t, pairs, k, n / digits, x);
+    memset(y, 0, PYRAMID_N);
+    for (int i = 0, at = 0; i < PYRAMID_PAIRS; i++)
+        if (mask >> i & 1) {
+            pyramid_turn(x[2 * at], x[2 * at + 1], (unsigned)(code >> 2 * at), y + 2 * i);
+            at++;
+        }
+    return digit / t->places[pairs];
 }
 
 /* ---- projection -------------------------------------------------------------------------------------------------- */

@@ -26,9 +26,21 @@ static char ws[N * COLS * 8 + 4096];
 
 /* ---- the pyramid ------------------------------------------------------------------------------------------------- */
 
-static uint64_t count(int size, int k)
+static uint64_t count(int k)
 {
-    return pyramid_tables()->split[size][k].count;
+    return pyramid_codes(pyramid_tables(), k, 1);
+}
+
+/* Of so many pairs: what is not (0, 0) in any places, each with four turns. */
+static uint64_t points_of(int pairs, int k)
+{
+    uint64_t sum = 0;
+    uint64_t places = 1;
+    for (int z = 0; z <= pairs; z++) {
+        sum += (places * pyramid_tables()->patterns[z][k]) << 2 * z;
+        places = places * (uint64_t)(pairs - z) / (uint64_t)(z + 1);
+    }
+    return sum;
 }
 
 /* V(N, K) of Fischer's recurrence, and closed forms of the small ones. */
@@ -39,31 +51,30 @@ static void counts_points(void **state)
     for (int n = 0; n <= PYRAMID_N; n++)
         for (int k = 0; k <= PYRAMID_K; k++)
             v[n][k] = k == 0 ? 1 : n == 0 ? 0 : v[n - 1][k] + v[n][k - 1] + v[n - 1][k - 1];
-    for (int size = 1; size < PYRAMID_LEVELS; size++)
+    for (int pairs = 1; pairs <= PYRAMID_PAIRS; pairs++)
         for (int k = 0; k <= PYRAMID_K; k++)
-            assert_true(count(size, k) == v[1 << size][k]);
+            assert_true(points_of(pairs, k) == v[2 * pairs][k]);
     for (uint64_t k = 1; k <= PYRAMID_K; k++) {
-        assert_true(count(1, (int)k) == 4 * k);
-        assert_true(count(2, (int)k) == 8 * k * (k * k + 2) / 3);
+        assert_true(count((int)k) == v[PYRAMID_N][k]);
+        assert_true(points_of(1, (int)k) == 4 * k);
+        assert_true(points_of(2, (int)k) == 8 * k * (k * k + 2) / 3);
     }
     static const uint64_t v8[] = { 16, 128, 688, 2816, 9424, 27008, 68464, 157184, 332688 };
     for (int k = 1; k <= 9; k++)
-        assert_true(count(3, k) == v8[k - 1]);
+        assert_true(points_of(4, k) == v8[k - 1]);
 }
 
-/* Point i, whose number must be i: so no two numbers share a point. */
-static void check_number(int k, uint64_t i)
+/* The point of code i, whose code must be i: so no two codes share a point. */
+static void check_code(int k, int levels, uint64_t i)
 {
-    uint8_t code[PYRAMID_N];
     int8_t y[PYRAMID_N];
     int sum = 0;
-    pyramid_points(pyramid_tables(), k, &i, 1, code, 4);
-    for (int j = 0; j < PYRAMID_N; j++) {
-        y[j] = (int8_t)(code[j] - PYRAMID_ZERO);
+    int l = pyramid_point(pyramid_tables(), k, levels, i, y);
+    for (int j = 0; j < PYRAMID_N; j++)
         sum += abs(y[j]);
-    }
     assert_int_equal(sum, k);
-    assert_true(pyramid_number(pyramid_tables(), y, k) == i);
+    assert_true(l >= 0 && l < levels);
+    assert_true(pyramid_code(pyramid_tables(), y, k, levels, l) == i);
 }
 
 static uint64_t rnd_64(void)
@@ -75,16 +86,26 @@ static void numbers_points(void **state)
 {
     (void)state;
     for (int k = 0; k <= 4; k++)
-        for (uint64_t i = 0; i < count(4, k); i++)
-            check_number(k, i);
+        for (uint64_t i = 0; i < count(k); i++)
+            check_code(k, 1, i);
     for (int k = 5; k <= PYRAMID_K; k++) {
-        uint64_t n = count(4, k);
+        uint64_t n = count(k);
         for (int i = 0; i < 100; i++) {
-            check_number(k, (uint64_t)i);
-            check_number(k, n - 1 - (uint64_t)i);
+            check_code(k, 1, (uint64_t)i);
+            check_code(k, 1, n - 1 - (uint64_t)i);
         }
         for (int i = 0; i < 2000; i++)
-            check_number(k, rnd_64() % n);
+            check_code(k, 1, rnd_64() % n);
+    }
+    for (int i = 0; i < PVQ_FORMS; i++) {
+        const struct pvq_form *f = &pvq_form[i];
+        uint64_t n = pyramid_codes(pyramid_tables(), f->k, f->levels);
+        assert_true(n == count(f->k) * (uint64_t)f->levels);
+        for (int j = 0; j < 2000; j++) {
+            check_code(f->k, f->levels, (uint64_t)j);
+            check_code(f->k, f->levels, n - 1 - (uint64_t)j);
+            check_code(f->k, f->levels, rnd_64() % n);
+        }
     }
 }
 
@@ -97,23 +118,10 @@ static void numbers_corners(void **state)
             for (int sign = -1; sign <= 1; sign += 2) {
                 int8_t y[PYRAMID_N] = { 0 };
                 y[at] = (int8_t)(sign * k);
-                uint64_t i = pyramid_number(pyramid_tables(), y, k);
-                assert_true(i < count(4, k));
-                check_number(k, i);
+                uint64_t i = pyramid_code(pyramid_tables(), y, k, 1, 0);
+                assert_true(i < count(k));
+                check_code(k, 1, i);
             }
-}
-
-static void divides(void **state)
-{
-    (void)state;
-    for (int i = 0; i < 100000; i++) {
-        uint64_t d = (rnd_64() >> rnd_bits() % 60) + 1;
-        uint64_t a = rnd_64() >> rnd_bits() % 60;
-        a = i % 4 == 0 ? a / d * d : i % 4 == 1 ? a / d * d - 1 : i % 4 == 2 ? UINT64_MAX - a : a;
-        uint64_t left;
-        uint64_t q = pyramid_divide(a, d, UINT64_MAX / d, &left);
-        assert_true(q == a / d && left == a % d);
-    }
 }
 
 static double cosine(const float *v, const int8_t *y)
@@ -139,11 +147,8 @@ static void projects(void **state)
         pyramid_project(x, K, y);
         double got = cosine(x, y);
         double most = 0;
-        for (uint64_t p = 0; p < count(4, K); p++) {
-            uint8_t code[PYRAMID_N];
-            pyramid_points(pyramid_tables(), K, &p, 1, code, 4);
-            for (int j = 0; j < PYRAMID_N; j++)
-                y[j] = (int8_t)(code[j] - PYRAMID_ZERO);
+        for (uint64_t p = 0; p < count(K); p++) {
+            pyramid_point(pyramid_tables(), K, 1, p, y);
             most = fmax(most, cosine(x, y));
         }
         assert_true(got <= most && got > 0.97 * most);
@@ -227,7 +232,7 @@ static void gains_are_centroids(void **state)
     (void)state;
     for (int i = 0; i < PVQ_FORMS; i++) {
         const struct pvq_form *f = &pvq_form[i];
-        assert_true((double)f->levels * (double)count(4, f->k) <= ldexp(1, 8 * f->bytes));
+        assert_true((double)f->levels * (double)count(f->k) <= ldexp(1, 8 * f->bytes));
         double lo = 0;
         for (int l = 0; l < f->levels; l++) {
             double hi = l + 1 < f->levels ? (double)(f->gain[l] + f->gain[l + 1]) / 2 : 12;
@@ -336,6 +341,59 @@ static void reads_damaged_codes(void **state)
         check_products(i % 3, i / 3, 50, 96, 7, true);
 }
 
+/* Codes next to every bound that tables have: where pairs or the first half's pulses change. */
+static int edges(const struct pvq_form *f, uint64_t *code)
+{
+    const struct pyramid *t = pyramid_tables();
+    int n = 0;
+    for (int pairs = 1; pairs <= PYRAMID_PAIRS; pairs++) {
+        uint64_t digits = (uint64_t)(t->places[pairs] * f->levels);
+        for (int a = 0; a <= f->k; a++) {
+            uint64_t patterns = pairs > 1 ? t->base[pairs][f->k][a] : 0;
+            uint64_t at =
+                pyramid_base(t, f->k, f->levels, pairs) + (patterns * digits << 2 * pairs);
+            code[n++] = at;
+            code[n++] = at - 1;
+            code[n++] = at + (rnd_64() & ((1ull << 2 * pairs) - 1));
+        }
+    }
+    return n;
+}
+
+static void reads_codes_at_bounds(void **state)
+{
+    (void)state;
+    static uint64_t code[3 * PYRAMID_PAIRS * (PYRAMID_K + 1)];
+    for (int form = 0; form < PVQ_FORMS; form++) {
+        const struct pvq_form *f = &pvq_form[form];
+        int n = edges(f, code);
+        int groups = n / CODEC_PANEL / 2 * 2 + 2;
+        for (int isa = 0; isa < CPU_ISA_N; isa++) {
+            if (level[isa] == NULL)
+                continue;
+            struct weight w;
+            open_pvq(&w, level[isa], f->name, false, CODEC_PANEL, groups * PYRAMID_N);
+            for (int i = 0; i < groups * CODEC_PANEL; i++) {
+                uint8_t *cell = pvq_cell(&w, 0, i / CODEC_PANEL, f->bytes);
+                int lane = i % CODEC_PANEL;
+                memcpy(cell + 4 * lane, &code[i % n], 4);
+                memcpy(cell + 4 * CODEC_PANEL + (f->bytes - 4) * lane, (char *)&code[i % n] + 4,
+                       (size_t)f->bytes - 4);
+            }
+            for (int l = 0; l < CODEC_PANEL; l++)
+                pvq_scales(&w, 0)[l] = f32_to_f16(1 + (float)l / 16);
+            rnd_seed(7);
+            rnd_fill_normal(x, (size_t)w.cols, 1);
+            multiply(level[isa], &w, x, 1, isa == 0 ? ya : yb);
+            if (isa == 0)
+                near_decode(&w, 1, 2e-6);
+            else
+                assert_memory_equal(ya, yb, CODEC_PANEL * sizeof(float));
+            weight_close(&w, level[isa]);
+        }
+    }
+}
+
 /* ---- pressing ---------------------------------------------------------------------------------------------------- */
 
 /* Inputs that lean on each other. */
@@ -430,7 +488,6 @@ int main(void)
         cmocka_unit_test(counts_points),
         cmocka_unit_test(numbers_points),
         cmocka_unit_test(numbers_corners),
-        cmocka_unit_test(divides),
         cmocka_unit_test(projects),
         cmocka_unit_test(projects_anything),
         cmocka_unit_test(gains_are_centroids),
@@ -438,6 +495,7 @@ int main(void)
         cmocka_unit_test(takes_any_numbers),
         cmocka_unit_test(multiplies),
         cmocka_unit_test(reads_damaged_codes),
+        cmocka_unit_test(reads_codes_at_bounds),
         cmocka_unit_test(presses_with_moments),
         cmocka_unit_test(opens_by_word),
     };
