@@ -2,18 +2,18 @@
  *
  *     "quantization_config": {
  *       "quant_method": "wring",
- *       "version": 1,
+ *       "version": 2,
  *       "forms": { "lm_head": "q8", "model.layers.0.self_attn.q_proj": "q4", ... }
  *     }
  *
  * A module that is named there has no tensor "<module>.weight" but one for each part of the form (quant/codec.h):
- * "<module>.codes", "<module>.scales", ... */
+ * "<module>.codes", "<module>.scales", ... Version 1 differs in the codes of pvq only, whose points had other numbers. */
 #include <stdio.h>
 #include <string.h>
 
 #include "server/model/hf.h"
 
-enum { VERSION = 1 };
+enum { FIRST_VERSION = 1, PVQ_VERSION = 2, VERSION = 2 };
 
 static int add_form(struct source *s, struct arena *a, const char *module, const char *word,
                     struct err *e)
@@ -35,18 +35,27 @@ static int add_form(struct source *s, struct arena *a, const char *module, const
 
 static int wring_forms(struct source *s, struct arena *a, const json_t *q, struct err *e)
 {
-    const json_t *version = json_object_get(q, "version");
+    json_int_t version = json_integer_value(json_object_get(q, "version")); /* or 0 */
     json_t *forms = json_object_get(q, "forms");
     const char *module;
     json_t *word;
-    if (!json_is_integer(version) || json_integer_value(version) != VERSION)
+    if (version < FIRST_VERSION || version > VERSION)
         return err_set(e, ERR_UNSUPPORTED,
-                       "\"quantization_config\": version %lld is not known; this program reads %d",
-                       (long long)json_integer_value(version), VERSION);
+                       "\"quantization_config\": version %lld is not known; this program reads %d "
+                       "to %d",
+                       (long long)version, FIRST_VERSION, VERSION);
     if (!json_is_object(forms))
         return err_set(e, ERR_FORMAT, "\"quantization_config\": \"forms\" is missing");
     json_object_foreach(forms, module, word)
-        TRY(add_form(s, a, module, json_string_value(word), e));
+    {
+        const char *form = json_string_value(word);
+        if (version < PVQ_VERSION && form != NULL && strstr(form, "pvq") != NULL)
+            return err_set(e, ERR_UNSUPPORTED,
+                           "\"quantization_config\": \"%.80s\" is %.40s of version %lld, whose "
+                           "points had other numbers; press the model again",
+                           module, form, (long long)version);
+        TRY(add_form(s, a, module, form, e));
+    }
     return 0;
 }
 

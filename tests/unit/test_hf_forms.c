@@ -52,8 +52,8 @@ static const struct {
     int code;
     const char *message;
 } bad[] = {
-    { CONFIG, "\"version\": 1", "\"version\": 9", ERR_UNSUPPORTED, "version 9 is not known" },
-    { CONFIG, "\"version\": 1", "\"version\":\"\"", ERR_UNSUPPORTED, "version 0 is not known" },
+    { CONFIG, "\"version\": 2", "\"version\": 9", ERR_UNSUPPORTED, "version 9 is not known" },
+    { CONFIG, "\"version\": 2", "\"version\":\"\"", ERR_UNSUPPORTED, "version 0 is not known" },
     { CONFIG, "\"wring\"", "\"wrong\"", ERR_UNSUPPORTED, "quant_method \"wrong\"" },
     { CONFIG, "\"forms\"", "\"norms\"", ERR_FORMAT, "\"forms\" is missing" },
     { CONFIG, "\"lm_head\": \"q8\"", "\"lm_head\": \"z8\"", ERR_UNSUPPORTED,
@@ -98,6 +98,30 @@ static void refuses_folders(void **state)
     assert_int_equal(model_open(&m, in_root("out"), &o, be, &e), 0);
     model_close(m);
     fetch_remove(in_root("out"));
+}
+
+/* pvq had other codes in version 1; the rest is read as ever. */
+static void refuses_old_points(void **state)
+{
+    static const char *const form[] = { "q8", "pvq2", "lowrank16+pvq3" };
+    (void)state;
+    for (int i = 0; i < 3; i++) {
+        struct model *m;
+        struct err e = { 0 };
+        struct buf saved;
+        struct model_options o = { .weights = "auto" };
+        writing_model(be, ARCH("llama3-scaling"), form[i], in_root("out"));
+        change(CONFIG, "\"version\": 2", "\"version\": 1", &saved);
+        int rc = model_open(&m, in_root("out"), &o, be, &e);
+        assert_int_equal(rc, i == 0 ? 0 : ERR_UNSUPPORTED);
+        if (i == 0)
+            model_close(m);
+        else
+            assert_non_null(
+                strstr(e.text, "whose points had other numbers; press the model again"));
+        buf_free(&saved);
+        fetch_remove(in_root("out"));
+    }
 }
 
 static void put(const char *name, const char *text)
@@ -282,6 +306,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(refuses_folders),
+        cmocka_unit_test(refuses_old_points),
         cmocka_unit_test(refuses_added_tokens),
         cmocka_unit_test(loads_without_template),
         cmocka_unit_test(refuses_nameless_codes),
