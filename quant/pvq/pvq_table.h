@@ -17,7 +17,9 @@ enum {
     PVQ_PARTS = (PVQ_HALF_PAIRS + 1) * (PYRAMID_K + 1) * (PYRAMID_K + 4) / 2,
 };
 
-/* Division of a number by `count`: number * inverse / 2^PVQ_SHIFT, exact below 2^PVQ_SHIFT / count. */
+/* Quotients of 32 bits are number * inverse / 2^PVQ_SHIFT, those of 64 bits 2 * number * inverse / 2^64, with inverses rounded
+ * up: exact where number * count is below 2^PVQ_SHIFT or 2^63. Up to PYRAMID_K pulses it is below 2^35 in halves, 2^62 in
+ * points. */
 enum { PVQ_SHIFT = 36 };
 
 /* The patterns of half a point whose first quarter has the same pulses; where those of its quarters begin. */
@@ -47,9 +49,9 @@ struct pvq_type {
 
 /* A form's. What kinds have is for vector look-ups, eight at a time. */
 struct pvq_table {
-    int32_t base[PVQ_KINDS],
-        signed_base[PVQ_KINDS]; /* of pvq2: the second with the top bit turned */
-    int32_t shift[PVQ_KINDS];   /* 2 z */
+    int32_t base[PVQ_KINDS];        /* of pvq2 only, like digits and patterns */
+    int32_t signed_base[PVQ_KINDS]; /* with the top bit turned */
+    int32_t shift[PVQ_KINDS];       /* 2 z */
     int32_t digits[PVQ_KINDS], patterns[PVQ_KINDS];
     float digits_inverse[PVQ_KINDS];
     int32_t places[PVQ_KINDS], place_from[PVQ_KINDS];
@@ -61,10 +63,10 @@ struct pvq_table {
     struct pvq_type type[PVQ_TYPES + 1]; /* and one more, whose base is past all codes */
 };
 
+/* For each element of a point, place says which of the pattern it is, or 128: it is 0. */
 struct pvq_tables {
     struct pvq_table form[PVQ_FORMS];
-    uint8_t place[1 << PYRAMID_PAIRS]
-                 [PYRAMID_N]; /* for each element of a point, that of the pattern; or 128: none */
+    uint8_t place[1 << PYRAMID_PAIRS][PYRAMID_N];
     uint8_t whole[PVQ_WHOLE][PYRAMID_N]; /* patterns of pvq2 */
     uint8_t quarter[PVQ_QUARTERS][4];
     struct pvq_half half[PVQ_HALF_PAIRS + 1][PYRAMID_K + 1];
