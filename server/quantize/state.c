@@ -11,7 +11,7 @@
 #include "server/model/folder.h"
 #include "server/quantize/allocate.h"
 
-enum { VERSION = 2 };
+enum { VERSION = 3 };
 
 /* OUT.part; a run that writes no model has its notes in OUT. */
 static const char *notes_folder(const struct quantize *q)
