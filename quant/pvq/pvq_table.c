@@ -4,11 +4,6 @@
 
 #include "server/base/err.h"
 
-static uint64_t inverse(uint64_t count)
-{
-    return ((1ull << 63) - 1) / count + 1;
-}
-
 /* ---- halves ------------------------------------------------------------------------------------------------------ */
 
 /* Where the patterns of a quarter begin. */
@@ -100,8 +95,8 @@ static struct pvq_type *types_open(struct pvq_tables *all, const struct pyramid 
         if (n == 0)
             continue;
         *type++ = (struct pvq_type){ .base = base,
-                                     .digits_inverse = inverse(digits),
-                                     .inverse = inverse(count),
+                                     .digits_inverse = UINT64_MAX / digits + 1,
+                                     .inverse = ((1ull << 63) - 1) / count + 1,
                                      .digits = digits,
                                      .count = (uint32_t)count,
                                      .kind = (uint32_t)(PYRAMID_PAIRS - pairs),
@@ -126,10 +121,10 @@ static void form_open(struct pvq_tables *all, const struct pyramid *p, int form)
     type->base = UINT64_MAX;
     memcpy(t->gain, f->gain, sizeof f->gain);
     t->last = pyramid_codes(p, f->k, f->levels) - 1;
-    t->guess_shift = 8 * f->bytes - PVQ_GUESS_BITS;
+    int shift = 8 * f->bytes - PVQ_GUESS_BITS;
     int at = 0;
     for (uint64_t g = 0; g < 1 << PVQ_GUESS_BITS; g++) {
-        while (t->type[at + 1].base <= g << t->guess_shift)
+        while (t->type[at + 1].base <= g << shift)
             at++;
         t->guess[g] = (uint16_t)at;
     }

@@ -17,9 +17,9 @@ enum {
     PVQ_PARTS = (PVQ_HALF_PAIRS + 1) * (PYRAMID_K + 1) * (PYRAMID_K + 4) / 2,
 };
 
-/* Quotients of 32 bits are number * inverse / 2^PVQ_SHIFT, those of 64 bits 2 * number * inverse / 2^64, with inverses rounded
- * up: exact where number * count is below 2^PVQ_SHIFT or 2^63. Up to PYRAMID_K pulses it is below 2^35 in halves, 2^62 in
- * points. */
+/* Quotients in halves are number * inverse / 2^PVQ_SHIFT, those in points number * inverse / 2^64 or twice that / 2^64 (where
+ * a count may be 1), with inverses rounded up: exact where number * count is below 2^PVQ_SHIFT or 2^63. Up to PYRAMID_K
+ * pulses it is below 2^35 in halves, 2^62 in points. */
 enum { PVQ_SHIFT = 36 };
 
 /* The patterns of half a point whose first quarter has the same pulses; where those of its quarters begin. */
@@ -40,7 +40,7 @@ struct pvq_half {
 /* The codes whose points have the same pairs and the same pulses in the first half. */
 struct pvq_type {
     uint64_t base;
-    uint64_t digits_inverse, inverse; /* 2^63 / digits and 2^63 / count, rounded up */
+    uint64_t digits_inverse, inverse; /* 2^64 / digits and 2^63 / count, rounded up */
     uint32_t digits;                  /* levels * places */
     uint32_t count;                   /* patterns of the second half */
     uint32_t kind, shift;             /* 2 z */
@@ -58,7 +58,6 @@ struct pvq_table {
     float places_inverse[PVQ_KINDS];
     float gain[16];
     uint64_t last;
-    int guess_shift;
     uint16_t guess[1 << PVQ_GUESS_BITS];
     struct pvq_type type[PVQ_TYPES + 1]; /* and one more, whose base is past all codes */
 };
