@@ -13,6 +13,9 @@ const char *finish_name(enum finish_reason r)
     return (unsigned)r <= FINISH_ERROR ? name[r] : "unknown";
 }
 
+/* Rows of logits of a step for prompts whose every row is wanted, beside one for a token of every sequence. */
+enum { SCORED_ROWS = 64 };
+
 /* ---- opening ------------------------------------------------------------------------------------------------- */
 
 static int64_t page_round(int64_t n_tokens)
@@ -189,9 +192,7 @@ static int open_parts(struct engine *en, struct err *e)
     struct engine_config *c = &en->config;
     model_kv_shape(en->model, c->kv_type, c->kv_narrow, c->kv_samples, &shape);
     TRY(fill_counts(c, e));
-    en->max_out = c->max_seqs > 64 ? c->max_seqs : 64;
-    if (en->max_out > c->max_batch)
-        en->max_out = c->max_batch;
+    en->max_out = (int)least((int64_t)c->max_seqs + SCORED_ROWS, c->max_batch);
     TRY(workspace_open(&en->ws, en->model, c->max_batch, c->max_seqs, en->max_out, e));
     TRY(fill_pool(c, en->model, &shape, e));
     TRY(layers_open(en, e));

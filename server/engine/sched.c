@@ -5,18 +5,13 @@ static int min_int(int a, int b)
     return a < b ? a : b;
 }
 
-/* The rows of one prompt; takes what it uses off rows and out. */
+/* The rows of one prompt; takes what it uses off rows and out, the rows of logits for those that score. */
 static int chunk(const struct sched_seq *s, int *rows, int *out)
 {
     int n = min_int(min_int(s->todo, s->room), *rows);
     if (s->all_out) {
         n = min_int(n, *out);
         *out -= n;
-    } else if (n == s->todo) {
-        if (*out > 0)
-            *out -= 1;
-        else
-            n--;
     }
     *rows -= n;
     return n;
@@ -26,12 +21,10 @@ void sched_plan(const struct sched_seq *seq, int n, const struct sched_limits *l
 {
     int left = l->max_rows, out = l->max_out;
     for (int i = 0; i < n; i++) {
-        rows[i] = 0;
-        if (!sched_decodes(&seq[i]) || left == 0)
-            continue;
-        rows[i] = 1;
-        left--;
-        out--;
+        rows[i] = sched_decodes(&seq[i]) && left > 0;
+        left -= rows[i];
+        /* who may come to its last row has its logits, whoever scores beside it */
+        out -= !seq[i].all_out && seq[i].room >= seq[i].todo;
     }
     if (left < l->max_rows)
         left = min_int(left, l->prompt_rows);

@@ -18,8 +18,9 @@ struct sched_seq {
 };
 
 struct sched_limits {
-    int max_rows, max_out; /* of a step; max_out at least the number of sequences */
-    int prompt_rows;       /* most prompt rows beside decoding sequences */
+    int max_rows; /* of a step, at least one a sequence */
+    int max_out; /* rows of logits, at least one a sequence; what those leave is for prompts with all_out */
+    int prompt_rows; /* most prompt rows beside decoding sequences */
 };
 
 /* Whether the next row of s is that of a token to come after it, not one of its prompt's. */

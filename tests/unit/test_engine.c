@@ -9,6 +9,7 @@
 
 #include "server/base/machine.h"
 #include "server/base/mem.h"
+#include "server/engine/engine_internal.h"
 #include "tests/tools/engine_fixture.h"
 
 static const struct engine_config plain = { .max_seqs = 8, .kv_tokens = 2048, .kv_type = KV_F32 };
@@ -183,6 +184,8 @@ static void test_settings(void **state)
     assert_int_equal(c->max_seqs, 64);
     assert_int_equal(c->max_batch, 512);
     assert_int_equal(c->max_queue, 1024);
+    assert_int_equal(en->max_out,
+                     64 + 64); /* prompts are scored beside a token of every sequence */
     struct table *t;
     assert_int_equal(engine_plan(en, &t), 0);
     table_close(t);

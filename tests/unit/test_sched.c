@@ -21,8 +21,10 @@ static int out_rows(const struct sched_seq *s, int rows)
 static void check_plan(const struct sched_seq *seq, int n, const struct sched_limits *l)
 {
     int rows[4], total = 0, out = 0, prompt = 0, decoding = 0, wanting = 0, possible = 0;
+    int scored = 0, aside = 0;
     for (int i = 0; i < n; i++) {
         decoding += sched_decodes(&seq[i]);
+        aside += !seq[i].all_out && seq[i].room >= seq[i].todo;
         possible += !sched_decodes(&seq[i]) && seq[i].room > 0;
     }
     sched_plan(seq, n, l, rows);
@@ -36,9 +38,10 @@ static void check_plan(const struct sched_seq *seq, int n, const struct sched_li
         }
         assert_true(rows[i] <= seq[i].room);
         prompt += rows[i];
-        /* first come, first served: an older prompt left wanting means that the batch was full, or that logits were */
+        /* first come, first served: an older prompt left wanting has the logits that are not for others */
         if (rows[i] > 0 && wanting > 0)
-            assert_true(out > l->max_out - 2 || total < l->max_rows);
+            assert_int_equal(scored, l->max_out - aside);
+        scored += seq[i].all_out ? rows[i] : 0;
         wanting += rows[i] < seq[i].todo && rows[i] < seq[i].room;
     }
     assert_true(total <= l->max_rows);
@@ -73,6 +76,23 @@ static void test_plans(void **state)
                                    .max_rows = rows, .max_out = out, .prompt_rows = 3 });
     }
     assert_true(cases > 50000);
+}
+
+/* One that scores takes the rows of logits that are left when every other sequence has one. */
+static void test_scores_beside(void **state)
+{
+    (void)state;
+    struct sched_seq seq[58] = { { .todo = 600, .room = 600, .all_out = true } };
+    int rows[58];
+    for (int i = 1; i < 57; i++)
+        seq[i] = (struct sched_seq){ .todo = 1, .room = 1 };
+    seq[57] = (struct sched_seq){ .todo = 20, .room = 32 };
+    sched_plan(seq, 58,
+               &(struct sched_limits){ .max_rows = 512, .max_out = 128, .prompt_rows = 128 }, rows);
+    assert_int_equal(rows[0], 128 - 57);
+    for (int i = 1; i < 57; i++)
+        assert_int_equal(rows[i], 1);
+    assert_int_equal(rows[57], 20);
 }
 
 /* ---- stop strings -------------------------------------------------------------------------------------------- */
@@ -191,6 +211,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_plans),
+        cmocka_unit_test(test_scores_beside),
         cmocka_unit_test(test_stop_random),
         cmocka_unit_test(test_stop_hold),
     };
