@@ -199,25 +199,46 @@ static bool hold_next(struct engine *en)
     return true;
 }
 
-/* Where in `held` the oldest is that need not wait for the stream of a prompt that goes layer by layer; -1: nowhere. It is
- * taken from the queue if need be. */
+/* Starts from what the prefix index knows of it. Rows whose logits are wanted have to be computed, what was swapped has not. */
+static bool looks_up(const struct seq *s)
+{
+    return s->shares && s->kv.swap == NULL && !seq_scores(s);
+}
+
+/* Whether r, which runs, is about to publish the prompt of s: then it is computed once, and its pages are taken once. It runs,
+ * so it gets through or ends, and s does not wait in vain. */
+static bool computes_for(const struct seq *r, const struct seq *s)
+{
+    int n = s->job->n_prompt;
+    return r->shares && !r->kv.layer_major && r->job->n_prompt == n && r->kv.n_tokens < n &&
+           r->kv.n_hashed < (n - 1) / KV_PAGE * KV_PAGE &&
+           (r->job->prompt == s->job->prompt || /* choices of one request */
+            memcmp(r->token, s->token, (size_t)n * sizeof *s->token) == 0);
+}
+
+/* The choices of a request come with the same prompt, all at once. */
+static bool prompt_comes(const struct engine *en, const struct seq *s)
+{
+    for (int i = 0; looks_up(s) && !kv_seq_by_layer(&s->kv) && i < en->n_running; i++)
+        if (computes_for(en->running[i], s))
+            return true;
+    return false;
+}
+
+/* Where in `held` the oldest is that waits for pages only: not for the stream of a prompt that goes layer by layer, nor for its
+ * own prompt, which may take long to come; -1: nowhere. It is taken from the queue if need be. */
 static int next_held(struct engine *en)
 {
     bool busy = layers_busy(en);
     for (int i = 0; i < en->n_held || hold_next(en);) {
         if (i == en->n_held) /* that job came to nothing */
             continue;
-        if (!busy || !kv_seq_by_layer(&en->held[i]->kv))
+        const struct seq *s = en->held[i];
+        if (!(busy && kv_seq_by_layer(&s->kv)) && !prompt_comes(en, s))
             return i;
         i++;
     }
     return -1;
-}
-
-/* Starts from what the prefix index knows of it. Rows whose logits are wanted have to be computed, what was swapped has not. */
-static bool looks_up(const struct seq *s)
-{
-    return s->shares && s->kv.swap == NULL && !seq_scores(s);
 }
 
 static void started(struct engine *en, struct seq *s)
@@ -278,26 +299,6 @@ static bool fits_pool(const struct engine *en, const struct seq *s)
     return need + growth(en, s) <= kv_pool_available(en->pool);
 }
 
-/* Whether r, which runs, is about to publish the prompt of s: then it is computed once, and its pages are taken once. It runs,
- * so it gets through or ends, and s waits for neither long nor in vain. */
-static bool computes_for(const struct seq *r, const struct seq *s)
-{
-    int n = s->job->n_prompt;
-    return r->shares && !r->kv.layer_major && r->job->n_prompt == n && r->kv.n_tokens < n &&
-           r->kv.n_hashed < (n - 1) / KV_PAGE * KV_PAGE &&
-           memcmp(r->token, s->token, (size_t)n * sizeof *s->token) == 0;
-}
-
-/* The choices of a request come with the same prompt, all at once. Who comes behind s waits with it: prompts are computed
- * oldest first, so that there is little to lose. */
-static bool prompt_comes(const struct engine *en, const struct seq *s)
-{
-    for (int i = 0; looks_up(s) && !kv_seq_by_layer(&s->kv) && i < en->n_running; i++)
-        if (computes_for(en->running[i], s))
-            return true;
-    return false;
-}
-
 /* Takes the pages of s: those of its tokens and for pressing them, or those it had when it was swapped. ERR_LIMIT: not now. */
 static int take_pages(struct engine *en, struct seq *s, struct err *e)
 {
@@ -320,15 +321,13 @@ static int take_pages(struct engine *en, struct seq *s, struct err *e)
     return no_pages(en, ERR_LIMIT, s->n_tokens, e);
 }
 
-/* Starts waiting sequences, oldest first, until one does not fit or waits for its prompt; who waits for the stream holds up
- * nobody. One that does not fit when nothing runs never will. */
+/* Starts waiting sequences, oldest first, until one does not fit; who waits for the stream or its prompt holds up nobody. One
+ * that does not fit when nothing runs never will. */
 static int admit(struct engine *en, struct err *e)
 {
     int i;
     while (!en->blocked && en->n_running < en->config.max_seqs && (i = next_held(en)) >= 0) {
         struct seq *s = en->held[i];
-        if (prompt_comes(en, s))
-            return 0;
         int rc = take_pages(en, s, e);
         if (rc == ERR_DEVICE)
             return rc;

@@ -450,6 +450,50 @@ static void test_shares_when_published(void **state)
     engine_close(en);
 }
 
+static struct run scored;
+static int n_scored_at_end;
+
+static void look_at_scored(struct job *j, const struct job_event *ev)
+{
+    if (ev->kind == JOB_DONE)
+        n_scored_at_end = scored.n_scored;
+    on_event(j, ev);
+}
+
+/* One waits for its prompt, which takes many steps where every row of it is scored; who comes behind does not. */
+static void test_passes_who_waits(void **state)
+{
+    (void)state;
+    static struct run beside, same, r;
+    struct engine_config c = plain;
+    sem_t all_there;
+    c.prefix_cache = true;
+    struct engine *en = open_engine(&c);
+    sem_init(&all_there, 0, 0);
+    make_run(&beside, 0, 20, 600);
+    beside.gate = &all_there;
+    make_run(&scored, 1, 1000, 0);
+    scored.job.prompt_logprobs = true;
+    make_run(&same, 1, 1000, 5);
+    make_run(&r, 2, 40, 3);
+    r.job.on_event = look_at_scored;
+    submit(en, &beside);
+    submit(en, &scored);
+    submit(en, &same);
+    submit(en, &r);
+    sem_post(&all_there);
+    wait_done(&r);
+    wait_done(&scored);
+    wait_done(&same);
+    engine_cancel(en, &beside.job);
+    wait_done(&beside);
+    assert_in_range(n_scored_at_end, 1, 998);
+    assert_int_equal(same.usage.cached_tokens, 999 / KV_PAGE * KV_PAGE);
+    check_clean(en);
+    sem_destroy(&all_there);
+    engine_close(en);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -465,6 +509,7 @@ int main(void)
         cmocka_unit_test(test_choices),
         cmocka_unit_test(test_choices_preempted),
         cmocka_unit_test(test_shares_when_published),
+        cmocka_unit_test(test_passes_who_waits),
     };
     return cmocka_run_group_tests(tests, open_toy, close_toy);
 }
