@@ -1,9 +1,10 @@
 /* What runs in the next step: pure functions from what is running to a plan.
  *
- * Decoding sequences (one token to do) come first, a row each; the rest of the batch goes to prompts, oldest first, cut
- * where the batch is full. Beside decoding sequences prompts get fewer rows, so that a long prompt does not stall the
- * streams of others. Pages are taken before the plan is made: those of a prompt at its admission, the next one of a decoding
- * sequence by step.c.
+ * Decoding sequences (one token to do) come first, a row each; the rest of the batch goes to prompts, cut where the batch is
+ * full: half of it to the oldest, which so gets through whoever comes, the rest to the one with the fewest tokens left, then the
+ * next, so that short prompts do not wait for long ones, and equal ones come one after the other. Beside decoding sequences
+ * prompts get fewer rows, so that a long prompt does not stall the streams of others. Pages are taken before the plan is made:
+ * those of a prompt at its admission, the next one of a decoding sequence by step.c.
  */
 #ifndef WRING_SERVER_ENGINE_SCHED_H
 #define WRING_SERVER_ENGINE_SCHED_H

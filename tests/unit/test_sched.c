@@ -18,10 +18,36 @@ static int out_rows(const struct sched_seq *s, int rows)
     return s->all_out ? rows : rows == s->todo;
 }
 
+static int least(int a, int b)
+{
+    return a < b ? a : b;
+}
+
+/* Of `most` rows the oldest prompt has half, and whoever has more than that had no more to do than who is left wanting. */
+static void check_order(const struct sched_seq *seq, int n, int most, int most_scored,
+                        const int *rows)
+{
+    int half[4] = { 0 }, can[4], i = 0;
+    for (int k = 0; k < n; k++)
+        can[k] = least(seq[k].todo, seq[k].room);
+    while (i < n && sched_decodes(&seq[i]))
+        i++;
+    if (i < n) {
+        half[i] = least(can[i], (most + 1) / 2);
+        if (seq[i].all_out)
+            half[i] = least(half[i], (most_scored + 1) / 2);
+        assert_true(rows[i] >= half[i]);
+    }
+    for (int j = 0; j < n; j++)
+        for (int k = 0; k < n && rows[j] < can[j] && !seq[j].all_out; k++)
+            if (!sched_decodes(&seq[k]) && rows[k] > half[k])
+                assert_true(seq[k].todo - half[k] <= seq[j].todo - half[j]);
+}
+
 static void check_plan(const struct sched_seq *seq, int n, const struct sched_limits *l)
 {
     int rows[4], total = 0, out = 0, prompt = 0, decoding = 0, wanting = 0, possible = 0;
-    int scored = 0, aside = 0;
+    int aside = 0;
     for (int i = 0; i < n; i++) {
         decoding += sched_decodes(&seq[i]);
         aside += !seq[i].all_out && seq[i].room >= seq[i].todo;
@@ -38,12 +64,10 @@ static void check_plan(const struct sched_seq *seq, int n, const struct sched_li
         }
         assert_true(rows[i] <= seq[i].room);
         prompt += rows[i];
-        /* first come, first served: an older prompt left wanting has the logits that are not for others */
-        if (rows[i] > 0 && wanting > 0)
-            assert_int_equal(scored, l->max_out - aside);
-        scored += seq[i].all_out ? rows[i] : 0;
         wanting += rows[i] < seq[i].todo && rows[i] < seq[i].room;
     }
+    int most = decoding > 0 ? least(l->max_rows - decoding, l->prompt_rows) : l->max_rows;
+    check_order(seq, n, most, l->max_out - aside, rows);
     assert_true(total <= l->max_rows);
     assert_true(out <= l->max_out);
     if (decoding > 0)
@@ -93,6 +117,27 @@ static void test_scores_beside(void **state)
     for (int i = 1; i < 57; i++)
         assert_int_equal(rows[i], 1);
     assert_int_equal(rows[57], 20);
+}
+
+/* A short prompt does not wait for a long one, which still gets half; equal ones come one after the other. */
+static void test_short_and_long(void **state)
+{
+    (void)state;
+    static const struct {
+        int todo[3], rows[3];
+    } c[] = {
+        { { 100000, 40, 300 }, { 256, 40, 216 } }, { { 100000, 300, 40 }, { 256, 216, 40 } },
+        { { 40, 100000, 300 }, { 40, 172, 300 } }, { { 1000, 1000, 1000 }, { 512, 0, 0 } },
+        { { 488, 1000, 1000 }, { 488, 24, 0 } },   { { 100, 1000, 90 }, { 100, 322, 90 } },
+    };
+    for (size_t i = 0; i < sizeof c / sizeof c[0]; i++) {
+        struct sched_seq seq[3];
+        int rows[3];
+        for (int k = 0; k < 3; k++)
+            seq[k] = (struct sched_seq){ .todo = c[i].todo[k], .room = c[i].todo[k] };
+        sched_plan(seq, 3, &(struct sched_limits){ .max_rows = 512, .max_out = 72 }, rows);
+        assert_memory_equal(rows, c[i].rows, sizeof rows);
+    }
 }
 
 /* ---- stop strings -------------------------------------------------------------------------------------------- */
@@ -210,9 +255,8 @@ static void test_stop_hold(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_plans),
-        cmocka_unit_test(test_scores_beside),
-        cmocka_unit_test(test_stop_random),
+        cmocka_unit_test(test_plans),          cmocka_unit_test(test_scores_beside),
+        cmocka_unit_test(test_short_and_long), cmocka_unit_test(test_stop_random),
         cmocka_unit_test(test_stop_hold),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
