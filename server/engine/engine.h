@@ -5,12 +5,12 @@
  * engine_cancel). A job belongs to the caller until engine_submit returns 0, then to the engine until on_event has been
  * called with a JOB_DONE event, and to the caller again from then on. Every submitted job gets exactly one JOB_DONE.
  *
- * Scheduling: continuous batching; rows of decoding sequences first, then prompt chunks up to max_batch rows; a sequence is
- * admitted when the pages of its prompt, and those that pressing it will need, are there; when a decoding sequence finds no
- * page, the youngest one is preempted and later recomputed, or, when its cache was pressed, swapped to ordinary memory. A
- * long prompt that is to be pressed may go through the model layer by layer, one such prompt at a time; the next waits, and those
- * behind it do not. With the prefix cache, of jobs with one prompt the first computes it and the others wait for its pages;
- * those behind them do not. A job's tokens do not depend on any of this, bit for bit.
+ * Scheduling: continuous batching; rows of decoding sequences first, then prompt chunks up to max_batch rows (sched.h); a
+ * sequence is admitted when the pages of its prompt, and those that pressing it will need, are there; when a decoding sequence
+ * finds no page, the youngest one is preempted and later recomputed, or, when its cache was pressed, swapped to ordinary memory.
+ * A long prompt that is to be pressed may go through the model layer by layer, one such prompt at a time; the next waits, and
+ * those behind it do not; it is preempted for the oldest only. With the prefix cache, of jobs with one prompt the first computes
+ * it and the others wait for its pages; those behind them do not. A job's tokens do not depend on any of this, bit for bit.
  */
 #ifndef WRING_SERVER_ENGINE_ENGINE_H
 #define WRING_SERVER_ENGINE_ENGINE_H

@@ -161,10 +161,19 @@ static void insert(struct seq **list, int *n, struct seq *s)
     list[i] = s;
 }
 
-/* The youngest makes room for the others, and waits. */
+/* Who makes room: the youngest, but before a prompt between its layers, which would begin anew, the one before it. The oldest
+ * goes on in any case. */
+static int victim(const struct engine *en)
+{
+    int last = en->n_running - 1;
+    return last > 1 && kv_seq_by_layer(&en->running[last]->kv) ? last - 1 : last;
+}
+
+/* Makes room for the others; who does waits. */
 static int preempt(struct engine *en, struct err *e)
 {
-    struct seq *s = en->running[en->n_running - 1];
+    int i = victim(en);
+    struct seq *s = en->running[i];
     TRY(press_out(en, s, e));
     en->blocked = false;
     if (s->finish != FINISH_NONE) {
@@ -172,6 +181,8 @@ static int preempt(struct engine *en, struct err *e)
         return 0;
     }
     en->n_running--;
+    memmove(&en->running[i], &en->running[i + 1],
+            (size_t)(en->n_running - i) * sizeof(struct seq *));
     s->preemptions++;
     atomic_fetch_add_explicit(&en->stats.preemptions, 1, memory_order_relaxed);
     s->running = false;

@@ -443,6 +443,40 @@ static void test_waiting_for_stream(void **state)
     engine_close(en);
 }
 
+/* 60 pages for a prompt that takes 42 of them layer by layer and two that grow: the younger of those makes room, for the prompt
+ * would begin anew. */
+static void test_not_preempted(void **state)
+{
+    (void)state;
+    static struct run lone, old, young, r;
+    struct engine_config c = small;
+    sem_t all_there;
+    make_long(&lone, 0, 1100, 20);
+    run_one(&plain, &lone);
+    c.kv_tokens = 960;
+    c.max_batch = 8;
+    struct engine *en = open_engine(&c);
+    sem_init(&all_there, 0, 0);
+    make_run(&old, 0, 40, 140);
+    old.gate = &all_there;
+    make_run(&young, 1, 40, 250);
+    make_long(&r, 0, 1100, 20);
+    submit(en, &old);
+    submit(en, &young);
+    submit(en, &r);
+    sem_post(&all_there);
+    wait_done(&old);
+    wait_done(&young);
+    wait_done(&r);
+    assert_same(&lone, &r);
+    assert_int_equal(old.usage.preemptions, 0);
+    assert_int_equal(young.usage.preemptions, 1);
+    assert_int_equal(r.usage.preemptions, 0);
+    check_clean(en);
+    sem_destroy(&all_there);
+    engine_close(en);
+}
+
 /* ---- ends ------------------------------------------------------------------------------------------------------ */
 
 static struct {
@@ -560,12 +594,13 @@ static void test_no_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_same_bits),  cmocka_unit_test(test_not_layered),
-        cmocka_unit_test(test_small_pool), cmocka_unit_test(test_kept_whole),
-        cmocka_unit_test(test_stream),     cmocka_unit_test(test_prefix),
-        cmocka_unit_test(test_company),    cmocka_unit_test(test_fair),
-        cmocka_unit_test(test_cancel),     cmocka_unit_test(test_cancel_any),
-        cmocka_unit_test(test_no_memory),  cmocka_unit_test(test_waiting_for_stream),
+        cmocka_unit_test(test_same_bits),     cmocka_unit_test(test_not_layered),
+        cmocka_unit_test(test_small_pool),    cmocka_unit_test(test_kept_whole),
+        cmocka_unit_test(test_stream),        cmocka_unit_test(test_prefix),
+        cmocka_unit_test(test_company),       cmocka_unit_test(test_fair),
+        cmocka_unit_test(test_cancel),        cmocka_unit_test(test_cancel_any),
+        cmocka_unit_test(test_no_memory),     cmocka_unit_test(test_waiting_for_stream),
+        cmocka_unit_test(test_not_preempted),
     };
     return cmocka_run_group_tests(tests, open_toy, close_toy);
 }
