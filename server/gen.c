@@ -61,16 +61,12 @@ void gen_unref(struct gen *g)
         gen_free(g);
 }
 
-/* Without the lock: the engine may be in one of our events. A job that has just ended takes no harm. */
+/* Without the lock: the engine may be in one of our events. A job that has just ended takes no harm, nor one that is not
+ * submitted yet. */
 static void cancel_jobs(struct gen *g)
 {
-    for (int i = 0; i < g->n; i++) {
-        pthread_mutex_lock(&g->lock);
-        bool live = g->choice[i].submitted && !g->choice[i].done;
-        pthread_mutex_unlock(&g->lock);
-        if (live)
-            engine_cancel(g->h->en, &g->choice[i].job);
-    }
+    for (int i = 0; i < g->n; i++)
+        engine_cancel(g->h->en, &g->choice[i].job);
 }
 
 static void add_kv_usage(struct api_kv_usage *kv, const struct job_usage *u)
@@ -311,8 +307,7 @@ int gen_new(struct gen **out, struct http *h, struct MHD_Connection *mhd, struct
     return 0;
 }
 
-/* A hang-up meanwhile has missed the jobs that were not with the engine yet, which forgets what was asked of them
- * before. One from here on finds them all there. */
+/* The engine forgets what was asked of jobs that it did not have yet. A hang-up from here on finds them there. */
 static void cancel_if_gone(struct gen *g)
 {
     pthread_mutex_lock(&g->lock);
@@ -322,36 +317,29 @@ static void cancel_if_gone(struct gen *g)
         cancel_jobs(g);
 }
 
+/* Counts the jobs as running, or none of them any more, and their reference with them. */
+static void set_running(struct gen *g, bool running)
+{
+    pthread_mutex_lock(&g->lock);
+    g->n_running = running ? g->n : 0;
+    g->refs += running ? 1 : -1;
+    pthread_mutex_unlock(&g->lock);
+}
+
 int gen_submit(struct gen *g, struct api_error *e)
 {
     struct err why = { 0 };
-    int rc = 0, i = 0;
+    struct job *job[API_MAX_CHOICES];
 
-    /* All jobs count as running before the first is submitted: an early end must not look like the last one. */
-    pthread_mutex_lock(&g->lock);
-    g->n_running = g->n;
-    g->refs++;
-    pthread_mutex_unlock(&g->lock);
-    for (; i < g->n && rc == 0; i++) {
-        pthread_mutex_lock(&g->lock);
-        g->choice[i].submitted = true;
-        pthread_mutex_unlock(&g->lock);
-        rc = engine_submit(g->h->en, &g->choice[i].job, &why);
-    }
+    for (int i = 0; i < g->n; i++)
+        job[i] = &g->choice[i].job;
+    set_running(g, true); /* before any of them may end */
+    int rc = engine_submit(g->h->en, job, g->n, &why);
     if (rc == 0) {
         cancel_if_gone(g);
         return 0;
     }
-    i--;
-    pthread_mutex_lock(&g->lock);
-    g->choice[i].submitted = false;
-    g->gone = true;
-    g->n_running -= g->n - i;
-    bool last = g->n_running == 0;
-    pthread_mutex_unlock(&g->lock);
-    cancel_jobs(g);
-    if (last)
-        gen_unref(g);
+    set_running(g, false);
     if (rc == ERR_BUSY && atomic_load(&g->h->draining))
         return api_error_unavailable(e, "shutting_down", "The server is shutting down.", 5);
     if (rc == ERR_BUSY)

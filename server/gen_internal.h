@@ -18,8 +18,6 @@ struct choice {
     int i_prompt;
     int n_scored;    /* prompt tokens whose logprobs are in lp */
     size_t echo_at;  /* bytes of the echo that those tokens are */
-    bool submitted;  /* and not done yet when done is false */
-    bool done;       /* its last event has come */
     bool begun;      /* a stream: role or echo has been sent */
     struct buf text; /* the answer; of a stream only where it is to be logged */
     struct api_logprobs lp;

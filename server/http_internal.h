@@ -64,7 +64,7 @@ void watch_each(struct watch *w, void (*fn)(struct gen *g));
 /* Takes over *req (also on failure) and makes its jobs; nothing is submitted yet. */
 int gen_new(struct gen **out, struct http *h, struct MHD_Connection *mhd, struct api_request *req,
             struct api_error *e) WARN_UNUSED;
-/* Hands the jobs to the engine. On failure those that were taken are cancelled and the caller still releases g. */
+/* Hands the jobs to the engine, all or, on failure, none. The caller releases g in any case. */
 int gen_submit(struct gen *g, struct api_error *e) WARN_UNUSED;
 /* Gives up the HTTP side's reference; what still runs is cancelled. NULL is accepted. */
 void gen_release(struct gen *g);

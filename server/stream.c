@@ -115,7 +115,6 @@ static void job_done(struct choice *c, const struct job_event *ev)
 {
     struct gen *g = c->g;
 
-    c->done = true;
     c->finish = ev->finish;
     if (ev->usage)
         c->usage = *ev->usage;
@@ -191,12 +190,9 @@ void stream_on_event(struct job *j, const struct job_event *ev)
         gen_wake(g);
     if (g->out.len > 0)
         g->last_ns = clock_ns();
-    g->refs += cancel; /* the others may never be submitted, and nobody keeps it then */
     pthread_mutex_unlock(&g->lock);
-    if (cancel) {
+    if (cancel)
         gen_stop(g);
-        gen_unref(g);
-    }
     if (last)
         gen_unref(g);
 }

@@ -107,7 +107,8 @@ static int answer(struct chat *c, struct err *e)
         .user = c,
     };
     interrupted = 0;
-    TRY(engine_submit(c->engine, &j, e));
+    struct job *job = &j;
+    TRY(engine_submit(c->engine, &job, 1, e));
     wait_done(c, &j);
     interrupted = 0;
     if (c->finish == FINISH_ERROR) {

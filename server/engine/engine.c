@@ -267,29 +267,41 @@ int engine_check(const struct engine *en, const struct job *j, struct err *e)
     return press_check(en, j, e);
 }
 
-int engine_submit(struct engine *en, struct job *j, struct err *e)
+/* Why n jobs cannot be taken now. Under the lock. */
+static int check_queue(const struct engine *en, int n, struct err *e)
 {
-    TRY(engine_check(en, j, e));
-    int rc = 0;
-    pthread_mutex_lock(&en->lock);
     if (en->dead.code != 0)
-        rc = err_set(e, en->dead.code, "%s", en->dead.text);
-    else if (en->draining || en->stop)
-        rc = err_set(e, ERR_BUSY, "the engine takes no new jobs");
-    else if (en->n_waiting >= en->config.max_queue)
-        rc = err_set(e, ERR_BUSY, "%d jobs are waiting already", en->n_waiting);
-    if (rc == 0) {
-        atomic_store(&j->cancelled, 0);
-        j->next = NULL;
-        j->submit_ns = clock_ns();
-        *en->queue_end = j;
-        en->queue_end = &j->next;
-        en->n_waiting++;
-        atomic_store_explicit(&en->stats.waiting, en->n_waiting + en->n_preempted,
-                              memory_order_relaxed);
-        atomic_fetch_add(&en->live, 1);
-        pthread_cond_signal(&en->wake);
-    }
+        return err_set(e, en->dead.code, "%s", en->dead.text);
+    if (en->draining || en->stop)
+        return err_set(e, ERR_BUSY, "the engine takes no new jobs");
+    if (en->n_waiting > 0 && en->n_waiting + n > en->config.max_queue)
+        return err_set(e, ERR_BUSY, "%d jobs are waiting already; %d more are over %d",
+                       en->n_waiting, n, en->config.max_queue);
+    return 0;
+}
+
+static void enqueue(struct engine *en, struct job *j)
+{
+    atomic_store(&j->cancelled, 0);
+    j->next = NULL;
+    j->submit_ns = clock_ns();
+    *en->queue_end = j;
+    en->queue_end = &j->next;
+    en->n_waiting++;
+    atomic_fetch_add(&en->live, 1);
+}
+
+int engine_submit(struct engine *en, struct job *const *job, int n, struct err *e)
+{
+    for (int i = 0; i < n; i++)
+        TRY(engine_check(en, job[i], e));
+    pthread_mutex_lock(&en->lock);
+    int rc = check_queue(en, n, e);
+    for (int i = 0; i < n && rc == 0; i++)
+        enqueue(en, job[i]);
+    atomic_store_explicit(&en->stats.waiting, en->n_waiting + en->n_preempted,
+                          memory_order_relaxed);
+    pthread_cond_signal(&en->wake);
     pthread_mutex_unlock(&en->lock);
     return rc;
 }

@@ -1,6 +1,6 @@
 /* The engine: one thread that owns the KV pool, the sequences and the batch, and runs the model.
  *
- * Other threads see two doors: engine_submit() puts a job into a bounded queue, and job->on_event() tells what became of
+ * Other threads see two doors: engine_submit() puts jobs into a bounded queue, and job->on_event() tells what became of
  * it. on_event runs on the engine thread: it must not block and must not call the engine back (except
  * engine_cancel). A job belongs to the caller until engine_submit returns 0, then to the engine until on_event has been
  * called with a JOB_DONE event, and to the caller again from then on. Every submitted job gets exactly one JOB_DONE.
@@ -100,7 +100,7 @@ struct engine_config {
               * for may be more than that for those that go layer by layer: engine_room() */
     int max_seqs; /* sequences running at once; 0: 64 */
     int max_batch; /* rows a step, at least max_seqs; 0: 512. Beside decoding ones prompts get a quarter */
-    int max_queue;     /* jobs waiting; more are ERR_BUSY; 0: 1024 */
+    int max_queue;     /* jobs waiting; more are ERR_BUSY, see engine_submit; 0: 1024 */
     int64_t kv_tokens; /* tokens in the KV pool; 0: from kv_bytes */
     size_t
         kv_bytes; /* bytes of the KV pool; 0 with kv_tokens 0: on the CPU ctx * min(max_seqs, 4) tokens, at most
@@ -144,11 +144,11 @@ int engine_open(struct engine **out, const struct model *m, const struct engine_
                 struct err *e) WARN_UNUSED;
 /* Cancels what is left, waits for the thread, frees everything. */
 void engine_close(struct engine *en);
-/* 0; ERR_BUSY when the queue is full or the engine drains; ERR_LIMIT when the prompt leaves no room in the context: e says
- * how many tokens there were and how many there may be (max_tokens beyond the context is cut, and ends with
- * FINISH_LENGTH), or when the pool cannot hold it and what pressing it takes; ERR_INVALID; ERR_UNSUPPORTED; ERR_DEVICE when
- * the device was lost. Any thread. */
-int engine_submit(struct engine *en, struct job *j, struct err *e) WARN_UNUSED;
+/* Takes all n jobs of a request, or none: 0; ERR_BUSY when they do not fit the queue, into which any number goes while nobody
+ * waits, or the engine drains; ERR_LIMIT when a prompt leaves no room in the context: e says how many tokens there were and how
+ * many there may be (max_tokens beyond the context is cut, and ends with FINISH_LENGTH), or when the pool cannot hold it and what
+ * pressing it takes; ERR_INVALID; ERR_UNSUPPORTED; ERR_DEVICE when the device was lost. Any thread. */
+int engine_submit(struct engine *en, struct job *const *job, int n, struct err *e) WARN_UNUSED;
 /* Asks for the end of a submitted job; its JOB_DONE (FINISH_CANCELLED unless it ended before) comes within one step. Any thread. */
 void engine_cancel(struct engine *en, struct job *j);
 /* No new jobs; running ones go on. engine_idle() tells when none is left. */

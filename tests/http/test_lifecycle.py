@@ -51,6 +51,8 @@ def test_full_queue(start):
     for s in socks:
         s.close()
     server.wait_idle()
+    r = server.post("/v1/completions", {"prompt": "A", "max_tokens": 2, "n": 6})
+    assert r.status_code == 200 and len(r.json()["choices"]) == 6  # nobody waits: all are taken
 
 
 def test_drain(start):

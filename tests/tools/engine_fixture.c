@@ -114,10 +114,16 @@ struct engine *open_engine(const struct engine_config *c)
     return en;
 }
 
+int try_submit(struct engine *en, struct run *r, struct err *e)
+{
+    struct job *j = &r->job;
+    return engine_submit(en, &j, 1, e);
+}
+
 void submit(struct engine *en, struct run *r)
 {
     struct err e = { 0 };
-    if (engine_submit(en, &r->job, &e) < 0)
+    if (try_submit(en, r, &e) < 0)
         fail_msg("%s", e.text);
 }
 

@@ -42,7 +42,8 @@ void make_run(struct run *r, int kind, int n_prompt, int max_tokens);
 /* A job whose cache pressing(i) presses to PRESS_BUDGET slots. */
 void make_pressed(struct run *r, int i, int kind, int n_prompt, int max_tokens);
 struct engine *open_engine(const struct engine_config *c);
-void submit(struct engine *en, struct run *r);
+int try_submit(struct engine *en, struct run *r, struct err *e) WARN_UNUSED;
+void submit(struct engine *en, struct run *r); /* which must not fail */
 void wait_done(struct run *r);
 /* Waits until nothing runs and nothing waits; then the pages must add up. */
 void check_clean(struct engine *en);

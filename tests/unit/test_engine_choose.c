@@ -240,7 +240,7 @@ static void test_lost(void **state)
     }
     assert_int_equal(engine_error(en, &e), ERR_DEVICE);
     assert_string_equal(e.text, "the device is gone");
-    assert_int_equal(engine_submit(en, &far_run[3].job, &e), ERR_DEVICE);
+    assert_int_equal(try_submit(en, &far_run[3], &e), ERR_DEVICE);
     check_clean(en);
     engine_close(en);
 }

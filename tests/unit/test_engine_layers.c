@@ -175,7 +175,7 @@ static void test_small_pool(void **state)
     struct engine *en = open_engine(&small);
     assert_int_equal(engine_ctx(en), 1200);
     make_run(&r, 0, 1100, 5); /* whole it does not fit, and cannot grow beyond the pool */
-    assert_int_equal(engine_submit(en, &r.job, &e), ERR_LIMIT);
+    assert_int_equal(try_submit(en, &r, &e), ERR_LIMIT);
     make_run(&r, 0, 800, -1);
     submit(en, &r);
     wait_done(&r);
@@ -183,7 +183,7 @@ static void test_small_pool(void **state)
     assert_int_equal(r.n_tokens, 32);
     make_long(&r, 0, 1100, 5); /* a split that needs every layer's scores has no way */
     r.job.kv.split = KV_SPLIT_MASS;
-    assert_int_equal(engine_submit(en, &r.job, &e), ERR_LIMIT);
+    assert_int_equal(try_submit(en, &r, &e), ERR_LIMIT);
     check_clean(en);
     engine_close(en);
     c = small;
@@ -204,7 +204,7 @@ static void test_kept_whole(void **state)
     for (int n = 831; n <= 833; n++) {
         make_long(&r, 0, n, 3);
         r.job.kv.budget = 900;
-        assert_int_equal(engine_submit(en, &r.job, &e), n < 832 ? 0 : ERR_LIMIT);
+        assert_int_equal(try_submit(en, &r, &e), n < 832 ? 0 : ERR_LIMIT);
         if (n < 832) {
             wait_done(&r);
             assert_int_equal(r.finish, FINISH_LENGTH);

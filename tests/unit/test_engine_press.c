@@ -139,11 +139,11 @@ static void test_refusals(void **state)
     struct engine *en = open_engine(&c);
     make_pressed(&r, 0, 0, 100, 5);
     r.job.kv.budget = -1;
-    assert_int_equal(engine_submit(en, &r.job, &e), ERR_INVALID);
+    assert_int_equal(try_submit(en, &r, &e), ERR_INVALID);
     assert_non_null(strstr(e.text, "budget is -1"));
     make_pressed(&r, 0, 0, 100, 5);
     toy.model->config.window = 64;
-    assert_int_equal(engine_submit(en, &r.job, &e), ERR_UNSUPPORTED);
+    assert_int_equal(try_submit(en, &r, &e), ERR_UNSUPPORTED);
     assert_non_null(strstr(e.text, "sliding window of 64"));
     toy.model->config.window = 0;
     submit(en, &r);
@@ -156,7 +156,7 @@ static void test_refusals(void **state)
     en = open_engine(&c);
     for (int i = 0; i < n_pressing(); i++) {
         make_pressed(&r, i, 0, 100, 5);
-        assert_int_equal(engine_submit(en, &r.job, &e), ERR_UNSUPPORTED);
+        assert_int_equal(try_submit(en, &r, &e), ERR_UNSUPPORTED);
         assert_non_null(strstr(e.text, "keeps no queries"));
     }
     check_clean(en);
@@ -168,7 +168,7 @@ static void test_refusals(void **state)
     en = open_engine(&c);
     make_pressed(&r, 0, 0, 500, 5);
     make_pressed(&next, 0, 0, 300, 5);
-    assert_int_equal(engine_submit(en, &r.job, &e), ERR_LIMIT);
+    assert_int_equal(try_submit(en, &r, &e), ERR_LIMIT);
     assert_non_null(strstr(e.text, "pressing a prompt of 500 tokens"));
     submit(en, &next);
     wait_done(&next);

@@ -62,7 +62,7 @@ static void test_queue(void **state)
         usleep(100);
     for (int i = 1; i <= 3; i++)
         submit(en, &r[i]);
-    assert_int_equal(engine_submit(en, &r[4].job, &e), ERR_BUSY);
+    assert_int_equal(try_submit(en, &r[4], &e), ERR_BUSY);
     assert_int_equal(atomic_load(&engine_stats(en)->waiting), 3);
     /* a waiting job leaves the queue at once */
     engine_cancel(en, &r[2].job);
@@ -70,13 +70,13 @@ static void test_queue(void **state)
     assert_int_equal(r[2].finish, FINISH_CANCELLED);
     assert_int_equal(r[2].n_tokens, 0);
     submit(en, &r[4]);
-    assert_int_equal(engine_submit(en, &r[5].job, &e), ERR_BUSY);
+    assert_int_equal(try_submit(en, &r[5], &e), ERR_BUSY);
     engine_drain(en);
     engine_cancel(en, &r[0].job);
     engine_cancel(en, &r[1].job);
     wait_done(&r[0]);
     wait_done(&r[1]);
-    assert_int_equal(engine_submit(en, &r[6].job, &e), ERR_BUSY);
+    assert_int_equal(try_submit(en, &r[6], &e), ERR_BUSY);
     assert_false(engine_idle(en));
     /* closing ends the rest */
     engine_close(en);
@@ -84,6 +84,43 @@ static void test_queue(void **state)
     wait_done(&r[4]);
     assert_int_equal(r[3].finish, FINISH_CANCELLED);
     assert_int_equal(r[4].finish, FINISH_CANCELLED);
+}
+
+/* The jobs of a request are taken together or not at all; as many as there are while nobody waits. */
+static void test_together(void **state)
+{
+    (void)state;
+    static struct run r[9];
+    struct job *job[9];
+    struct err e;
+    struct engine_config c = plain;
+    c.max_seqs = 1;
+    c.max_queue = 3;
+    struct engine *en = open_engine(&c);
+    for (int i = 0; i < 9; i++) {
+        make_run(&r[i], 0, 10, i == 0 ? 1000 : 2);
+        job[i] = &r[i].job;
+    }
+    submit(en, &r[0]);
+    while (atomic_load(&engine_stats(en)->running) == 0)
+        usleep(100);
+    submit(en, &r[1]);
+    assert_int_equal(engine_submit(en, &job[2], 3, &e), ERR_BUSY);
+    assert_int_equal(atomic_load(&engine_stats(en)->waiting), 1);
+    assert_int_equal(engine_submit(en, &job[2], 2, &e), 0);
+    engine_cancel(en, &r[0].job);
+    for (int i = 0; i < 4; i++)
+        wait_done(&r[i]);
+    r[8].prompt[3] = -1;
+    assert_int_equal(engine_submit(en, &job[4], 5, &e), ERR_INVALID);
+    r[8].prompt[3] = 0;
+    assert_int_equal(engine_submit(en, &job[4], 5, &e), 0); /* more than the queue holds */
+    for (int i = 4; i < 9; i++) {
+        wait_done(&r[i]);
+        assert_int_equal(r[i].finish, FINISH_LENGTH);
+    }
+    check_clean(en);
+    engine_close(en);
 }
 
 static void test_drain(void **state)
@@ -100,7 +137,7 @@ static void test_drain(void **state)
             submit(en, &r[i]);
     }
     engine_drain(en);
-    assert_int_equal(engine_submit(en, &r[3].job, &e), ERR_BUSY);
+    assert_int_equal(try_submit(en, &r[3], &e), ERR_BUSY);
     for (int i = 0; i < 3; i++) {
         wait_done(&r[i]);
         assert_int_equal(r[i].finish, FINISH_LENGTH);
@@ -130,7 +167,7 @@ static void test_device_lost(void **state)
     }
     assert_int_equal(engine_error(en, &e), ERR_DEVICE);
     assert_string_equal(e.text, "the device is gone");
-    assert_int_equal(engine_submit(en, &r[3].job, &e), ERR_DEVICE);
+    assert_int_equal(try_submit(en, &r[3], &e), ERR_DEVICE);
     check_clean(en);
     engine_close(en);
 }
@@ -198,7 +235,7 @@ static void *crowd_main(void *arg)
                                .sample = { .top_p = 1, .repetition_penalty = 1, .n_logprobs = 0 },
                                .on_event = on_event,
                                .user = r };
-        while (engine_submit(me->en, &r->job, NULL) == ERR_BUSY)
+        while (try_submit(me->en, r, NULL) == ERR_BUSY)
             usleep(200);
         if (seed >> 33 & 1) {
             usleep((unsigned)(seed >> 45) % 3000);
@@ -242,6 +279,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_queue, set_slow, set_fast),
+        cmocka_unit_test_setup_teardown(test_together, set_slow, set_fast),
         cmocka_unit_test_setup_teardown(test_drain, set_slow, set_fast),
         cmocka_unit_test_setup_teardown(test_device_lost, set_slow, set_fast),
         cmocka_unit_test(test_cancel),

@@ -146,7 +146,7 @@ static void with_front(void (*use)(struct http *h))
     assert_int_equal(before.blocks, after.blocks);
 }
 
-/* Whether the only connection's generation hands over its first job; with `gone`, whether it knows of a hang-up. */
+/* Whether the only connection's generation hands over its jobs; with `gone`, whether it knows of a hang-up. */
 static bool generation_is(struct http *h, bool gone)
 {
     bool is = false;
@@ -156,14 +156,14 @@ static bool generation_is(struct http *h, bool gone)
         if (g == NULL)
             continue;
         pthread_mutex_lock(&g->lock);
-        is = gone ? g->gone : g->choice[0].submitted;
+        is = gone ? g->gone : g->n_running > 0;
         pthread_mutex_unlock(&g->lock);
     }
     pthread_mutex_unlock(&h->watch.lock);
     return is;
 }
 
-/* The engine's lock holds the handing over at its first job until the hang-up has been dealt with. */
+/* The engine's lock holds the handing over until the hang-up has been dealt with. */
 static void leave_early(struct http *h)
 {
     const struct engine_stats *st = engine_stats(h->en);
