@@ -267,6 +267,14 @@ int engine_check(const struct engine *en, const struct job *j, struct err *e)
     return press_check(en, j, e);
 }
 
+void engine_unwait(struct engine *en, struct job *j)
+{
+    if (!atomic_exchange(&j->waits, false))
+        return;
+    atomic_fetch_sub(&en->n_waiting, 1);
+    atomic_fetch_sub(&en->stats.waiting, 1);
+}
+
 /* Why n jobs cannot be taken now. Under the lock. */
 static int check_queue(const struct engine *en, int n, struct err *e)
 {
@@ -274,9 +282,10 @@ static int check_queue(const struct engine *en, int n, struct err *e)
         return err_set(e, en->dead.code, "%s", en->dead.text);
     if (en->draining || en->stop)
         return err_set(e, ERR_BUSY, "the engine takes no new jobs");
-    if (en->n_waiting > 0 && en->n_waiting + n > en->config.max_queue)
-        return err_set(e, ERR_BUSY, "%d jobs are waiting already; %d more are over %d",
-                       en->n_waiting, n, en->config.max_queue);
+    int waiting = atomic_load(&en->n_waiting);
+    if (waiting > 0 && waiting + n > en->config.max_queue)
+        return err_set(e, ERR_BUSY, "%d jobs are waiting already; %d more are over %d", waiting, n,
+                       en->config.max_queue);
     return 0;
 }
 
@@ -287,7 +296,9 @@ static void enqueue(struct engine *en, struct job *j)
     j->submit_ns = clock_ns();
     *en->queue_end = j;
     en->queue_end = &j->next;
-    en->n_waiting++;
+    atomic_fetch_add(&en->n_waiting, 1);
+    atomic_fetch_add(&en->stats.waiting, 1);
+    atomic_store(&j->waits, true);
     atomic_fetch_add(&en->live, 1);
 }
 
@@ -299,16 +310,16 @@ int engine_submit(struct engine *en, struct job *const *job, int n, struct err *
     int rc = check_queue(en, n, e);
     for (int i = 0; i < n && rc == 0; i++)
         enqueue(en, job[i]);
-    atomic_store_explicit(&en->stats.waiting, en->n_waiting + en->n_preempted,
-                          memory_order_relaxed);
     pthread_cond_signal(&en->wake);
     pthread_mutex_unlock(&en->lock);
     return rc;
 }
 
-/* The engine thread is awake while any job lives, and looks after every step. */
+/* The engine thread is awake while any job lives, and looks after every step; until then the job takes no room in the queue.
+ * In this order: of one that is being submitted, either both are forgotten or it is cancelled. */
 void engine_cancel(struct engine *en, struct job *j)
 {
+    engine_unwait(en, j);
     atomic_store(&j->cancelled, 1);
     atomic_fetch_add(&en->n_cancels, 1);
 }

@@ -92,6 +92,7 @@ struct job {
     /* the engine's own */
     _Atomic int cancelled;
     struct job *next;
+    _Atomic bool waits; /* to be admitted, and is counted */
     uint64_t submit_ns;
 };
 
@@ -100,7 +101,7 @@ struct engine_config {
               * for may be more than that for those that go layer by layer: engine_room() */
     int max_seqs; /* sequences running at once; 0: 64 */
     int max_batch; /* rows a step, at least max_seqs; 0: 512. Beside decoding ones prompts get a quarter */
-    int max_queue;     /* jobs waiting; more are ERR_BUSY, see engine_submit; 0: 1024 */
+    int max_queue; /* jobs waiting, without cancelled ones; more are ERR_BUSY, see engine_submit; 0: 1024 */
     int64_t kv_tokens; /* tokens in the KV pool; 0: from kv_bytes */
     size_t
         kv_bytes; /* bytes of the KV pool; 0 with kv_tokens 0: on the CPU ctx * min(max_seqs, 4) tokens, at most

@@ -29,11 +29,10 @@ struct engine {
     pthread_mutex_t lock;
     pthread_cond_t wake;
     struct job *queue, **queue_end; /* oldest first */
-    int n_waiting;                  /* submitted and never admitted */
-    int n_preempted;                /* admitted once, waiting again */
     bool draining, stop;
     struct err dead; /* code != 0: the device is lost */
 
+    _Atomic int n_waiting;      /* submitted, never admitted, and not cancelled */
     _Atomic uint64_t n_cancels; /* calls of engine_cancel */
     _Atomic int64_t live;       /* submitted and not done */
 
@@ -69,6 +68,8 @@ struct engine {
 };
 
 void *engine_main(void *arg); /* the thread */
+/* j does not wait to be admitted any more, if it did. Any thread. */
+void engine_unwait(struct engine *en, struct job *j);
 
 /* ---- choose.c -------------------------------------------------------------------------------------------------- */
 int choose_open(struct engine *en, struct err *e) WARN_UNUSED;

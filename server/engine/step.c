@@ -22,14 +22,13 @@ static void show_pages(struct engine *en)
     atomic_store_explicit(&en->stats.running, en->n_running, memory_order_relaxed);
 }
 
-static void show_waiting(struct engine *en, int waiting, int preempted)
+/* s waits neither to be admitted nor, once preempted, to go on. */
+static void stop_waiting(struct engine *en, struct seq *s)
 {
-    pthread_mutex_lock(&en->lock);
-    en->n_waiting += waiting;
-    en->n_preempted += preempted;
-    atomic_store_explicit(&en->stats.waiting, en->n_waiting + en->n_preempted,
-                          memory_order_relaxed);
-    pthread_mutex_unlock(&en->lock);
+    if (s->admit_ns == 0)
+        engine_unwait(en, s->job);
+    else
+        atomic_fetch_sub(&en->stats.waiting, 1);
 }
 
 static double seconds(uint64_t from, uint64_t to)
@@ -74,7 +73,7 @@ static void finish(struct engine *en, struct seq *s)
     en->blocked = false;
     show_pages(en);
     if (!s->running)
-        show_waiting(en, s->admit_ns == 0 ? -1 : 0, s->admit_ns == 0 ? 0 : -1);
+        stop_waiting(en, s);
     count_end(en, s, &u, now);
     seq_done(s, &u);
     seq_close(s, en->pool);
@@ -87,7 +86,7 @@ static void finish_job(struct engine *en, struct job *j, enum finish_reason r,
 {
     struct job_usage u = { .prompt_tokens = j->n_prompt, .queued_ns = clock_ns() - j->submit_ns };
     atomic_fetch_add_explicit(&en->stats.finished[r], 1, memory_order_relaxed);
-    show_waiting(en, -1, 0);
+    engine_unwait(en, j);
     j->on_event(j, &(struct job_event){ .kind = JOB_DONE,
                                         .text = "",
                                         .finish = r,
@@ -187,7 +186,7 @@ static int preempt(struct engine *en, struct err *e)
     atomic_fetch_add_explicit(&en->stats.preemptions, 1, memory_order_relaxed);
     s->running = false;
     insert(en->held, &en->n_held, s);
-    show_waiting(en, 0, 1);
+    atomic_fetch_add(&en->stats.waiting, 1);
     return 0;
 }
 
@@ -256,7 +255,7 @@ static void started(struct engine *en, struct seq *s)
 {
     struct engine_stats *t = &en->stats;
     s->running = true;
-    show_waiting(en, s->admit_ns == 0 ? -1 : 0, s->admit_ns == 0 ? 0 : -1);
+    stop_waiting(en, s);
     if (s->admit_ns != 0)
         return;
     s->admit_ns = clock_ns();

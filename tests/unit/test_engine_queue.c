@@ -123,6 +123,42 @@ static void test_together(void **state)
     engine_close(en);
 }
 
+/* While a step lasts, those who hung up keep nobody out. */
+static void test_cancelled_take_no_room(void **state)
+{
+    (void)state;
+    static struct run r[5];
+    struct err e;
+    sem_t go_on;
+    struct engine_config c = plain;
+    c.max_seqs = 1;
+    c.max_queue = 2;
+    struct engine *en = open_engine(&c);
+    sem_init(&go_on, 0, 0);
+    for (int i = 0; i < 5; i++)
+        make_run(&r[i], 0, 10, 2);
+    r[0].gate = &go_on; /* its first step ends when this test says so */
+    submit(en, &r[0]);
+    while (atomic_load(&engine_stats(en)->waiting) > 0)
+        usleep(100);
+    submit(en, &r[1]);
+    submit(en, &r[2]);
+    assert_int_equal(try_submit(en, &r[3], &e), ERR_BUSY);
+    engine_cancel(en, &r[1].job);
+    engine_cancel(en, &r[1].job);
+    assert_int_equal(atomic_load(&engine_stats(en)->waiting), 1);
+    submit(en, &r[3]);
+    assert_int_equal(try_submit(en, &r[4], &e), ERR_BUSY);
+    sem_post(&go_on);
+    for (int i = 0; i < 4; i++) {
+        wait_done(&r[i]);
+        assert_int_equal(r[i].finish, i == 1 ? FINISH_CANCELLED : FINISH_LENGTH);
+    }
+    check_clean(en);
+    sem_destroy(&go_on);
+    engine_close(en);
+}
+
 static void test_drain(void **state)
 {
     (void)state;
@@ -280,6 +316,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_queue, set_slow, set_fast),
         cmocka_unit_test_setup_teardown(test_together, set_slow, set_fast),
+        cmocka_unit_test(test_cancelled_take_no_room),
         cmocka_unit_test_setup_teardown(test_drain, set_slow, set_fast),
         cmocka_unit_test_setup_teardown(test_device_lost, set_slow, set_fast),
         cmocka_unit_test(test_cancel),
