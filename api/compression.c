@@ -2,6 +2,7 @@
 #include "api/compression.h"
 
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -37,6 +38,57 @@ static const struct {
     { "split", offsetof(struct api_compression, split) },
 };
 #define COUNT(a) (sizeof(a) / sizeof((a)[0]))
+
+static const char *const others[] = {
+    "budget", "budget_max", "seed", "protect_system", "recompute", "detail",
+};
+
+/* Field i of "compression", of its "kv" and of its "experts"; NULL: there are no more. */
+static const char *top_field(size_t i)
+{
+    static const char *const name[] = { "kv", "experts" };
+    return i < COUNT(name) ? name[i] : NULL;
+}
+
+static const char *experts_field(size_t i)
+{
+    return i == 0 ? "prune" : NULL;
+}
+
+static const char *kv_field(size_t i)
+{
+    if (i < COUNT(words))
+        return words[i].key;
+    i -= COUNT(words);
+    if (i < COUNT(others))
+        return others[i];
+    i -= COUNT(others);
+    if (i < COUNT(numbers))
+        return numbers[i].key;
+    i -= COUNT(numbers);
+    return i < COUNT(integers) ? integers[i].key : NULL;
+}
+
+/* This object is the server's own, and what is misspelt in it would answer with a cache that nobody asked for. */
+static int check_fields(json_t *obj, const char *path, const char *(*field)(size_t),
+                        struct api_error *e)
+{
+    const struct field_at at = { obj, path, e };
+    char names[512];
+    const char *key;
+    json_t *v;
+
+    json_object_foreach(obj, key, v)
+    {
+        size_t n = 0, i = 0;
+        for (; field(i) && strcmp(field(i), key) != 0; i++)
+            n +=
+                (size_t)snprintf(names + n, sizeof(names) - n, "%s%s", i > 0 ? ", " : "", field(i));
+        if (!field(i))
+            return field_bad(&at, key, "there is no such field; there are: %s.", names);
+    }
+    return 0;
+}
 
 bool api_budget_parse(struct api_budget *out, const char *text)
 {
@@ -140,13 +192,19 @@ int compression_parse(const struct field_at *at, struct api_compression *c)
     if (!top)
         return 0;
     struct field_at in = { top, "compression", at->err };
+    TRY(check_fields(top, in.path, top_field, at->err));
     TRY(field_object(&in, "kv", &kv));
     TRY(field_object(&in, "experts", &experts));
     struct field_at in_experts = { experts, "compression.experts", at->err };
+    if (experts)
+        TRY(check_fields(experts, in_experts.path, experts_field, at->err));
     if (experts && field_get(&in_experts, "prune"))
         return api_error_code(at->err, "unsupported_value", "compression.experts.prune",
                               "Unsupported value: 'compression.experts.prune' is not supported by "
                               "this model.");
     struct field_at in_kv = { kv, "compression.kv", at->err };
-    return kv ? parse_kv(&in_kv, c) : 0;
+    if (!kv)
+        return 0;
+    TRY(check_fields(kv, in_kv.path, kv_field, at->err));
+    return parse_kv(&in_kv, c);
 }

@@ -28,6 +28,34 @@ static bool is_given(const struct api_budget *b)
     return b->tokens > 0 || b->fraction > 0 || b->bytes > 0;
 }
 
+/* The first field given that says how to press; NULL: none is. A preset is a policy, not one of them. */
+static const char *pressing_field(const struct api_compression *c)
+{
+    const struct {
+        const char *key;
+        bool given;
+    } f[] = {
+        { "budget", is_given(&c->budget) },
+        { "budget_max", is_given(&c->budget_max) },
+        { "mass_floor", c->mass_floor >= 0 },
+        { "merge", c->merge != NULL },
+        { "split", c->split != NULL },
+        { "sinks", c->sinks >= 0 },
+        { "window", c->window >= 0 },
+        { "tail", c->tail >= 0 },
+        { "local", c->local >= 0 },
+        { "pool", c->pool >= 0 },
+        { "phi", c->phi >= 0 },
+        { "lambda", c->lambda >= 0 },
+        { "queries", c->queries >= 0 },
+        { "stride", c->stride >= 0 },
+    };
+    for (size_t i = 0; i < sizeof(f) / sizeof(f[0]); i++)
+        if (f[i].given)
+            return f[i].key;
+    return NULL;
+}
+
 static void set_budget(struct kv_options *o, const struct api_budget *b)
 {
     o->budget = b->tokens;
@@ -119,6 +147,8 @@ static int find_policy(const struct press_rules *r, const struct api_compression
 {
     const char *key = preset && !c->policy ? "preset" : "policy";
     const char *name = c->policy ? c->policy : preset ? preset->policy : NULL;
+    const char *field = pressing_field(c);
+    char param[64];
     const struct kv_policy *p = name        ? kv_policy_find(name)
                                 : r->policy ? r->policy
                                             : *kv_policy_list;
@@ -126,16 +156,16 @@ static int find_policy(const struct press_rules *r, const struct api_compression
     if (!p)
         return bad_name(e, key, name, kv_policy_names());
     if (!p->keeps_all && r->samples == 0) {
-        char param[64];
         snprintf(param, sizeof(param), "compression.kv.%s", key);
         return api_error_bad(
             e, param, "Invalid '%s': '%s' needs the prompt's queries, and this server keeps none.",
             param, p->name);
     }
-    if (p->keeps_all && is_given(&c->budget))
-        return api_error_bad(e, "compression.kv.budget",
-                             "Invalid 'compression.kv.budget': the policy '%s' keeps everything.",
+    if (p->keeps_all && field) {
+        snprintf(param, sizeof(param), "compression.kv.%s", field);
+        return api_error_bad(e, param, "Invalid '%s': the policy '%s' keeps everything.", param,
                              p->name);
+    }
     *out = p;
     return 0;
 }

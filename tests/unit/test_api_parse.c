@@ -128,6 +128,11 @@ static void chat_refuses(void **state)
         { "{" MSG ",\"compression\":{\"kv\":true}}", "compression.kv", NULL },
         { "{" MSG ",\"compression\":{\"experts\":{\"prune\":0.5}}}", "compression.experts.prune",
           "unsupported_value" },
+        { "{" MSG ",\"compression\":{\"policy\":\"ems\"}}", "compression.policy", NULL },
+        { "{" MSG ",\"compression\":{\"kv\":{\"budgett\":64}}}", "compression.kv.budgett", NULL },
+        { "{" MSG ",\"compression\":{\"kv\":{\"x\":null}}}", "compression.kv.x", NULL },
+        { "{" MSG ",\"compression\":{\"experts\":{\"keep\":1}}}", "compression.experts.keep",
+          NULL },
     };
     expect_bad(API_CHAT, c, sizeof(c) / sizeof(c[0]));
 }
@@ -187,6 +192,10 @@ static void numbers_are_told(void **state)
         { "\"compression\":{\"kv\":{\"lambda\":0}}", "Expected a value > 0, but got 0." },
         { "\"compression\":{\"kv\":{\"budget\":1000000000000}}",
           "at most 1073741824 tokens a head, but got 1000000000000." },
+        { "\"compression\":{\"kv\":{\"polcy\":\"ems\"}}",
+          "no such field; there are: preset, policy, merge, split, budget, budget_max, seed, "
+          "protect_system, recompute, detail, mass_floor, local, phi, lambda, sinks, window, tail, "
+          "pool, queries, stride." },
     };
     for (size_t i = 0; i < sizeof(c) / sizeof(c[0]); i++) {
         const struct api_limits lim = { .n_vocab = 10 };

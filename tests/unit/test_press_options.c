@@ -112,6 +112,24 @@ static void bad_ones_are_named(void **state)
     check_bad("\"merge\":\"glue\"", &r, "compression.kv.merge", "fit, votes, values, mean, none");
     check_bad("\"split\":\"fair\"", &r, "compression.kv.split", "uniform, pyramid, ada, mass");
     check_bad("\"policy\":\"full\",\"budget\":64", &r, "compression.kv.budget", "keeps everything");
+    static const char *const pressing_fields[] = {
+        "\"budget_max\":64", "\"mass_floor\":0", "\"merge\":\"fit\"", "\"split\":\"ada\"",
+        "\"sinks\":0",       "\"window\":1",     "\"tail\":1",        "\"local\":0",
+        "\"pool\":0",        "\"phi\":0",        "\"lambda\":1",      "\"queries\":1",
+        "\"stride\":1",
+    };
+    for (size_t i = 0; i < sizeof pressing_fields / sizeof pressing_fields[0]; i++) {
+        const char *field = pressing_fields[i];
+        char kv[64], param[64];
+        snprintf(kv, sizeof kv, "\"policy\":\"full\",%s", field);
+        snprintf(param, sizeof param, "compression.kv.%.*s", (int)strcspn(field + 1, "\""),
+                 field + 1);
+        check_bad(kv, &r, param, "keeps everything");
+        check_bad(field, &(struct press_rules){ .samples = 4 }, param, "keeps everything");
+    }
+    (void)good("\"policy\":\"full\",\"seed\":1,\"protect_system\":false,\"recompute\":true,"
+               "\"detail\":true",
+               &r);
     check_bad("\"budget\":\"8KiB\"", &r, "compression.kv.budget", "8192");
     check_bad("\"budget\":64,\"mass_floor\":0.9,\"budget_max\":32", &r, "compression.kv.budget_max",
               "less than the budget 64");
