@@ -122,7 +122,7 @@ static int parse_completion(const struct field_at *at, const struct api_limits *
     TRY(field_str(at, "suffix", &suffix));
     if (suffix.n > 0)
         return unsupported(at->err, "suffix", "is not supported by this model.");
-    TRY(field_int(at, "best_of", 1, 20, &best_of));
+    TRY(field_int(at, "best_of", 1, API_MAX_CHOICES, &best_of));
     if (best_of != r->n)
         return unsupported(at->err, "best_of", "must equal 'n' on this server.");
     if (r->n_prompts * r->n > API_MAX_CHOICES)
@@ -139,7 +139,7 @@ static int parse_fields(struct api_request *r, const struct api_limits *lim, str
 
     TRY(field_str(&at, "model", &s));
     r->model = s.p;
-    TRY(field_int(&at, "n", 1, API_MAX_N, &n));
+    TRY(field_int(&at, "n", 1, API_MAX_CHOICES, &n));
     r->n = (int)n;
     TRY(r->kind == API_CHAT ? parse_chat(&at, r) : parse_completion(&at, lim, r));
     TRY(sampling_parse(&at, r->kind, lim, &r->arena, &r->sampling));

@@ -24,12 +24,10 @@
 
 enum {
     API_MAX_DEPTH = 64,    /* nesting of the body */
-    API_MAX_N = 8,         /* choices a prompt */
     API_MAX_CHOICES = 128, /* prompts times n */
     API_MAX_STOP = 16,
     API_MAX_BIAS = 1024,
-    API_MAX_TOP_LOGPROBS = 20, /* chat; completions take API_MAX_LOGPROBS */
-    API_MAX_LOGPROBS = 5,
+    API_MAX_LOGPROBS = 20,
     API_MAX_MESSAGES = 8192,
     API_MAX_TOOLS = 128,
     API_MIN_BUDGET = 16, /* tokens a KV head */
@@ -57,7 +55,7 @@ struct api_bias {
 
 struct api_sampling {
     double temperature;        /* 0..2; default 1 */
-    double top_p;              /* (0, 1]; default 1 */
+    double top_p;              /* (0, 1], given as 0: so small that one token is left; default 1 */
     double min_p;              /* 0..1; default 0 */
     int top_k;                 /* 0 and -1: all; default 0 */
     double repetition_penalty; /* (0, 10]; default 1 */
@@ -107,7 +105,7 @@ struct api_request {
     struct arena arena;
 
     const char *model; /* NULL: whichever is served */
-    int n;             /* choices a prompt, 1..API_MAX_N */
+    int n;             /* choices a prompt, 1..API_MAX_CHOICES */
     bool stream, include_usage;
     struct api_sampling sampling;
     struct api_compression compression;

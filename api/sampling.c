@@ -16,7 +16,7 @@ static int parse_numbers(const struct field_at *at, struct api_sampling *s)
 {
     const struct num_field f[] = {
         { "temperature", 0, 2, offsetof(struct api_sampling, temperature) },
-        { "top_p", FIELD_ABOVE_ZERO, 1, offsetof(struct api_sampling, top_p) },
+        { "top_p", 0, 1, offsetof(struct api_sampling, top_p) },
         { "min_p", 0, 1, offsetof(struct api_sampling, min_p) },
         { "repetition_penalty", FIELD_ABOVE_ZERO, 10,
           offsetof(struct api_sampling, repetition_penalty) },
@@ -31,6 +31,8 @@ static int parse_numbers(const struct field_at *at, struct api_sampling *s)
         TRY(field_num(at, f[i].key, f[i].min, f[i].max, &d));
         memcpy((char *)s + f[i].offset, &d, sizeof(d));
     }
+    if (s->top_p < FIELD_ABOVE_ZERO)
+        s->top_p = FIELD_ABOVE_ZERO;
     TRY(field_int(at, "top_k", -1, INT32_MAX, &v));
     s->top_k = v < 0 ? 0 : (int)v;
     s->has_seed = field_get(at, "seed") != NULL;
@@ -123,7 +125,7 @@ static int parse_logprobs(const struct field_at *at, enum api_kind kind, struct 
         return 0;
     }
     TRY(field_bool(at, "logprobs", &on));
-    TRY(field_int(at, "top_logprobs", 0, API_MAX_TOP_LOGPROBS, &v));
+    TRY(field_int(at, "top_logprobs", 0, API_MAX_LOGPROBS, &v));
     if (v > 0 && !on)
         return field_bad(at, "top_logprobs", "it needs 'logprobs' to be true.");
     s->logprobs = on ? (v > 0 ? (int)v : 0) : -1;

@@ -17,8 +17,8 @@ enum {
     CHUNK_BYTES = 512,        /* of one token */
     LOGPROB_BYTES = 300,      /* and of each that is listed with it */
     LOGPROBS_MAX = 256 << 20, /* bytes of JSON */
-    PROMPT_LOGPROB_BYTES =
-        6 << 10 /* what one prompt token may add to a backlog: it comes in one burst */
+    /* what one prompt token may add to a backlog: it comes in one burst */
+    PROMPT_LOGPROB_BYTES = CHUNK_BYTES + LOGPROB_BYTES * (API_MAX_LOGPROBS + 1)
 };
 static const uint64_t ping_ns = 10ull * 1000000000;
 

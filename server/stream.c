@@ -15,6 +15,9 @@ static struct api_token token_of(const struct gen *g, int32_t id, float logprob)
     return (struct api_token){ .text = http_piece(g->h, id), .logprob = logprob };
 }
 
+_Static_assert((int)API_MAX_LOGPROBS == (int)SAMPLE_MAX_LOGPROBS,
+               "what requests are told is what the engine takes");
+
 static void add_logprobs(struct choice *c, int32_t id, const struct sample_result *r)
 {
     const struct gen *g = c->g;

@@ -14,9 +14,9 @@ CHAT = [
     ({"messages": [{"role": "judge", "content": "x"}]}, "messages[0].role"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
      "messages[0].content[0].type"),
-    ({"n": 0}, "n"), ({"n": 99}, "n"), ({"n": "1"}, "n"), ({"n": [1]}, "n"),
+    ({"n": 0}, "n"), ({"n": 129}, "n"), ({"n": "1"}, "n"), ({"n": [1]}, "n"),
     ({"temperature": -1}, "temperature"), ({"temperature": "hot"}, "temperature"),
-    ({"top_p": 0}, "top_p"), ({"top_p": 1.5}, "top_p"), ({"top_k": -5}, "top_k"), ({"min_p": -1}, "min_p"),
+    ({"top_p": -0.1}, "top_p"), ({"top_p": 1.5}, "top_p"), ({"top_k": -5}, "top_k"), ({"min_p": -1}, "min_p"),
     ({"max_tokens": -1}, "max_tokens"), ({"max_tokens": 1.5}, "max_tokens"),
     ({"max_completion_tokens": "many"}, "max_completion_tokens"),
     ({"presence_penalty": 5}, "presence_penalty"), ({"frequency_penalty": -5}, "frequency_penalty"),
@@ -38,7 +38,7 @@ COMPLETION = [
     ({"prompt": None}, "prompt"), ({"prompt": []}, "prompt"), ({"prompt": 5}, "prompt"),
     ({"prompt": [[]]}, "prompt[0]"), ({"prompt": [1, "a"]}, "prompt[1]"), ({"prompt": [-1]}, "prompt[0]"),
     ({"prompt": [10**9]}, "prompt[0]"), ({"prompt": ["a", 1]}, "prompt[1]"),
-    ({"logprobs": 6}, "logprobs"), ({"logprobs": True}, "logprobs"), ({"echo": 1}, "echo"),
+    ({"logprobs": 21}, "logprobs"), ({"logprobs": True}, "logprobs"), ({"echo": 1}, "echo"),
     ({"max_tokens": -1}, "max_tokens"), ({"prompt": ["a"] * 129}, "prompt"),
 ]
 UNSUPPORTED = [

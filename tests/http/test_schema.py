@@ -63,7 +63,7 @@ def test_messages_without_content(server, message, good):
             wire.check("TokenizeRequest", body)
 
 
-@pytest.mark.parametrize("extra", [{}, {"n": 2, "prompt": ["a", "b"]}, {"logprobs": 0}, {"logprobs": 5, "echo": True},
+@pytest.mark.parametrize("extra", [{}, {"n": 2, "prompt": ["a", "b"]}, {"logprobs": 0}, {"logprobs": 20, "echo": True}, {"top_p": 0},
                                    {"max_tokens": 0, "echo": True}, {"max_tokens": 0}])
 def test_completion(server, extra):
     body = {"prompt": "Once upon a time", "max_tokens": 5, **extra}
@@ -77,6 +77,12 @@ def test_completion(server, extra):
         c = e["choices"][0]
         text[c["index"]] = text.get(c["index"], "") + c["text"]
     assert text == {c["index"]: c["text"] for c in whole["choices"]}
+
+
+def test_top_p_of_nothing_takes_the_likeliest(server):
+    def text(fields):
+        return server.post("/v1/completions", {"prompt": "Once upon a time", "max_tokens": 8, **fields}).json()["choices"][0]["text"]
+    assert text({"top_p": 0, "temperature": 2, "seed": 5}) == text({"temperature": 0})
 
 
 def test_every_route_is_described(server):

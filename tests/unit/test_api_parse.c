@@ -85,13 +85,13 @@ static void chat_refuses(void **state)
           "messages[0].tool_calls[0].function", NULL },
         { "{" MSG ",\"model\":3}", "model", NULL },
         { "{" MSG ",\"n\":0}", "n", NULL },
-        { "{" MSG ",\"n\":9}", "n", NULL },
+        { "{" MSG ",\"n\":129}", "n", NULL },
         { "{" MSG ",\"n\":1.5}", "n", NULL },
         { "{" MSG ",\"n\":\"1\"}", "n", NULL },
         { "{" MSG ",\"temperature\":-0.1}", "temperature", NULL },
         { "{" MSG ",\"temperature\":2.1}", "temperature", NULL },
         { "{" MSG ",\"temperature\":true}", "temperature", NULL },
-        { "{" MSG ",\"top_p\":0}", "top_p", NULL },
+        { "{" MSG ",\"top_p\":-0.01}", "top_p", NULL },
         { "{" MSG ",\"top_p\":1.01}", "top_p", NULL },
         { "{" MSG ",\"top_k\":-2}", "top_k", NULL },
         { "{" MSG ",\"min_p\":2}", "min_p", NULL },
@@ -186,7 +186,8 @@ static void numbers_are_told(void **state)
     static const struct {
         const char *field, *says;
     } c[] = {
-        { "\"top_p\":0", "'top_p': decimal below minimum value. Expected a value > 0, but got 0." },
+        { "\"repetition_penalty\":0",
+          "'repetition_penalty': decimal below minimum value. Expected a value > 0, but got 0." },
         { "\"repetition_penalty\":-2", "Expected a value > 0, but got -2." },
         { "\"temperature\":-1", "Expected a value >= 0, but got -1." },
         { "\"compression\":{\"kv\":{\"lambda\":0}}", "Expected a value > 0, but got 0." },
@@ -222,11 +223,12 @@ static void completion_refuses(void **state)
         { "{\"prompt\":[1,\"a\"]}", "prompt[1]", NULL },
         { "{\"prompt\":[\"a\",{}]}", "prompt[1]", NULL },
         { "{\"prompt\":[[1],[-2]]}", "prompt[1][0]", NULL },
-        { "{\"prompt\":\"a\",\"logprobs\":6}", "logprobs", NULL },
+        { "{\"prompt\":\"a\",\"logprobs\":21}", "logprobs", NULL },
         { "{\"prompt\":\"a\",\"logprobs\":true}", "logprobs", NULL },
         { "{\"prompt\":\"a\",\"max_tokens\":-1}", "max_tokens", NULL },
         { "{\"prompt\":\"a\",\"suffix\":\"b\"}", "suffix", "unsupported_value" },
         { "{\"prompt\":\"a\",\"best_of\":3}", "best_of", "unsupported_value" },
+        { "{\"prompt\":[\"a\",\"b\"],\"n\":65}", "n", NULL },
         { "{\"prompt\":\"a\",\"echo\":\"yes\"}", "echo", NULL },
     };
     expect_bad(API_COMPLETION, c, sizeof(c) / sizeof(c[0]));
@@ -299,6 +301,24 @@ static void chat_fields(void **state)
     assert_true(r.stream && r.include_usage && r.sampling.ignore_eos);
     assert_string_equal(r.compression.policy, "window");
     assert_int_equal(r.compression.budget.tokens, 256);
+    api_request_free(&r);
+}
+
+/* As far as OpenAI and vLLM go. */
+static void ranges_are_wide(void **state)
+{
+    (void)state;
+    struct api_request r;
+    parse(&r, API_CHAT, "{" MSG ",\"n\":128,\"top_p\":0}");
+    assert_int_equal(r.n, 128);
+    assert_true((float)r.sampling.top_p > 0 && r.sampling.top_p < 1e-30);
+    api_request_free(&r);
+    parse(&r, API_CHAT, "{" MSG ",\"top_p\":1e-60}"); /* 0 as a float */
+    assert_true((float)r.sampling.top_p > 0);
+    api_request_free(&r);
+    parse(&r, API_COMPLETION, "{\"prompt\":\"a\",\"n\":128,\"best_of\":128,\"logprobs\":20}");
+    assert_int_equal(r.n, 128);
+    assert_int_equal(r.sampling.logprobs, 20);
     api_request_free(&r);
 }
 
@@ -524,13 +544,21 @@ static void memory_may_run_out(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(chat_refuses),       cmocka_unit_test(compression_refuses),
-        cmocka_unit_test(numbers_are_told),   cmocka_unit_test(completion_refuses),
-        cmocka_unit_test(depth_is_bounded),   cmocka_unit_test(chat_defaults),
-        cmocka_unit_test(chat_fields),        cmocka_unit_test(budgets_have_three_forms),
-        cmocka_unit_test(compression_fields), cmocka_unit_test(messages_are_normalised),
-        cmocka_unit_test(empty_calls_go),     cmocka_unit_test(prompts_have_four_forms),
-        cmocka_unit_test(token_routes),       cmocka_unit_test(memory_may_run_out),
+        cmocka_unit_test(chat_refuses),
+        cmocka_unit_test(compression_refuses),
+        cmocka_unit_test(numbers_are_told),
+        cmocka_unit_test(completion_refuses),
+        cmocka_unit_test(depth_is_bounded),
+        cmocka_unit_test(chat_defaults),
+        cmocka_unit_test(ranges_are_wide),
+        cmocka_unit_test(chat_fields),
+        cmocka_unit_test(budgets_have_three_forms),
+        cmocka_unit_test(compression_fields),
+        cmocka_unit_test(messages_are_normalised),
+        cmocka_unit_test(empty_calls_go),
+        cmocka_unit_test(prompts_have_four_forms),
+        cmocka_unit_test(token_routes),
+        cmocka_unit_test(memory_may_run_out),
     };
     return cmocka_run_group_tests_name("api parse", tests, NULL, NULL);
 }
