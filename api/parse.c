@@ -41,6 +41,30 @@ static int parse_format(const struct field_at *at)
                      type.p);
 }
 
+/* Fields by which other servers constrain the answer, and those that tools had before: without what they ask for, the answer
+ * would look like one that has it. */
+static int refuse_foreign(const struct field_at *at)
+{
+    static const char no_constraint[] = "is not supported; this server does not constrain output.";
+    static const struct {
+        const char *key, *why;
+    } f[] = {
+        { "guided_json", no_constraint },
+        { "guided_regex", no_constraint },
+        { "guided_choice", no_constraint },
+        { "guided_grammar", no_constraint },
+        { "structured_outputs", no_constraint },
+        { "grammar", no_constraint },
+        { "json_schema", no_constraint },
+        { "functions", "is not supported; use 'tools'." },
+        { "function_call", "is not supported; use 'tools' and 'tool_choice'." },
+    };
+    for (size_t i = 0; i < sizeof(f) / sizeof(f[0]); i++)
+        if (field_get(at, f[i].key))
+            return unsupported(at->err, f[i].key, f[i].why);
+    return 0;
+}
+
 static int parse_stream(const struct field_at *at, struct api_request *r)
 {
     json_t *opts = NULL;
@@ -145,6 +169,7 @@ static int parse_fields(struct api_request *r, const struct api_limits *lim, str
     TRY(sampling_parse(&at, r->kind, lim, &r->arena, &r->sampling));
     TRY(parse_stream(&at, r));
     TRY(parse_format(&at));
+    TRY(refuse_foreign(&at));
     return compression_parse(&at, &r->compression);
 }
 

@@ -1,10 +1,10 @@
 /* One request body, understood: JSON text in, a checked struct out.
  *
  * The rules: a field that is absent or null has its default; a field this server does not know is ignored, but handed to
- * the model's template where it stands in a message or a tool, and refused in "compression"; a field it knows must have the right type and range or the
- * request fails with 400 and the field's path in api_error.param; a field it knows but cannot honour yet
- * (response_format json_*, suffix, tool_choice required) fails in the same way rather than being dropped in silence. The
- * first bad field wins.
+ * the model's template where it stands in a message or a tool, and refused in "compression"; a field it knows must have the
+ * right type and range or the request fails with 400 and the field's path in api_error.param; a field it knows but cannot
+ * honour yet (response_format json_* and what other servers call it, suffix, functions, tool_choice required) fails in the
+ * same way rather than being dropped in silence. The first bad field wins.
  * The text must be UTF-8 without NUL, lone surrogates, duplicate keys or numbers beyond a double, nested at most
  * API_MAX_DEPTH deep.
  *

@@ -234,6 +234,27 @@ static void completion_refuses(void **state)
     expect_bad(API_COMPLETION, c, sizeof(c) / sizeof(c[0]));
 }
 
+/* Asked for in the words of other servers; null is nothing asked. */
+static void constraints_are_refused(void **state)
+{
+    (void)state;
+    static const char *const field[] = {
+        "guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs",
+        "grammar",     "json_schema",  "functions",     "function_call",
+    };
+    for (size_t i = 0; i < sizeof(field) / sizeof(field[0]); i++) {
+        struct api_request r;
+        char chat[128], text[128];
+        snprintf(chat, sizeof(chat), "{" MSG ",\"%s\":{}}", field[i]);
+        snprintf(text, sizeof(text), "{\"prompt\":\"a\",\"%s\":\"x\"}", field[i]);
+        expect_bad(API_CHAT, &(struct bad_case){ chat, field[i], "unsupported_value" }, 1);
+        expect_bad(API_COMPLETION, &(struct bad_case){ text, field[i], "unsupported_value" }, 1);
+        snprintf(chat, sizeof(chat), "{" MSG ",\"%s\":null}", field[i]);
+        parse(&r, API_CHAT, chat);
+        api_request_free(&r);
+    }
+}
+
 static void depth_is_bounded(void **state)
 {
     (void)state;
@@ -544,21 +565,14 @@ static void memory_may_run_out(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(chat_refuses),
-        cmocka_unit_test(compression_refuses),
-        cmocka_unit_test(numbers_are_told),
-        cmocka_unit_test(completion_refuses),
-        cmocka_unit_test(depth_is_bounded),
-        cmocka_unit_test(chat_defaults),
-        cmocka_unit_test(ranges_are_wide),
-        cmocka_unit_test(chat_fields),
-        cmocka_unit_test(budgets_have_three_forms),
-        cmocka_unit_test(compression_fields),
-        cmocka_unit_test(messages_are_normalised),
-        cmocka_unit_test(empty_calls_go),
-        cmocka_unit_test(prompts_have_four_forms),
-        cmocka_unit_test(token_routes),
-        cmocka_unit_test(memory_may_run_out),
+        cmocka_unit_test(chat_refuses),       cmocka_unit_test(compression_refuses),
+        cmocka_unit_test(numbers_are_told),   cmocka_unit_test(completion_refuses),
+        cmocka_unit_test(depth_is_bounded),   cmocka_unit_test(chat_defaults),
+        cmocka_unit_test(ranges_are_wide),    cmocka_unit_test(constraints_are_refused),
+        cmocka_unit_test(chat_fields),        cmocka_unit_test(budgets_have_three_forms),
+        cmocka_unit_test(compression_fields), cmocka_unit_test(messages_are_normalised),
+        cmocka_unit_test(empty_calls_go),     cmocka_unit_test(prompts_have_four_forms),
+        cmocka_unit_test(token_routes),       cmocka_unit_test(memory_may_run_out),
     };
     return cmocka_run_group_tests_name("api parse", tests, NULL, NULL);
 }
