@@ -144,6 +144,20 @@ static bool is_json(const char *type)
            (strncasecmp(type, json, n) == 0 && (type[n] == 0 || type[n] == ';' || type[n] == ' '));
 }
 
+/* The path of a request's target, which may be a whole URI (RFC 9112, 3.2.2): this server answers to any name. */
+static const char *path_of(const char *target)
+{
+    static const char *const scheme[] = { "http://", "https://" };
+    for (int i = 0; i < 2; i++) {
+        size_t n = strlen(scheme[i]);
+        if (strncasecmp(target, scheme[i], n) != 0)
+            continue;
+        const char *path = strchr(target + n, '/');
+        return path ? path : "/";
+    }
+    return target;
+}
+
 static void check_route(struct request *r, const char *method, const char *path)
 {
     const char *allow;
@@ -207,12 +221,13 @@ static struct request *begin(struct http *h, struct MHD_Connection *mhd, const c
 
 /* ---- callbacks of libmicrohttpd ----------------------------------------------------------------------------------- */
 
-static enum MHD_Result on_request(void *cls, struct MHD_Connection *mhd, const char *path,
+static enum MHD_Result on_request(void *cls, struct MHD_Connection *mhd, const char *target,
                                   const char *method, const char *version, const char *data,
                                   size_t *size, void **state)
 {
     struct http *h = cls;
     struct request *r = *state;
+    const char *path = path_of(target);
 
     if (!r) {
         *state = r = begin(h, mhd, path, method, version);

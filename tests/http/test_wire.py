@@ -107,6 +107,16 @@ def test_host_is_required(server):
             assert wire.read_reply(s)[0] == 400
 
 
+@pytest.mark.parametrize("target,status", [
+    (b"http://t/health", 200), (b"HTTP://t:8080/health?x=1", 200), (b"https://t/version", 200), (b"http://t", 200),
+    (b"http://t/v1/models/nobody", 404), (b"http:/health", 404)])
+def test_absolute_form(server, target, status):
+    """As a proxy asks (RFC 9112, 3.2.2)."""
+    with server.connect() as s:
+        s.sendall(b"GET " + target + b" HTTP/1.1\r\nHost: t\r\n\r\n")
+        assert wire.read_reply(s)[0] == status
+
+
 def test_http_1_0_stream(server):
     with server.connect() as s:
         s.sendall(wire.request_bytes("/v1/completions", {"prompt": "A", "max_tokens": 2, "stream": True})
