@@ -45,6 +45,13 @@ int field_root(json_t **out, const char *body, size_t n, struct api_error *e)
         return api_error_bad(e, NULL, "The request body is nested deeper than %d levels.",
                              API_MAX_DEPTH);
     json_t *root = json_loadb(body, n, JSON_REJECT_DUPLICATES, &why);
+    if (!root && (json_error_code(&why) == json_error_null_character ||
+                  json_error_code(&why) == json_error_null_byte_in_key))
+        return api_error_bad(
+            e, NULL,
+            "The JSON body of your request has \\u0000 in a string (line %d, column "
+            "%d). This server takes text without NUL characters.",
+            why.line, why.column);
     if (!root) {
         /* The parser's sentence quotes the text near the fault, which may hold a prompt: it goes back to the caller
          * only, never to the log. */

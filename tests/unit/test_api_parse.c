@@ -211,6 +211,22 @@ static void numbers_are_told(void **state)
     }
 }
 
+static void nul_is_told(void **state)
+{
+    (void)state;
+    static const char *const body[] = { "{\"prompt\":\"a\\u0000b\"}", "{\"a\\u0000\":1}" };
+    for (int i = 0; i < 2; i++) {
+        struct api_request r;
+        struct api_error e;
+        assert_int_equal(
+            api_request_parse(&r, API_COMPLETION, body[i], strlen(body[i]), &limits, &e),
+            ERR_INVALID);
+        assert_int_equal(e.status, 400);
+        assert_non_null(strstr(e.message, "\\u0000 in a string (line 1, column "));
+        assert_non_null(strstr(e.message, "without NUL characters"));
+    }
+}
+
 static void completion_refuses(void **state)
 {
     (void)state;
@@ -565,14 +581,23 @@ static void memory_may_run_out(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(chat_refuses),       cmocka_unit_test(compression_refuses),
-        cmocka_unit_test(numbers_are_told),   cmocka_unit_test(completion_refuses),
-        cmocka_unit_test(depth_is_bounded),   cmocka_unit_test(chat_defaults),
-        cmocka_unit_test(ranges_are_wide),    cmocka_unit_test(constraints_are_refused),
-        cmocka_unit_test(chat_fields),        cmocka_unit_test(budgets_have_three_forms),
-        cmocka_unit_test(compression_fields), cmocka_unit_test(messages_are_normalised),
-        cmocka_unit_test(empty_calls_go),     cmocka_unit_test(prompts_have_four_forms),
-        cmocka_unit_test(token_routes),       cmocka_unit_test(memory_may_run_out),
+        cmocka_unit_test(chat_refuses),
+        cmocka_unit_test(compression_refuses),
+        cmocka_unit_test(numbers_are_told),
+        cmocka_unit_test(completion_refuses),
+        cmocka_unit_test(depth_is_bounded),
+        cmocka_unit_test(chat_defaults),
+        cmocka_unit_test(ranges_are_wide),
+        cmocka_unit_test(constraints_are_refused),
+        cmocka_unit_test(nul_is_told),
+        cmocka_unit_test(chat_fields),
+        cmocka_unit_test(budgets_have_three_forms),
+        cmocka_unit_test(compression_fields),
+        cmocka_unit_test(messages_are_normalised),
+        cmocka_unit_test(empty_calls_go),
+        cmocka_unit_test(prompts_have_four_forms),
+        cmocka_unit_test(token_routes),
+        cmocka_unit_test(memory_may_run_out),
     };
     return cmocka_run_group_tests_name("api parse", tests, NULL, NULL);
 }
