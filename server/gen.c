@@ -267,6 +267,7 @@ static int fill(struct gen *g, struct api_error *e)
         return no_memory(e);
     TRY(press_options(&g->kv, &g->h->c.press, &g->req.compression, e));
     TRY(copy_lists(g, e));
+    TRY(prompt_check(g->h, &g->req, e));
     if (!g->req.sampling.has_seed && getrandom(&seed, sizeof(seed), 0) != sizeof(seed))
         seed = clock_wall_ns();
     for (int i = 0; i < g->n; i++)

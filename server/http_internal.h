@@ -87,12 +87,15 @@ struct prompt_marks {
     int question0, question1; /* the end of the last user message, at most KV_WINDOW_QUERIES */
     int system;               /* up to the end of a leading system message */
 };
+/* Whether the request's prompts are not too much text to encode, together. */
+int prompt_check(const struct http *h, const struct api_request *req,
+                 struct api_error *e) WARN_UNUSED;
 /* The request's i-th prompt as ids, a block for mem_free(). A text that has over room tokens whatever they are is refused
  * before it is encoded, which would hold up the thread's other connections. marks: NULL, or zeroed. */
 int prompt_tokens(const struct http *h, const struct api_request *req, int i, int room,
                   int32_t **ids, int *n_ids, struct prompt_marks *marks,
                   struct api_error *e) WARN_UNUSED;
-/* The same for /tokenize, where no token at all is a fine answer. */
+/* The same for /tokenize, where no token at all is a fine answer, and more than fit the context are unless the text is long. */
 int prompt_tokenize(const struct http *h, const struct api_tokenize *t, int32_t **ids, int *n_ids,
                     struct api_error *e) WARN_UNUSED;
 

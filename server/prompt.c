@@ -123,10 +123,29 @@ static int find_marks(const struct tokenizer *tok, const json_t *messages, struc
 
 /* ---- prompts ----------------------------------------------------------------------------------------------------- */
 
+enum { ANY_ROOM = INT_MAX }; /* somebody only wants the tokens */
+/* Bytes of a request that are encoded whatever they come to: 1 to 3 s of a core. */
+enum { TEXT_FREE = 2 << 20 };
+
+/* More text than that is encoded where it may be of use: while it is, the thread's other connections wait. n: bytes of all that
+ * is to be encoded for a request, which come to `least` tokens at least. */
+static int check_text(const struct http *h, size_t n, int64_t least, const char *param,
+                      struct api_error *e)
+{
+    if (n <= TEXT_FREE || least <= engine_ctx(h->en))
+        return 0;
+    return api_error_bad(e, param,
+                         "Invalid '%s': %zu bytes of text, at least %lld tokens. More than %d "
+                         "bytes in one request must be such as may fit the context of %d tokens.",
+                         param, n, (long long)least, TEXT_FREE, engine_ctx(h->en));
+}
+
 static int check_room(const struct http *h, const char *s, size_t n, int room, const char *param,
                       struct api_error *e)
 {
     int64_t least = tok_at_least(h->model->tok, s, n);
+    if (room == ANY_ROOM)
+        return check_text(h, n, least, param, e);
     if (least <= room)
         return 0;
     return api_error_context_least(e, param, least, (struct api_room){ room, engine_ctx(h->en) });
@@ -195,6 +214,21 @@ static int any_tokens(const struct http *h, const struct api_request *req, int i
     return 0;
 }
 
+int prompt_check(const struct http *h, const struct api_request *req, struct api_error *e)
+{
+    size_t n = 0;
+    int64_t least = 0;
+
+    if (req->n_prompts == 1) /* has to fit alone */
+        return 0;
+    for (int i = 0; i < req->n_prompts; i++) {
+        const struct api_str *text = &req->prompts[i].text;
+        n += text->n;
+        least += text->n > 0 ? tok_at_least(h->model->tok, text->p, text->n) : 0;
+    }
+    return check_text(h, n, least, "prompt", e);
+}
+
 int prompt_tokens(const struct http *h, const struct api_request *req, int i, int room,
                   int32_t **ids, int *n_ids, struct prompt_marks *marks, struct api_error *e)
 {
@@ -211,7 +245,8 @@ int prompt_tokenize(const struct http *h, const struct api_tokenize *t, int32_t 
                     struct api_error *e)
 {
     if (t->is_chat)
-        return chat_tokens(h, &t->chat, INT_MAX, ids, n_ids, NULL, e);
+        return chat_tokens(h, &t->chat, ANY_ROOM, ids, n_ids, NULL, e);
+    TRY(check_room(h, t->text.p, t->text.n, ANY_ROOM, t->param, e));
     unsigned flags =
         (t->add_special ? TOK_ADD_BOS : 0u) | (t->parse_special ? TOK_PARSE_SPECIAL : 0u);
     return text_tokens(h, &t->text, flags, t->param, ids, n_ids, e);

@@ -117,6 +117,16 @@ def test_text_far_too_long(server, path, param):
     assert r.status_code == 200 and r.json()["count"] > e["n_ctx"]
 
 
+@pytest.mark.parametrize("path,param,text", [
+    ("/tokenize", "content", "a" * 7_900_000), ("/tokenize", "prompt", "a" * 7_900_000),
+    ("/tokenize", "messages", [{"role": "user", "content": "a" * 7_900_000}]),
+    ("/v1/completions", "prompt", ["a" * 600_000] * 12)])
+def test_more_text_than_is_encoded(server, path, param, text):
+    """No thread is held up for seconds by what no prompt can be, nor by many prompts that are as much together."""
+    e = wire.check_error(server.post(path, {param: text}), 400, None, param)
+    assert "at least" in e["message"] and "2097152 bytes" in e["message"]
+
+
 def test_good_oddities(server):
     """Unknown fields are ignored, null is absent, integral floats are integers."""
     body = {"messages": MESSAGES, "max_tokens": 2.0, "n": None, "stop": None, "temperature": None, "user": 5,
