@@ -121,18 +121,27 @@ int press_run(struct press *w, press_fn *fn, bool reads_pages, struct err *e)
 
 /* ---- the plan -------------------------------------------------------------------------------------------------- */
 
+/* Pressing again is paid by every token of an answer: 8 references of a budget of 256 tokens and more, 16 of one of 128, which
+ * leaves more to the fit. */
+static int again_queries(const struct kv_options *o)
+{
+    enum { LEAST = 8, MOST = 16, QUERY_SLOTS = MOST * 128 };
+    return min_int(o->queries, max_int(LEAST, min_int(MOST, QUERY_SLOTS / o->budget)));
+}
+
 /* Reference queries: samples from 5 % of the prompt on, evenly strided, and the prompt's last queries. The very first
- * queries see too little to speak for those to come. Of a sequence pressed before, every sample there is. */
+ * queries see too little to speak for those to come. Of a sequence pressed before, some of all samples there are. */
 static void plan_references(struct press *w)
 {
     const struct kv_seq *s = w->s;
-    int stride = pool_stride(w->pool);
-    int low = kv_seq_pressed(s) ? 0 : s->n_tokens / 20;
+    bool again = kv_seq_pressed(s);
+    int stride = pool_stride(w->pool), low = again ? 0 : s->n_tokens / 20;
+    int most = again ? again_queries(&s->opt) : s->opt.queries;
     int high = w->n_window > 0 ? seq_window0(s) : s->n_tokens; /* positions in [low, high) */
     int first = low / stride, end = (high - s->wide_pos0) / stride;
     w->strided0 = first;
     w->strided_n = end > first ? end - first : 0;
-    w->n_strided = w->strided_n < s->opt.queries ? w->strided_n : s->opt.queries;
+    w->n_strided = min_int(w->strided_n, most);
     w->n_ref = w->n_strided + w->n_window;
 }
 

@@ -100,8 +100,6 @@ int kv_options_fill(struct kv_options *o, int n_prompt, int64_t slot_bytes, stru
         o->lambda = 0.02f;
     if (o->queries == 0)
         o->queries = default_queries(n_prompt);
-    if (o->tail == 0)
-        o->tail = 128;
     if (o->merge == KV_MERGE_DEFAULT && o->policy->merge_own == NULL)
         o->merge = o->policy->merge == KV_MERGE_DEFAULT ? KV_MERGE_NONE : o->policy->merge;
     if (o->split == KV_SPLIT_DEFAULT)
@@ -111,6 +109,8 @@ int kv_options_fill(struct kv_options *o, int n_prompt, int64_t slot_bytes, stru
         return 0;
     }
     TRY(fill_budget(o, n_prompt, slot_bytes, e));
+    if (o->tail == 0)
+        o->tail = min_int(max_int(o->budget, KV_TAIL_LEAST), KV_TAIL_MOST);
     int most = o->budget / 4; /* so that three quarters are the most that is protected */
     o->sinks = min_int(o->sinks == 0 ? 4 : o->sinks < 0 ? 0 : o->sinks, most);
     o->window = min_int(o->window == 0 ? 32 : o->window, most);

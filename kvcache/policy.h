@@ -50,7 +50,7 @@ struct kv_options {
         mass_floor; /* the guard: least average attention that the kept slots must hold; 0: no guard */
     int sinks;      /* first tokens always kept; 0: 4, -1: none */
     int window;     /* last tokens always kept, at most a quarter of the budget; 0: 32 */
-    int tail;       /* tokens beyond the budget that start the next pressing; 0: 128 */
+    int tail; /* tokens beyond the budget that start the next pressing; 0: as the budget, 128 to 256 */
     int protect; /* first tokens kept as they are (a system prompt), at most a quarter of the budget */
     int question0,
         question1; /* tokens of the question: [question0, question1); empty: the last tokens */
@@ -69,7 +69,13 @@ struct kv_options {
      * INT_MAX: only one that the pool cannot hold otherwise; 0: none. */
     int layer_major;
 };
-enum { KV_BUDGET_MIN = 16, KV_BUDGET_DEFAULT = 256, KV_WINDOW_QUERIES = 32 };
+enum {
+    KV_BUDGET_MIN = 16,
+    KV_BUDGET_DEFAULT = 256,
+    KV_WINDOW_QUERIES = 32,
+    KV_TAIL_LEAST = 128,
+    KV_TAIL_MOST = 256
+};
 
 /* Puts the defaults in and resolves the budget to slots for a prompt of n_prompt tokens. slot_bytes: of one slot of all
  * heads of all layers. ERR_INVALID names the option, what it was and its range. */
@@ -102,7 +108,7 @@ struct kv_head {
     const int32_t *pos; /* [n] */
     const float *beta;  /* [n] log votes so far; NULL in a choice */
     /* [n] average attention per query: of the local and the global queries, each from where it stood, and of the last query
-     * alone. */
+     * alone. Pressed again, local and global are `mean`. */
     const float *local, *global, *last;
     /* [n] of the reference queries, turned to the positions to come: mean_i P_ij and sqrt(mean_i P_ij^2). */
     const float *mean, *rms;

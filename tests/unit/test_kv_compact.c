@@ -315,15 +315,27 @@ static void test_prefix(void **state)
 
 /* ---- time ------------------------------------------------------------------------------------------------------ */
 
-/* Pressed at the prompt, again when the tail has grown, and again. */
-static void test_again(void **state)
+/* The references, some of the queries of the wide tail, speak for both scores but of what an older pressing has left. */
+static void check_again(const struct kv_seq *s, int n_wide, const float *old, int n_old)
 {
-    (void)state;
+    int n_samples = n_wide / 8, most = s->opt.budget == 64 ? 16 : 10;
+    assert_int_equal(shown.n_ref, n_samples < most ? n_samples : most);
+    for (int i = 0; i < shown.n_ref; i++)
+        assert_in_range(shown.turned[i], s->n_tokens, s->n_tokens + 63);
+    assert_memory_equal(shown.global, old, (size_t)n_old * sizeof *old);
+    assert_memory_equal(shown.local, shown.mean, (size_t)shown.n * sizeof *old);
+    assert_memory_equal(shown.global + n_old, shown.mean + n_old,
+                        (size_t)(shown.n - n_old) * sizeof *old);
+}
+
+/* Pressed at the prompt, again when the tail has grown, and again. */
+static void press_often(int budget, int tail)
+{
     static struct kv_slots before, after;
     struct kv_world w;
     struct kv_seq s;
-    struct kv_options o = evict_to(64);
-    o.tail = 48;
+    struct kv_options o = evict_to(budget);
+    o.tail = tail;
     struct kv_report r = { 0 };
     struct err e;
     kv_world_open(&w, KV_BF16, 2, false);
@@ -331,22 +343,23 @@ static void test_again(void **state)
     int at = N, pressings = 0;
     for (; s.n_tokens < 2 * N; kv_world_grow(&w, &s, s.n_tokens + 1)) {
         if (!kv_compact_due(&s)) {
-            assert_true(kv_seq_slots(&s, w.p) <= 64 + 48);
+            assert_true(kv_seq_slots(&s, w.p) <= budget + tail);
             continue;
         }
-        assert_int_equal(s.n_tokens, pressings == 0 ? N : at + 49);
+        assert_int_equal(s.n_tokens, pressings == 0 ? N : at + tail + 1);
         at = s.n_tokens;
         kv_slots_read(&w, &s, 1, 1, &before);
-        int n_old = kv_seq_pressed(&s) ? s.n_narrow[KV_ALL - 1] : 0;
+        int n_old = kv_seq_pressed(&s) ? s.n_narrow[KV_ALL - 1] : 0, n_wide = at - s.wide_pos0;
         float old[N];
         for (int j = 0; j < n_old; j++)
             old[j] = s.slot[KV_ALL - 1][j].score;
         assert_int_equal(kv_compact(w.c, &s, &r, &e), 0);
-        assert_memory_equal(shown.global, old, (size_t)n_old * sizeof *old);
+        if (n_old > 0)
+            check_again(&s, n_wide, old, n_old);
         assert_int_equal(r.n_compactions, ++pressings);
-        assert_int_equal(kv_seq_slots(&s, w.p), 64);
+        assert_int_equal(kv_seq_slots(&s, w.p), budget);
         assert_true(kv_pool_check(w.p));
-        check_evicted(&w, &s, 64);
+        check_evicted(&w, &s, budget);
         kv_slots_read(&w, &s, 1, 1, &after);
         for (int j = 0, i = 0; j < after.n; j++) { /* a part of what was there */
             while (i < before.n && before.pos[i] < after.pos[j])
@@ -354,9 +367,17 @@ static void test_again(void **state)
             assert_true(i < before.n && before.pos[i] == after.pos[j]);
         }
     }
-    assert_int_equal(pressings, 1 + (N - 1) / 49);
+    assert_int_equal(pressings, 1 + (N - 1) / (tail + 1));
     kv_seq_close(&s, w.p);
     kv_world_close(&w);
+}
+
+static void test_again(void **state)
+{
+    (void)state;
+    press_often(64, 48);
+    press_often(64, 150);
+    press_often(200, 90);
 }
 
 static const struct kv_policy blend = {

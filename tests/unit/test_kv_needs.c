@@ -257,7 +257,7 @@ static void test_options(void **state)
     assert_int_equal(o.budget_max, KV_BUDGET_DEFAULT);
     assert_int_equal(o.sinks, 4);
     assert_int_equal(o.window, 32);
-    assert_int_equal(o.tail, 128);
+    assert_int_equal(o.tail, 256);
     assert_int_equal(o.queries, 224);
     assert_true(o.local == 0.5f && o.phi == 0.5f && o.lambda == 0.02f);
     assert_int_equal(o.merge, KV_MERGE_NONE);
@@ -267,6 +267,7 @@ static void test_options(void **state)
     };
     assert_int_equal(kv_options_fill(&o, 1000, 100, &e), 0);
     assert_int_equal(o.budget, 64);
+    assert_int_equal(o.tail, 128);
     assert_int_equal(o.window, 16);
     assert_int_equal(o.sinks, 0);
     assert_true(o.local == 0);
@@ -280,6 +281,12 @@ static void test_options(void **state)
     assert_int_equal(kv_options_fill(&o, 1000, 100, &e), 0);
     assert_int_equal(o.budget, 64);
     assert_int_equal(o.protect, 16);
+    o = (struct kv_options){ .policy = &kv_world_evict, .budget = 200 };
+    assert_int_equal(kv_options_fill(&o, 1000, 100, &e), 0);
+    assert_int_equal(o.tail, 200);
+    o = (struct kv_options){ .policy = &kv_world_evict, .budget = 500 };
+    assert_int_equal(kv_options_fill(&o, 1000, 100, &e), 0);
+    assert_int_equal(o.tail, 256);
     o = (struct kv_options){ 0 };
     assert_int_equal(kv_options_fill(&o, 1000, 100, &e), 0);
     assert_ptr_equal(o.policy, kv_policy_list[0]);
