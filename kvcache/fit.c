@@ -70,12 +70,11 @@ static int fit_open(struct fit *f, const struct kv_head *h, const struct kv_kept
 
 /* ---- votes ------------------------------------------------------------------------------------------------------- */
 
-/* How far the votes of a slot may be moved now. One pressing moves them by e^-2 ... e^4: reference logits are those of a
- * sample, and a slot that it hardly sees must not be blown up. What pressings add up to is bounded by what votes mean:
- * never under e^-2 of its own token, or one that is kept would fade away, and never over all tokens there were (a fixed
- * e^4 would be wrong: a slot of a long stream stands for hundreds). Votes that another merge left outside are not moved
- * further out. */
-static void vote_range(float beta, int n_tokens, float *lo, float *hi)
+/* One pressing moves votes by e^-2 ... e^4: reference logits are those of a sample, and a slot that it hardly sees must not be
+ * blown up. What pressings add up to is bounded by what votes mean: never under e^-2 of its own token, or one that is kept
+ * would fade away, and never over all tokens there were (a fixed e^4 would be wrong: a slot of a long stream stands for
+ * hundreds). Votes that another merge left outside are not moved further out. */
+void kv_fit_range(float beta, int n_tokens, float *lo, float *hi)
 {
     float most = fmaxf(4, logf((float)(n_tokens > 1 ? n_tokens : 1)));
     *lo = expf(fminf(0, fmaxf(-2, -2 - beta)));
@@ -112,7 +111,7 @@ static int fit_votes(struct fit *f, struct kv_kept *kept)
         return ERR_NOMEM;
     float *sum = own + slots, *lo = sum + slots, *hi = lo + slots;
     for (int c = 0; c < slots; c++)
-        vote_range(kept->beta[c], f->h->n_tokens, &lo[c], &hi[c]);
+        kv_fit_range(kept->beta[c], f->h->n_tokens, &lo[c], &hi[c]);
     carried(f, NULL, own);
     for (int round = 0; round < KV_FIT_ROUNDS; round++) {
         carried(f, f->w, sum);
