@@ -227,12 +227,29 @@ struct be_probe {
  *   set       [c] the attention that the set's queries give, mean over queries and group
  *   mean, rms [c] of the rows' attention, over candidates and tail: mean, root mean square
  *   beta      [c] the logit bias; 0: of wide slots
- *   q         [r][head_dim] turned, unscaled
- *   o, lse    [r][head_dim], [r] attention over the candidates
- *   tail_lse  [r] the log-sum-exp over the tail alone; -inf: without one */
+ *   lse       [r] the log-sum-exp over the candidates
+ *   tail_lse  [r] over the tail alone; -inf: without one */
 struct be_probe_out {
     float *set[BE_PROBE_SETS], *mean, *rms, *beta;
-    float *q, *o, *lse, *tail_lse;
+    float *lse, *tail_lse;
+};
+
+/* What is kept of the heads that were probed, and how it is fitted to what the rows get from all candidates. Host memory.
+ * Tables of heads are those of all heads side by side, in the order of be_probe_out; a head's slots are in the order in which
+ * they will lie. */
+struct be_press {
+    const struct be_probe *asked; /* its sets and `out` are not looked at */
+    const int32_t *n_keep;        /* [n_layers][n_kv_heads] slots that a head keeps */
+    const int32_t *keep;          /* [n_keep] of each head: candidates, rising */
+    const bool *exact;            /* [n_keep] the value stays */
+    const int32_t *
+        block; /* narrow pages for n_keep slots of each head; they may be those that hold its candidates */
+    const float *low,
+        *high;           /* [n_keep] the least and the most that a slot's votes are multiplied by */
+    const float *weight; /* [n_layers][n_kv_heads][rows] what a row counts, mean 1 */
+    int rounds;          /* of the fit of votes; 0: they stay; `low` and `high` are not read */
+    bool values;         /* are fitted. With neither `weight` is not read */
+    float lambda;        /* the ridge of values */
 };
 
 /* ---- the head -------------------------------------------------------------------------------------------------- */
@@ -353,14 +370,16 @@ struct be_ops {
 
     /* ---- pressing a cache --------------------------------------------------------------------------------------- */
     /* Fills p->out. Waits, so that it can be read on return, unless sync() then tells of an error. Rounds queries and weights
-     * as attend does. False: a head that long does not fit the backend's scratch, nothing was done. NULL: the host brings
-     * pages to itself and does what kernels/probe.h says.
+     * as attend does. Returns how many slots `press` can keep of a head beside these references; 0: a head that long does not
+     * fit the backend's scratch, nothing was done. NULL: the host brings pages to itself and does what kernels/probe.h says.
      * Products: 4 * rows * slots * head_dim FLOP a head for the references' attention, 2 for each column sum of a row. */
-    bool (*probe)(struct be *be, const struct be_probe *p);
-    /* k[n][head_dim], v[n][head_dim] (host) of slots of the pool, as f32: slot[i] (host) is block * KV_PAGE + slot of the
-     * block, or for a slot of a q8 page -1 - (block * KV_PAGE_Q8 + slot). Waits as probe does. NULL where probe is. */
-    void (*kv_gather)(struct be *be, const struct be_kv *kv, const int64_t *slot, int n, float *k,
-                      float *v);
+    int (*probe)(struct be *be, const struct be_probe *p);
+    /* Writes the narrow pages of what is kept, with their sides: what probe_gather reads and probe_write or probe_write_q8
+     * (kernels/probe.h) writes, and between the two kv_fit (kvcache/fit.h) with the references of probe_attend. As there a fit
+     * with results that are not finite changes nothing. No head keeps more slots than probe returned. NULL where probe is.
+     * Products: those of probe's references again, and for R rows, N slots kept and M values fitted of a head 4 * R * N *
+     * head_dim + R * M * (M + 2 * head_dim) + M^2 * (M / 3 + 2 * head_dim) FLOP. */
+    void (*press)(struct be *be, const struct be_press *p);
 
     /* ---- the head ------------------------------------------------------------------------------------------ */
     /* logits[n][vocab] as row[n] (host) says, changed in place; what is left of each row to out[n] (host). Waits, so

@@ -148,7 +148,7 @@ static void plan_references(struct press *w)
 static size_t lay_out(struct press *w, char *base)
 {
     size_t used = 0, rows = (size_t)w->n_ref * (size_t)w->c->group;
-    size_t dim = (size_t)w->pool->shape.head_dim, device = device_can(w);
+    size_t dim = (size_t)w->pool->shape.head_dim, device = w->probed;
     w->head = room_piece(base, &used, (size_t)w->n_heads * sizeof *w->head);
     w->source = room_piece(base, &used, (size_t)w->n_layers * sizeof *w->source);
     for (int i = 0; i < w->n_heads; i++) {
@@ -162,11 +162,10 @@ static size_t lay_out(struct press *w, char *base)
             .mean = room_piece(base, &used, bytes),
             .rms = room_piece(base, &used, bytes),
             .score = room_piece(base, &used, bytes),
-            .ref_o = room_piece(base, &used, rows * dim * sizeof(float)),
+            .ref_o = room_piece(base, &used, !device * rows * dim * sizeof(float)),
             .ref_lse = room_piece(base, &used, rows * sizeof(float)),
             .ref_weight = room_piece(base, &used, rows * sizeof(float)),
             .beta = room_piece(base, &used, device * bytes),
-            .ref_q = room_piece(base, &used, device * rows * dim * sizeof(float)),
             .tail_lse = room_piece(base, &used, device * rows * sizeof(float)),
             .keep = room_piece(base, &used, (size_t)n * sizeof(int32_t)),
             .exact = room_piece(base, &used, (size_t)n * sizeof(bool)),
@@ -327,8 +326,6 @@ static int write_out(struct press *w, struct err *e)
     used = 0;
     w->out = room_piece(w->c->out.at, &used, bytes);
     w->out_beta = room_piece(w->c->out.at, &used, beta);
-    if (w->probed && n > 0)
-        TRY(device_gather(w, e));
     return press_run(w, press_write, true, e);
 }
 
@@ -360,14 +357,27 @@ static void report(const struct press *w, struct kv_report *r)
     r->n_compactions++;
 }
 
+/* What every head keeps; by a device too short for a head: keep_most 0. */
+static int decide(struct press *w, bool device, struct err *e)
+{
+    w->probed = device;
+    w->raised = false;
+    TRY(plan(w, e));
+    if (device)
+        TRY(device_probe(w, e));
+    if (device && w->keep_most == 0)
+        return 0;
+    TRY(press_run(w, press_probe, true, e));
+    return choose(w, e);
+}
+
 static int press(struct press *w, struct kv_report *r, struct err *e)
 {
-    TRY(plan(w, e));
-    if (device_can(w))
-        TRY(device_probe(w, e));
-    TRY(press_run(w, press_probe, true, e));
-    TRY(choose(w, e));
-    TRY(write_out(w, e));
+    TRY(decide(w, device_can(w), e));
+    if (w->probed && !device_fits(w))
+        TRY(decide(w, false, e));
+    if (!w->probed)
+        TRY(write_out(w, e));
     TRY(press_commit(w, e));
     report(w, r);
     return 0;

@@ -140,7 +140,7 @@ int press_commit(struct press *w, struct err *e)
     if (rc < 0)
         (void)err_set(e, rc, "no memory for the tables of a pressed KV cache");
     else
-        rc = upload(w, &next, e);
+        rc = w->probed ? device_write(w, &next, e) : upload(w, &next, e);
     if (rc < 0) {
         if (first)
             undo(w, s, &next);

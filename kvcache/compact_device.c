@@ -1,19 +1,21 @@
-/* A compaction on a device that can probe: all heads at once (be_ops.probe), so that no page comes to the host. Only results
- * do: 24 bytes a candidate, the references with what they got, and keys and values of what is kept.
+/* A compaction on a device that can: all heads at once are probed (be_ops.probe) and, when the host has chosen, fitted and
+ * written (be_ops.press), so that no page goes over the bus. Only numbers do that scores and choice are made of: 24 bytes a
+ * candidate, 8 a row of references; and back what was chosen, 13 bytes a slot, and what a row counts.
  *
- * Of an 8B model (256 heads of 128, 4 query heads each) with 8,192 tokens of which 256 are kept that is 0.4 GB, three quarters
- * of it references; its pages are 1.1 GB.
+ * Of an 8B model (256 heads of 128, 4 query heads each) with 8,192 tokens of which 256 are kept that is 53 MB; its pages are
+ * 1.1 GB.
  */
 #include <math.h>
 #include <string.h>
 
 #include "kvcache/compact_internal.h"
+#include "kvcache/fit.h"
 
 bool device_can(const struct press *w)
 {
     const struct kv_options *o = &w->s->opt;
-    bool all_kv = o->policy->wants_kv || o->merge == KV_MERGE_MEAN;
-    return w->pool->be->ops->probe != NULL && !all_kv;
+    bool own = o->merge == KV_MERGE_DEFAULT || o->merge == KV_MERGE_MEAN;
+    return w->pool->be->ops->probe != NULL && !o->policy->wants_kv && !own;
 }
 
 /* ---- the question ------------------------------------------------------------------------------------------------ */
@@ -93,8 +95,6 @@ static void fill_out(const struct press *w, struct question *q)
                                            .mean = h->mean,
                                            .rms = h->rms,
                                            .beta = h->beta,
-                                           .q = h->ref_q,
-                                           .o = h->ref_o,
                                            .lse = h->ref_lse,
                                            .tail_lse = h->tail_lse };
     }
@@ -111,13 +111,11 @@ static struct be_kv cache_of(const struct press *w)
                            .head_dim = p->shape.head_dim };
 }
 
-int device_probe(struct press *w, struct err *e)
+/* But for the tables. */
+static struct be_probe ask(const struct press *w)
 {
     const struct kv_shape *s = &w->pool->shape;
-    struct be *be = w->pool->be;
-    struct question q;
     struct record local[KV_WINDOW_QUERIES];
-    source_direct(w);
     struct be_probe p = { .kv = cache_of(w),
                           .n_layers = w->n_layers,
                           .n_heads = s->n_kv_heads * w->c->group,
@@ -134,62 +132,114 @@ int device_probe(struct press *w, struct err *e)
         int pages = pool_narrow_pages(w->pool, w->head[i].n - w->n_wide);
         p.narrow_pages = pages > p.narrow_pages ? pages : p.narrow_pages;
     }
-    TRY(room_reserve(&w->c->stage, lay_out(w, &p, &q, NULL), e));
-    lay_out(w, &p, &q, w->c->stage.at);
-    fill_pages(w, &p, &q);
-    fill_records(w, &p, &q);
+    return p;
+}
+
+int device_probe(struct press *w, struct err *e)
+{
+    struct be *be = w->pool->be;
+    struct be_probe *p = &w->asked;
+    struct question q;
+    source_direct(w);
+    *p = ask(w);
+    TRY(room_reserve(&w->c->stage, lay_out(w, p, &q, NULL), e));
+    lay_out(w, p, &q, w->c->stage.at);
+    fill_pages(w, p, &q);
+    fill_records(w, p, &q);
     fill_out(w, &q);
-    p.wide = q.wide;
-    p.narrow = q.narrow;
-    p.n_narrow = q.n_narrow;
-    p.record = q.record;
-    p.see = q.see;
-    p.cos = q.cos;
-    p.sin = q.sin;
-    p.out = q.out;
-    w->probed = be->ops->probe(be, &p);
+    p->wide = q.wide;
+    p->narrow = q.narrow;
+    p->n_narrow = q.n_narrow;
+    p->record = q.record;
+    p->see = q.see;
+    p->cos = q.cos;
+    p->sin = q.sin;
+    p->out = q.out;
+    w->keep_most = be->ops->probe(be, p);
     return be->ops->sync(be, e);
 }
 
-/* ---- what is kept ------------------------------------------------------------------------------------------------ */
+/* ---- the answer -------------------------------------------------------------------------------------------------- */
 
-static void name_slots(const struct press *w, int head, int64_t *slot)
+/* The host arrays of a struct be_press. */
+struct answer {
+    int32_t *n_keep, *keep, *block;
+    bool *exact;
+    float *low, *high, *weight;
+};
+
+static size_t lay_out_answer(const struct press *w, struct answer *a, char *base)
 {
-    const struct kv_shape *s = &w->pool->shape;
-    const struct press_head *h = &w->head[head];
-    const struct source *src = &w->source[head / s->n_kv_heads];
-    int n_narrow = h->n - w->n_wide, page = pool_narrow_slots(w->pool);
-    for (int i = 0; i < h->n_keep; i++) {
-        int j = h->keep[i], k = j - n_narrow;
-        int64_t block =
-            k < 0 ? w->s->narrow[w->head0 + head][j / page]
-                  : (int64_t)src->wide[k / KV_PAGE] * s->n_kv_heads + head % s->n_kv_heads;
-        slot[i] = block * (k < 0 ? page : KV_PAGE) + (k < 0 ? j % page : k % KV_PAGE);
-        if (k < 0 && s->narrow_type == KV_NARROW_Q8)
-            slot[i] = -1 - slot[i];
+    size_t used = 0, slots = 0, blocks = 0, heads = (size_t)w->n_heads;
+    size_t rows = (size_t)w->n_ref * (size_t)w->c->group;
+    for (int i = 0; i < w->n_heads; i++) {
+        slots += (size_t)w->head[i].n_keep;
+        blocks += (size_t)pool_narrow_pages(w->pool, w->head[i].n_keep);
+    }
+    a->n_keep = room_piece(base, &used, heads * sizeof *a->n_keep);
+    a->keep = room_piece(base, &used, slots * sizeof *a->keep);
+    a->block = room_piece(base, &used, blocks * sizeof *a->block);
+    a->exact = room_piece(base, &used, slots * sizeof *a->exact);
+    a->low = room_piece(base, &used, slots * sizeof *a->low);
+    a->high = room_piece(base, &used, slots * sizeof *a->high);
+    a->weight = room_piece(base, &used, heads * rows * sizeof *a->weight);
+    return used;
+}
+
+/* s: which pages are to be written. */
+static void fill_answer(const struct press *w, const struct kv_seq *s, const struct answer *a)
+{
+    size_t rows = (size_t)w->n_ref * (size_t)w->c->group, slot = 0, block = 0;
+    for (int i = 0; i < w->n_heads; i++) {
+        const struct press_head *h = &w->head[i];
+        size_t n = (size_t)h->n_keep, pages = (size_t)pool_narrow_pages(w->pool, h->n_keep);
+        a->n_keep[i] = h->n_keep;
+        memcpy(a->keep + slot, h->keep, n * sizeof *a->keep);
+        memcpy(a->exact + slot, h->exact, n * sizeof *a->exact);
+        memcpy(a->block + block, s->narrow[w->head0 + i], pages * sizeof *a->block);
+        memcpy(a->weight + (size_t)i * rows, h->ref_weight, rows * sizeof *a->weight);
+        for (size_t c = 0; c < n; c++)
+            kv_fit_range(h->beta[h->keep[c]], w->s->n_tokens, &a->low[slot + c],
+                         &a->high[slot + c]);
+        slot += n;
+        block += pages;
     }
 }
 
-int device_gather(struct press *w, struct err *e)
+bool device_fits(const struct press *w)
 {
-    struct be *be = w->pool->be;
-    const struct be_kv kv = cache_of(w);
-    size_t n = 0, used = 0;
-    for (int i = 0; i < w->n_heads; i++) {
-        w->head[i].kept0 = n;
-        n += (size_t)w->head[i].n_keep;
-    }
-    size_t bytes = n * (size_t)kv.head_dim * sizeof(float);
-    room_piece(NULL, &used, bytes);
-    room_piece(NULL, &used, bytes);
-    room_piece(NULL, &used, n * sizeof(int64_t));
-    TRY(room_reserve(&w->c->stage, used, e));
-    used = 0;
-    w->kept_k = room_piece(w->c->stage.at, &used, bytes);
-    w->kept_v = room_piece(w->c->stage.at, &used, bytes);
-    int64_t *slot = room_piece(w->c->stage.at, &used, n * sizeof *slot);
+    int most = 0;
     for (int i = 0; i < w->n_heads; i++)
-        name_slots(w, i, slot + w->head[i].kept0);
-    be->ops->kv_gather(be, &kv, slot, (int)n, w->kept_k, w->kept_v);
+        most = w->head[i].n_keep > most ? w->head[i].n_keep : most;
+    return w->keep_most > 0 && most <= w->keep_most;
+}
+
+int device_write(struct press *w, const struct kv_seq *s, struct err *e)
+{
+    const struct kv_options *o = &w->s->opt;
+    struct be *be = w->pool->be;
+    struct answer a;
+    bool values = o->merge == KV_MERGE_VALUES || o->merge == KV_MERGE_FIT;
+    bool votes = o->merge == KV_MERGE_VOTES || o->merge == KV_MERGE_FIT;
+    TRY(room_reserve(&w->c->out, lay_out_answer(w, &a, NULL), e));
+    lay_out_answer(w, &a, w->c->out.at);
+    fill_answer(w, s, &a);
+    const struct be_press p = { .asked = &w->asked,
+                                .n_keep = a.n_keep,
+                                .keep = a.keep,
+                                .exact = a.exact,
+                                .block = a.block,
+                                .low = a.low,
+                                .high = a.high,
+                                .weight = a.weight,
+                                .rounds = votes ? KV_FIT_ROUNDS : 0,
+                                .values = values,
+                                .lambda = o->lambda };
+    be->ops->press(be, &p);
+    for (int i = 0; i < w->n_heads; i++) {
+        struct press_head *h = &w->head[i];
+        bool fitted = (votes || values) && w->n_ref > 0 && h->n_keep > 0;
+        h->merged = fitted ? h->n - h->n_keep : 0;
+    }
     return be->ops->sync(be, e);
 }

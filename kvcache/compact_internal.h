@@ -3,8 +3,9 @@
  * A compaction makes three passes over the heads, each head one item of the workers' loop: probe (compact_probe.c), choose
  * and write (compact_write.c). Between them only what struct press_head points to is kept; keys, values and queries are
  * read again by a pass that wants them, which choose does not. On a backend whose memory the CPU cannot read, the device
- * probes all heads at once (compact_device.c); where it cannot, a pass that reads goes layer by layer, each brought to the
- * host first (compact_source.c). compact_commit.c puts the result in place.
+ * probes and writes all heads at once (compact_device.c), so that of the passes only scores and choice are left; where it
+ * cannot, a pass that reads goes layer by layer, each brought to the host first (compact_source.c). compact_commit.c puts the
+ * result in place.
  */
 #ifndef WRING_KVCACHE_COMPACT_INTERNAL_H
 #define WRING_KVCACHE_COMPACT_INTERNAL_H
@@ -50,14 +51,13 @@ struct press_head {
     int n;                                             /* candidates */
     float *local, *global, *last, *mean, *rms, *score; /* [n] */
     float *ref_o, *ref_lse, *ref_weight;               /* as in struct kv_head */
-    float *beta, *ref_q, *tail_lse;                    /* of a device: be_probe_out */
+    float *beta, *tail_lse;                            /* of a device: be_probe_out; ref_o is not */
     float tail_mass;                                   /* of the references, on the wide tail */
     int n_protected;                                   /* candidates that stay in any case */
     int n_keep;                                        /* its share of the budget */
     int32_t *keep;                                     /* [n_keep] */
     bool *exact;                                       /* [n_keep] */
     int64_t out_block;                                 /* where it starts in out */
-    size_t kept0;                                      /* where its slots start in kept_k, kept_v */
     float mass; /* of the references, on what is kept, the wide tail included */
     int merged; /* candidates that a merge took in */
     int rc;
@@ -79,12 +79,13 @@ struct press {
         n_strided; /* references: n_strided of samples strided0 ... + strided_n */
     int n_ref;     /* those and the window's */
     bool raised;
-    bool probed;             /* by the device; its pages are not on the host */
-    float *kept_k, *kept_v;  /* then: of all kept slots, [dim] each */
+    bool probed;           /* by the device; its pages are not on the host */
+    struct be_probe asked; /* then: what it was asked, in c->stage */
+    int keep_most; /* then: slots of a head that it can press; 0: a head is too long for it */
     struct press_head *head; /* [n_heads] */
     struct source *source;   /* [n_layers] */
-    char *out;               /* blocks of all heads, as they will be in the pool */
-    char *out_beta;          /* their sides */
+    char *out; /* blocks of all heads, as they will be in the pool, unless the device writes them */
+    char *out_beta; /* their sides */
 };
 
 /* One head in one pass, in one thread. */
@@ -140,11 +141,12 @@ bool press_protected(const struct press *w, int pos);
 int press_candidate_pos(const struct press *w, int head, int j);
 
 /* ---- compact_device.c */
-bool device_can(const struct press *w); /* probe, unless a head is too long for it */
-/* Probes all heads, if none is too long: w->probed. */
+bool device_can(const struct press *w); /* unless a head is too long for it */
+/* Probes all heads, if none is too long: w->keep_most. */
 int device_probe(struct press *w, struct err *e) WARN_UNUSED;
-/* Brings keys and values of what is kept. */
-int device_gather(struct press *w, struct err *e) WARN_UNUSED;
+bool device_fits(const struct press *w); /* what was chosen can be pressed by it */
+/* Fits what is kept and writes the narrow pages that s names. ERR_NOMEM: nothing is written. */
+int device_write(struct press *w, const struct kv_seq *s, struct err *e) WARN_UNUSED;
 
 /* ---- compact_commit.c: ERR_NOMEM, and ERR_DEVICE the first time: the sequence is as it was; ERR_DEVICE
  * later: its narrow pages are undefined. */

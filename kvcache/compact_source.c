@@ -242,7 +242,6 @@ int item_references(struct item *t)
     h->n_ref = w->n_ref;
     h->ref_pos = pos;
     h->ref_turn = turn;
-    h->ref_q = t->st->ref_q;
     return w->probed ? 0 : turn_references(t, r);
 }
 

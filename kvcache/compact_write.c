@@ -1,4 +1,5 @@
-/* The second and third pass: what a head keeps, what becomes of the rest, and the pages it will lie in. */
+/* The second and third pass: what a head keeps, what becomes of the rest, and the pages it will lie in. A device that can has
+ * its own third one (compact_device.c). */
 #include <string.h>
 
 #include "kvcache/compact_internal.h"
@@ -76,12 +77,7 @@ int press_write(struct item *t)
                             .beta = arena_alloc(h->arena, (size_t)n * sizeof(float)) };
     if (kept.k == NULL || kept.v == NULL || kept.beta == NULL)
         return ERR_NOMEM;
-    if (t->w->probed) {
-        memcpy(kept.k, t->w->kept_k + st->kept0 * (size_t)dim, bytes);
-        memcpy(kept.v, t->w->kept_v + st->kept0 * (size_t)dim, bytes);
-    } else {
-        probe_gather(&t->probe, kept.keep, n, kept.k, kept.v);
-    }
+    probe_gather(&t->probe, kept.keep, n, kept.k, kept.v);
     for (int i = 0; i < n; i++)
         kept.beta[i] = h->beta[kept.keep[i]];
     TRY(merge(t, &kept));

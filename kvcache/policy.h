@@ -115,10 +115,11 @@ struct kv_head {
     const float *k, *v; /* [n][dim]; NULL unless the policy's wants_kv, and in a choice */
     /* Reference queries: n_ref positions times `group` heads, position-major; none in a choice. */
     int n_ref;
-    const int32_t *ref_pos;  /* [n_ref] where each stood */
-    const float *ref_q;      /* [n_ref * group][dim] turned to n_tokens and on */
+    const int32_t *ref_pos; /* [n_ref] where each stood */
+    const float
+        *ref_q; /* [n_ref * group][dim] turned to n_tokens and on; NULL as k is, but for merges */
     const int32_t *ref_turn; /* [n_ref] by how many positions */
-    const float *ref_o;      /* [n_ref * group][dim] full attention */
+    const float *ref_o;      /* [n_ref * group][dim] full attention; NULL where ref_q is */
     const float *ref_lse;    /* [n_ref * group] */
     const float *ref_weight; /* [n_ref * group] mean 1: what a query counts in the fits */
     const struct kv_rope *rope;
@@ -139,7 +140,7 @@ struct kv_policy {
     const char *name;
     bool shares_prefix;  /* its wide pages are those of a full cache, so they may be shared */
     bool keeps_all;      /* nothing is ever pressed: every slot below is NULL */
-    bool wants_kv;       /* score or merge reads kv_head.k and .v */
+    bool wants_kv;       /* score or merge reads kv_head.k, .v, .ref_q or .ref_o */
     bool one_set;        /* all heads of a layer keep the same tokens: their scores are averaged */
     enum kv_split split; /* its own */
     enum kv_merge merge; /* its own */

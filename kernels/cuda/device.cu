@@ -198,6 +198,7 @@ static void fill_slots(struct be_ops *ops)
     cu_ops_attend(ops);
     cu_ops_head(ops);
     cu_ops_probe(ops);
+    cu_ops_press(ops);
 }
 
 static int open_state(struct be *be, const struct be_config *c, int device, struct err *e)

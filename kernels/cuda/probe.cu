@@ -1,5 +1,5 @@
-/* Pressing a cache: what kept queries make of its slots (kernels/probe.h), all heads of all layers at once, and the way of
- * chosen slots to the host.
+/* Pressing a cache: what kept queries make of its slots (kernels/probe.h), all heads of all layers at once. What becomes of the
+ * slots then chosen: press.cu.
  *
  * A row is a query of one head of a KV head's group; an item is one KV head of one layer. Three launches, each over all
  * items that fit the scratch (cu_state.partial, free between steps) together:
@@ -16,77 +16,17 @@
  *
  * Bytes moved, R rows of references, Q rows of sets, N slots of a head of D dims in 16 bits: turn_rows 6 R D; probe_rows
  * 4 N D for each 64 rows, mostly from L2, and 12 R D; probe_columns 2 N D of keys once, and 2 Q D + 4 R D of queries for each
- * 64 slots, from L2; results over the bus: 24 N + 8 R D. FLOP: 4 R N D, then 2 R N D + Q N D (sets see half of the slots).
+ * 64 slots, from L2; results over the bus: 24 N + 8 R. FLOP: 4 R N D, then 2 R N D + Q N D (sets see half of the slots).
  * For 8,192 tokens, 256 references and as many queries of sets of 4 heads of 128 dims, R = Q = 1,024: 7.5 GFLOP a head, 1.9
  * TFLOP for the 256 heads of an 8B model, whose prefill is 140. There is an exponential for each 4 D FLOP of attention and 2 D
  * of a column sum; an H100 multiprocessor does 4,096 FLOP and 16 exponentials a clock, 256 to one: at 128 dims the two are even.
- * Over the bus go 1.2 MB a head, 0.3 GB: 12 ms at 25 GB/s, copied out by all workers as it comes.
+ * Over the bus go 0.2 MB a head, 52 MB: 2 ms at 25 GB/s, copied out by all workers as it comes.
  */
 #include <string.h>
 
 #include "kernels/cuda/probe.cuh"
 
-/* ---- chosen slots ------------------------------------------------------------------------------------------------ */
-
-/* A slot of a q8 page. */
-static __device__ __forceinline__ void gather_q8(const void *pool, const float *beta, int64_t slot,
-                                                 int dim, float *k, float *v)
-{
-    int at = (int)(slot % KV_PAGE_Q8);
-    size_t block = (size_t)(slot / KV_PAGE_Q8), half = (size_t)KV_PAGE_Q8 * (size_t)dim;
-    const int8_t *key = (const int8_t *)pool + block * 2 * half, *value = key + half;
-    const float *scale = beta + block * 3 * KV_PAGE_Q8 + KV_PAGE_Q8 + at;
-    for (int d = cu_lane(); d < dim; d += CU_WARP) {
-        k[d] = (float)key[d / 2 * KV_PAGE_Q8 * 2 + at * 2 + d % 2] * scale[0];
-        v[d] = (float)value[at / 2 * dim * 2 + d * 2 + at % 2] * scale[KV_PAGE_Q8];
-    }
-}
-
-/* A warp a slot, two dims a lane. k, v: [n][dim]. */
-template <enum kv_type T>
-static __global__ void __launch_bounds__(PROBE_THREADS)
-    gather_slots(const void *pool, const float *beta, const int64_t *slot, int n, int dim, float *k,
-                 float *v)
-{
-    int i = (int)blockIdx.x * PROBE_WARPS + cu_warp();
-    if (i >= n)
-        return;
-    if (slot[i] < 0) {
-        size_t to = (size_t)i * (size_t)dim;
-        gather_q8(pool, beta, -1 - slot[i], dim, k + to, v + to);
-        return;
-    }
-    int at = (int)(slot[i] % KV_PAGE);
-    const word_of<T> *key = (const word_of<T> *)pool + (size_t)(slot[i] / KV_PAGE) * KV_PAGE * dim;
-    const word_of<T> *value = key + KV_PAGE / 2 * dim + at / 2 * dim;
-    for (int d = cu_lane() * 2; d < dim; d += CU_WARP * 2) {
-        size_t to = ((size_t)i * (size_t)dim + (size_t)d) / 2;
-        float2 a = word_unpack<T>(value[d]), b = word_unpack<T>(value[d + 1]);
-        ((float2 *)k)[to] = word_unpack<T>(key[d / 2 * KV_PAGE + at]);
-        ((float2 *)v)[to] = at % 2 ? make_float2(a.y, b.y) : make_float2(a.x, b.x);
-    }
-}
-
-/* ---- scratch ----------------------------------------------------------------------------------------------------- */
-
-/* Pieces of cu_state.partial. */
-struct scratch {
-    struct cu_state *s;
-    size_t used; /* may pass CU_PARTIAL_BYTES: then nothing is there */
-};
-
-static void *scratch_take(struct scratch *c, size_t bytes)
-{
-    size_t at = (c->used + 15) / 16 * 16;
-    c->used = at + bytes;
-    return (char *)c->s->partial + at;
-}
-
-static size_t scratch_left(const struct scratch *c)
-{
-    size_t at = (c->used + 15) / 16 * 16;
-    return at < CU_PARTIAL_BYTES ? CU_PARTIAL_BYTES - at : 0;
-}
+/* ---- the way to the host ----------------------------------------------------------------------------------------- */
 
 /* A piece of the half that is here, and where it goes. */
 struct drain_part {
@@ -219,8 +159,7 @@ static int most_narrow(const struct be_probe *p)
     return most;
 }
 
-/* The job without its tables. */
-static struct probe_job job_of(const struct be_probe *p)
+struct probe_job cu_probe_job(const struct be_probe *p)
 {
     struct probe_job j = {};
     j.pool = p->kv.pool;
@@ -242,58 +181,41 @@ static struct probe_job job_of(const struct be_probe *p)
     j.scale = p->scale * 1.44269504f; /* log2(e) */
     j.lse_at = kv_record_lse(p->kv.type, p->n_heads, p->kv.head_dim);
     j.room = (most_narrow(p) + p->n_wide + 3) / 4 * 4;
-    j.item_floats =
-        (size_t)COLUMNS * (size_t)j.room + ((size_t)j.n_rows * (size_t)(2 * j.dim + 2) + 3) / 4 * 4;
+    j.item_floats = (size_t)COLUMNS * (size_t)j.room + ((size_t)j.n_rows * 2 + 3) / 4 * 4;
     return j;
 }
 
-/* A host array to the scratch; what comes behind the end of that is only counted. */
-static const void *table(struct be *be, struct scratch *c, const void *src, size_t bytes)
-{
-    if (src == NULL || bytes == 0)
-        return NULL;
-    void *at = scratch_take(c, bytes);
-    if (c->used <= CU_PARTIAL_BYTES)
-        be->ops->upload(be, at, src, bytes);
-    return at;
-}
-
-static void tables(struct be *be, struct scratch *c, const struct be_probe *p, struct probe_job *j)
+void cu_probe_tables(struct scratch *c, const struct be_probe *p, struct probe_job *j)
 {
     size_t layers = (size_t)p->n_layers, items = layers * (size_t)p->kv.n_kv_heads, seen = 0;
-    size_t angles = (size_t)p->n_ref * (size_t)p->half * sizeof *p->cos;
+    size_t angles = (size_t)p->n_ref * (size_t)p->half;
     for (int i = 0; i < BE_PROBE_SETS; i++)
         seen += (size_t)p->n_set[i];
-    j->wide =
-        (const int32_t *)table(be, c, p->wide, layers * (size_t)j->wide_pages * sizeof *p->wide);
-    j->narrow = (const int32_t *)table(be, c, p->narrow,
-                                       items * (size_t)p->narrow_pages * sizeof *p->narrow);
-    j->n_narrow = (const int32_t *)table(be, c, p->n_narrow, items * sizeof *p->n_narrow);
-    j->record = (const void *const *)table(be, c, p->record,
-                                           layers * (size_t)p->n_records * sizeof *p->record);
-    j->see = (const int32_t *)table(be, c, p->see, seen * sizeof *p->see);
-    j->cos = (const float *)table(be, c, p->cos, angles);
-    j->sin = (const float *)table(be, c, p->sin, angles);
+    j->wide = scratch_table(c, p->wide, layers * (size_t)j->wide_pages);
+    j->narrow = scratch_table(c, p->narrow, items * (size_t)p->narrow_pages);
+    j->n_narrow = scratch_table(c, p->n_narrow, items);
+    j->record = scratch_table(c, p->record, layers * (size_t)p->n_records);
+    j->see = scratch_table(c, p->see, seen);
+    j->cos = scratch_table(c, p->cos, angles);
+    j->sin = scratch_table(c, p->sin, angles);
 }
 
 static void take_item(struct drain *d, const struct be_probe *p, const struct probe_job *j, int i)
 {
     const struct be_probe_out *o = &p->out[i];
     size_t n = (size_t)(p->n_wide + (p->n_narrow != NULL ? p->n_narrow[i] : 0));
-    size_t room = (size_t)j->room, rows = (size_t)j->n_rows, dims = rows * (size_t)j->dim;
+    size_t room = (size_t)j->room, rows = (size_t)j->n_rows;
     for (int k = 0; k < BE_PROBE_SETS; k++)
         drain_take(d, o->set[k], n, room);
     drain_take(d, o->mean, n, room);
     drain_take(d, o->rms, n, room);
     drain_take(d, o->beta, n, room);
-    drain_take(d, o->q, dims, dims);
-    drain_take(d, o->o, dims, dims);
     drain_take(d, o->lse, rows, rows);
-    drain_take(d, o->tail_lse, rows, j->item_floats - (size_t)COLUMNS * room - 2 * dims - rows);
+    drain_take(d, o->tail_lse, rows, j->item_floats - (size_t)COLUMNS * room - rows);
 }
 
-static void launch_all(struct cu_state *s, const struct probe_job &j, const struct be_kv *kv,
-                       unsigned n, unsigned tiles)
+void cu_probe_launch(struct cu_state *s, const struct probe_job &j, const struct be_kv *kv,
+                     unsigned n, unsigned tiles)
 {
     bool q8 = kv->narrow_type == KV_NARROW_Q8;
     if (kv->type == KV_F16 && q8)
@@ -308,70 +230,40 @@ static void launch_all(struct cu_state *s, const struct probe_job &j, const stru
         launch_type<false, KV_F32>(s, j, n, tiles);
 }
 
-static bool cuda_probe(struct be *be, const struct be_probe *p)
+static int cuda_probe(struct be *be, const struct be_probe *p)
 {
     struct cu_state *s = cu_of(be);
-    struct probe_job j = job_of(p);
-    struct scratch c = { s, 0 };
+    struct probe_job j = cu_probe_job(p);
+    struct scratch c = { be, 0 };
     struct drain d;
-    tables(be, &c, p, &j);
-    size_t item = j.item_floats * sizeof(float), n = scratch_left(&c) / item;
+    cu_probe_tables(&c, p, &j);
+    int keep = cu_press_most(j, c.used);
+    size_t item = j.item_floats * sizeof(float);
+    size_t rows = 2 * (size_t)j.n_rows * (size_t)j.dim * sizeof(float);
     size_t items = (size_t)p->n_layers * (size_t)p->kv.n_kv_heads;
+    size_t n =
+        scratch_left(&c) / (item + rows); /* both are whole SCRATCH_ALIGNs, dims being even */
     unsigned tiles =
         cu_div_up((size_t)most_narrow(p), ATTEND_TILE) + cu_div_up((size_t)p->n_wide, ATTEND_TILE);
-    if (n == 0)
-        return false;
+    if (n == 0 || keep == 0)
+        return 0;
     n = n < items ? n : items;
     j.out = (float *)scratch_take(&c, n * item);
+    j.rows = (float *)scratch_take(&c, n * rows);
     for (size_t first = 0; first < items; first += n) {
         size_t some = items - first < n ? items - first : n;
         j.item0 = (int)first;
         if (cu_ok(s))
-            launch_all(s, j, &p->kv, (unsigned)some, tiles);
+            cu_probe_launch(s, j, &p->kv, (unsigned)some, tiles);
         drain_open(&d, be, j.out, some * item);
         for (size_t i = 0; i < some; i++)
             take_item(&d, p, &j, (int)(first + i));
         drain_copy(&d);
     }
-    return true;
-}
-
-template <enum kv_type T>
-static void gather_launch(struct cu_state *s, const struct be_kv *kv, const int64_t *slot, size_t n,
-                          float *k, float *v)
-{
-    CU_LAUNCH(s->stream, dim3(cu_div_up(n, PROBE_WARPS)), dim3(PROBE_THREADS), 0, gather_slots<T>,
-              kv->pool, kv->beta, slot, (int)n, kv->head_dim, k, v);
-    CU_LAUNCHED(s);
-}
-
-static void cuda_kv_gather(struct be *be, const struct be_kv *kv, const int64_t *slot, int n,
-                           float *k, float *v)
-{
-    struct cu_state *s = cu_of(be);
-    struct drain d;
-    size_t dim = (size_t)kv->head_dim, all = (size_t)n;
-    size_t most = (CU_PARTIAL_BYTES - 64) / (sizeof *slot + 2 * dim * sizeof(float));
-    for (size_t first = 0; first < all; first += most) {
-        struct scratch c = { s, 0 };
-        size_t some = all - first < most ? all - first : most, dims = some * dim;
-        const int64_t *at = (const int64_t *)table(be, &c, slot + first, some * sizeof *slot);
-        float *out = (float *)scratch_take(&c, 2 * dims * sizeof *out);
-        if (cu_ok(s) && kv->type == KV_F16)
-            gather_launch<KV_F16>(s, kv, at, some, out, out + dims);
-        else if (cu_ok(s) && kv->type == KV_BF16)
-            gather_launch<KV_BF16>(s, kv, at, some, out, out + dims);
-        else if (cu_ok(s))
-            gather_launch<KV_F32>(s, kv, at, some, out, out + dims);
-        drain_open(&d, be, out, 2 * dims * sizeof *out);
-        drain_take(&d, k + first * dim, dims, dims);
-        drain_take(&d, v + first * dim, dims, dims);
-        drain_copy(&d);
-    }
+    return keep;
 }
 
 void cu_ops_probe(struct be_ops *ops)
 {
     ops->probe = cuda_probe;
-    ops->kv_gather = cuda_kv_gather;
 }

@@ -3,10 +3,11 @@
 #define WRING_KERNELS_CUDA_PROBE_CUH
 
 #include "kernels/cuda/attend_span.cuh"
+#include "kernels/cuda/scratch.cuh"
 
 enum { PROBE_THREADS = 128, PROBE_WARPS = PROBE_THREADS / CU_WARP };
 
-/* The columns of an item, [room] floats each; behind them its rows: q, o, lse, tail_lse. */
+/* The columns of an item, [room] floats each; behind them lse and tail_lse of its rows. */
 enum { COLUMN_MEAN = BE_PROBE_SETS, COLUMN_RMS, COLUMN_BETA, COLUMNS };
 
 /* What a launch is asked; all pointers are the device's. */
@@ -24,8 +25,9 @@ struct probe_job {
     float scale; /* with log2(e) */
     size_t lse_at;
     int item0, room;
-    float *out; /* [items][item_floats] */
+    float *out; /* [items][item_floats], for the host */
     size_t item_floats;
+    float *rows; /* [items][2][n_rows][dim]: q and o of the references */
 };
 
 /* ---- an item ----------------------------------------------------------------------------------------------------- */
@@ -48,9 +50,9 @@ static __device__ __forceinline__ struct probe_item item_of(const struct probe_j
     t.wide = j.wide + (size_t)t.layer * (size_t)j.wide_pages;
     t.narrow = j.narrow + (size_t)i * (size_t)j.narrow_pages;
     t.column = j.out + (size_t)blockIdx.y * j.item_floats;
-    t.q = t.column + (size_t)COLUMNS * (size_t)j.room;
+    t.q = j.rows + (size_t)blockIdx.y * 2 * dims;
     t.o = t.q + dims;
-    t.lse = t.o + dims;
+    t.lse = t.column + (size_t)COLUMNS * (size_t)j.room;
     t.tail_lse = t.lse + j.n_rows;
     return t;
 }
@@ -386,5 +388,16 @@ static __global__ void __launch_bounds__(ATTEND_THREADS, attend_block<T, MT, NT>
         column[(size_t)COLUMN_BETA * (size_t)j.room + (size_t)(tile + s)] = beta;
     }
 }
+
+/* ---- probe.cu and press.cu --------------------------------------------------------------------------------------- */
+
+/* The job without its tables and its results; the tables, as far as they fit the scratch. */
+struct probe_job cu_probe_job(const struct be_probe *p);
+void cu_probe_tables(struct scratch *c, const struct be_probe *p, struct probe_job *j);
+/* Starts the kernels for n items. tiles: blocks of slots to sum columns of; none: only what becomes of the references. */
+void cu_probe_launch(struct cu_state *s, const struct probe_job &j, const struct be_kv *kv,
+                     unsigned n, unsigned tiles);
+/* How many slots of a head a press beside these references can keep, with `used` bytes of the scratch taken by tables. */
+int cu_press_most(const struct probe_job &j, size_t used);
 
 #endif

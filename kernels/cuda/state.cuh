@@ -97,7 +97,8 @@ void cu_ops_rows(struct be_ops *ops);   /* rows.cu: rmsnorm, add, gather, swiglu
 void cu_ops_rope(struct be_ops *ops);   /* rope.cu: position and cache, but attention */
 void cu_ops_attend(struct be_ops *ops); /* attend.cu */
 void cu_ops_head(struct be_ops *ops);   /* head.cu */
-void cu_ops_probe(struct be_ops *ops);  /* probe.cu: probe, kv_gather */
+void cu_ops_probe(struct be_ops *ops);  /* probe.cu */
+void cu_ops_press(struct be_ops *ops);  /* press.cu */
 void cu_head_close(struct be *be);      /* frees s->head */
 
 bool cu_graphs_open(struct cu_state *s);

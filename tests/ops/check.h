@@ -32,7 +32,10 @@ enum check_id {
     CHECK_PROBE_F16, /* in the order of enum kv_type */
     CHECK_PROBE_BF16,
     CHECK_PROBE_F32,
-    CHECK_KV_GATHER,
+    CHECK_PRESS_COPY,
+    CHECK_PRESS_F16, /* in the order of enum kv_type */
+    CHECK_PRESS_BF16,
+    CHECK_PRESS_F32,
     CHECK_HEAD,
     CHECK_ROTATE,
     CHECK_PLANES,
@@ -134,6 +137,7 @@ void check_attend(struct check *c);
 void check_company(struct check *c);
 void check_head(struct check *c);
 void check_probe(struct check *c);
+void check_press(struct check *c);
 void check_rotate(struct check *c);
 void check_codec(struct check *c);
 void check_blas(struct check *c); /* of a backend opened with cublas */

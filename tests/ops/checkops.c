@@ -49,7 +49,10 @@ const struct check_rule check_rules[CHECK_N] = {
     [CHECK_PROBE_F16]   = { "probe f16",      { -1, -1, 5e-3 },     probes, "as attend f16; a share is off by what its logit is" },
     [CHECK_PROBE_BF16]  = { "probe bf16",     { -1, -1, 4e-2 },     probes, "as attend bf16; a share is off by what its logit is" },
     [CHECK_PROBE_F32]   = { "probe f32",      { -1, -1, 3e-5 },     probes, "as attend f32" },
-    [CHECK_KV_GATHER]   = { "kv_gather",      { 0, 0, 0 },          bits,  "a copy" },
+    [CHECK_PRESS_COPY]  = { "press copies",   { 0, 0, 0 },          bits,  "what is read as f32 is written with the same bits" },
+    [CHECK_PRESS_F16]   = { "press f16",      { -1, -1, 7e-2 },     plain, "as probe f16, ten times: 1 / (2 sqrt(ridge)); half a q8 number more or less" },
+    [CHECK_PRESS_BF16]  = { "press bf16",     { -1, -1, 2e-1 },     plain, "as probe bf16, five times; half a q8 number more or less" },
+    [CHECK_PRESS_F32]   = { "press f32",      { -1, -1, 2e-4 },     plain, "f32 sums in another order, times the condition of the system" },
     [CHECK_HEAD]        = { "head",           { 1e-6, 1e-6, 1e-6 }, sums,  "the contract" },
     [CHECK_ROTATE]      = { "rotate",         { 0, 0, 0 },          bits,  "nothing is fused, one order of sums" },
     [CHECK_PLANES]      = { "weight planes",  { 0, 0, 0 },          bits,  "one format for all machines" },
@@ -78,7 +81,8 @@ struct totals {
 typedef void part_fn(struct check *c);
 static part_fn *const parts[] = { check_memory, check_rows,    check_rope,  check_cache,
                                   check_attend, check_company, check_head,  check_codec,
-                                  check_steps,  check_keep,    check_probe, check_rotate };
+                                  check_steps,  check_keep,    check_probe, check_rotate,
+                                  check_press };
 
 /* All parts, or `only` one. */
 static void run_parts(struct check *c, part_fn *only)

@@ -1,5 +1,5 @@
-/* Pressing on a device that probes by itself, on the simulated one: the same slots as on the CPU, with values as close as f32
- * sums in another order are; no page is brought to the host; a device or an allocation that fails leaves all as it was. */
+/* Pressing on a device that does it by itself, on the simulated one: the same slots as on the CPU, with values as close as f32
+ * sums in another order are; no page goes over the bus; a device or an allocation that fails leaves all as it was. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -16,11 +16,19 @@ extern "C" {
 static struct kv_world cpu, gpu;
 static struct be_ops ops; /* the device's, with changes */
 static size_t downloaded;
+static int n_uploads;
+enum { MOST_UPLOADS = 25 }; /* tables; pages would be more */
 
 static void counted_download(struct be *be, void *dst, const void *src, size_t bytes)
 {
     downloaded += bytes;
     gpu.be->ops->download(be, dst, src, bytes);
+}
+
+static void counted_upload(struct be *be, void *dst, const void *src, size_t bytes)
+{
+    n_uploads++;
+    gpu.be->ops->upload(be, dst, src, bytes);
 }
 
 static void open_q8(bool q8, enum kv_type type)
@@ -32,6 +40,7 @@ static void open_q8(bool q8, enum kv_type type)
     kv_world_open_cuda(&gpu, type, q8 ? KV_NARROW_Q8 : KV_NARROW_SAME);
     ops = *gpu.be->ops;
     ops.download = counted_download;
+    ops.upload = counted_upload;
     gpu.far.ops = &ops;
     gpu.far.isa = CPU_REF; /* of the fits, as on the CPU */
 }
@@ -86,8 +95,10 @@ static void check_policy(const struct kv_options *o, double tolerance)
     for (int again = 0; again < 2; again++) {
         struct kv_report want = kv_world_press(&cpu, &a);
         downloaded = 0;
+        n_uploads = 0;
         struct kv_report got = kv_world_press(&gpu, &b);
         assert_int_equal(downloaded, 0);
+        assert_true(n_uploads < MOST_UPLOADS);
         assert_int_equal(got.kept, want.kept);
         assert_int_equal(got.merged, want.merged);
         check_close(got.mass_min, want.mass_min, 1e-5, "the least mass");
@@ -109,7 +120,13 @@ static void test_same_slots(void **)
     o.question1 = 290;
     check_policy(&o, 0);
     o = kv_world_options(kv_policy_find("ems"), 64);
+    o.merge = KV_MERGE_VOTES;
+    check_policy(&o, 1e-4);
+    o.merge = KV_MERGE_VALUES;
+    check_policy(&o, 1e-3);
     o.merge = KV_MERGE_FIT;
+    check_policy(&o, 1e-3);
+    o.split = KV_SPLIT_ADA; /* heads of different sizes */
     check_policy(&o, 1e-3);
     close_both();
 }
@@ -160,9 +177,16 @@ static void test_same_mass(void **)
     }
 }
 
-static bool no_probe(struct be *, const struct be_probe *)
+static int no_probe(struct be *, const struct be_probe *)
 {
-    return false;
+    return 0;
+}
+
+/* There is room for one slot less than a head keeps: the budget is 64, and 12 tokens of 300 are in the last page. */
+static int short_probe(struct be *be, const struct be_probe *p)
+{
+    assert_true(gpu.be->ops->probe(be, p) > 64);
+    return 64 - 12 - 1;
 }
 
 /* Pressed again, so that q8 pages are probed and read, on the device and over the host. */
@@ -191,16 +215,16 @@ static void test_q8(void **)
     }
 }
 
-/* What asks for keys and values, and a head that does not fit, take the way over the host. */
+/* What asks for keys and values, and a head that does not fit to be probed or to be pressed, take the way over the host. */
 static void test_over_the_host(void **)
 {
     open_both(KV_F32);
     struct kv_options o = kv_world_options(&kv_world_evict, 64);
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 3; i++) {
         struct kv_seq a, b;
-        o.merge = i == 0 ? KV_MERGE_MEAN : KV_MERGE_NONE;
-        if (i == 1)
-            ops.probe = no_probe;
+        o.merge = i == 0 ? KV_MERGE_MEAN : i == 1 ? KV_MERGE_NONE : KV_MERGE_FIT;
+        if (i > 0)
+            ops.probe = i == 1 ? no_probe : short_probe;
         kv_world_start(&cpu, &a, &o, 300, 300);
         kv_world_start(&gpu, &b, &o, 300, 300);
         kv_world_press(&cpu, &a);
@@ -243,8 +267,9 @@ static void test_out_of_memory(void **)
     close_both();
 }
 
-/* The device is lost at its n-th kernel: an error, and nothing is held after the sequence is closed. */
-static void test_lost(void **)
+/* The device is lost at its n-th kernel: an error, and nothing is held after the sequence is closed. How many kernels there
+ * were. */
+static int kernels_lost(enum kv_merge merge)
 {
     int lost = 0;
     for (uint64_t n = 1; n < 1000; n++) {
@@ -253,6 +278,7 @@ static void test_lost(void **)
         struct kv_seq s;
         struct kv_report r = {};
         struct err e;
+        o.merge = merge;
         kv_world_start(&gpu, &s, &o, 300, 300);
         simt_lose_device_after(n);
         int rc = kv_compact(gpu.c, &s, &r, &e);
@@ -269,7 +295,17 @@ static void test_lost(void **)
         if (rc == 0)
             break;
     }
-    assert_int_equal(lost, 4); /* turn_rows, probe_rows, probe_columns, gather_slots */
+    return lost;
+}
+
+static void test_lost(void **)
+{
+    /* turn_rows, probe_rows, probe_columns; gather_kept, write_pages */
+    assert_int_equal(kernels_lost(KV_MERGE_NONE), 5);
+    /* and turn_rows, probe_rows again, logits, soften_rows, fit_votes */
+    assert_int_equal(kernels_lost(KV_MERGE_VOTES), 10);
+    /* and weigh_rows, residual, gram, columns, solve_values, add_values */
+    assert_int_equal(kernels_lost(KV_MERGE_FIT), 16);
 }
 
 int main(void)
