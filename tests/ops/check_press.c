@@ -292,6 +292,15 @@ static struct kv_kept read_pages(struct check *c, const struct press_case *p,
     return r;
 }
 
+/* The largest element of a value, which a q8 number's step follows, or 1, about what values are when they are no fit's. */
+static double size_of(const float *v, size_t dim)
+{
+    double most = 1;
+    for (size_t d = 0; d < dim; d++)
+        most = fmax(most, fabs((double)v[d]));
+    return isfinite(most) ? most : 1;
+}
+
 /* One head of `got`: what a fit may change is near what the host makes of it, all else has its bits. */
 static void compare_head(struct check *c, const struct press_case *p, int item,
                          const struct pressed *got)
@@ -307,9 +316,10 @@ static void compare_head(struct check *c, const struct press_case *p, int item,
     bool values = p->how.merge == KV_MERGE_VALUES || p->how.merge == KV_MERGE_FIT;
     check_near(c, CHECK_PRESS_COPY, a.k, b.k, (size_t)a.n * dim, 1);
     for (int i = 0; i < a.n; i++) {
+        size_t at = (size_t)i * dim;
         bool fitted = i < kept.n && values && !kept.exact[i];
-        check_near(c, fitted ? rule_of(p) : CHECK_PRESS_COPY, a.v + (size_t)i * dim,
-                   b.v + (size_t)i * dim, dim, 1);
+        check_near(c, fitted ? rule_of(p) : CHECK_PRESS_COPY, a.v + at, b.v + at, dim,
+                   fitted ? size_of(b.v + at, dim) : 1);
         check_near(c, i < kept.n && votes ? rule_of(p) : CHECK_PRESS_COPY, &a.beta[i], &b.beta[i],
                    1, 1);
     }

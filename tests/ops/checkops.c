@@ -28,6 +28,7 @@ static const char sums[] = "sums: relative; logits: relative to 8";
 static const char each[] = "relative to the element";
 static const char rms[] = "relative to the rms of the row; lse: absolute";
 static const char probes[] = "columns: relative; rows: relative to their rms; lse: absolute";
+static const char fits[] = "values: relative to the largest of a slot; biases: absolute";
 static const char terms[] = "relative to the root of the sum of (w x)^2";
 
 /* clang-format off */
@@ -50,9 +51,9 @@ const struct check_rule check_rules[CHECK_N] = {
     [CHECK_PROBE_BF16]  = { "probe bf16",     { -1, -1, 4e-2 },     probes, "as attend bf16; a share is off by what its logit is" },
     [CHECK_PROBE_F32]   = { "probe f32",      { -1, -1, 3e-5 },     probes, "as attend f32" },
     [CHECK_PRESS_COPY]  = { "press copies",   { 0, 0, 0 },          bits,  "what is read as f32 is written with the same bits" },
-    [CHECK_PRESS_F16]   = { "press f16",      { -1, -1, 7e-2 },     plain, "as probe f16, ten times: 1 / (2 sqrt(ridge)); half a q8 number more or less" },
-    [CHECK_PRESS_BF16]  = { "press bf16",     { -1, -1, 2e-1 },     plain, "as probe bf16, five times; half a q8 number more or less" },
-    [CHECK_PRESS_F32]   = { "press f32",      { -1, -1, 2e-4 },     plain, "f32 sums in another order, times the condition of the system" },
+    [CHECK_PRESS_F16]   = { "press f16",      { -1, -1, 2.5e-2 },   fits,  "as probe f16, five times: the ridge; a step of q8" },
+    [CHECK_PRESS_BF16]  = { "press bf16",     { -1, -1, 8e-2 },     fits,  "as probe bf16, twice: the ridge; a step of q8" },
+    [CHECK_PRESS_F32]   = { "press f32",      { -1, -1, 2e-4 },     fits,  "f32 sums in another order, times the condition of the system" },
     [CHECK_HEAD]        = { "head",           { 1e-6, 1e-6, 1e-6 }, sums,  "the contract" },
     [CHECK_ROTATE]      = { "rotate",         { 0, 0, 0 },          bits,  "nothing is fused, one order of sums" },
     [CHECK_PLANES]      = { "weight planes",  { 0, 0, 0 },          bits,  "one format for all machines" },
