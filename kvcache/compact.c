@@ -357,7 +357,7 @@ static void report(const struct press *w, struct kv_report *r)
     r->n_compactions++;
 }
 
-/* What every head keeps; by a device too short for a head: keep_most 0. */
+/* What every head keeps, unless one is too long for the device. */
 static int decide(struct press *w, bool device, struct err *e)
 {
     w->probed = device;

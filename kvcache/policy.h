@@ -113,13 +113,13 @@ struct kv_head {
     /* [n] of the reference queries, turned to the positions to come: mean_i P_ij and sqrt(mean_i P_ij^2). */
     const float *mean, *rms;
     const float *k, *v; /* [n][dim]; NULL unless the policy's wants_kv, and in a choice */
-    /* Reference queries: n_ref positions times `group` heads, position-major; none in a choice. */
+    /* Reference queries: n_ref positions times `group` heads, position-major; none in a choice. ref_q and ref_o are there for
+     * merges, and for scores of a policy that wants_kv. */
     int n_ref;
-    const int32_t *ref_pos; /* [n_ref] where each stood */
-    const float
-        *ref_q; /* [n_ref * group][dim] turned to n_tokens and on; NULL as k is, but for merges */
+    const int32_t *ref_pos;  /* [n_ref] where each stood */
+    const float *ref_q;      /* [n_ref * group][dim] turned to n_tokens and on */
     const int32_t *ref_turn; /* [n_ref] by how many positions */
-    const float *ref_o;      /* [n_ref * group][dim] full attention; NULL where ref_q is */
+    const float *ref_o;      /* [n_ref * group][dim] full attention */
     const float *ref_lse;    /* [n_ref * group] */
     const float *ref_weight; /* [n_ref * group] mean 1: what a query counts in the fits */
     const struct kv_rope *rope;

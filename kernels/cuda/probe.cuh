@@ -391,13 +391,13 @@ static __global__ void __launch_bounds__(ATTEND_THREADS, attend_block<T, MT, NT>
 
 /* ---- probe.cu and press.cu --------------------------------------------------------------------------------------- */
 
-/* The job without its tables and its results; the tables, as far as they fit the scratch. */
+/* The job without tables and results; the tables, as far as they fit the scratch. */
 struct probe_job cu_probe_job(const struct be_probe *p);
 void cu_probe_tables(struct scratch *c, const struct be_probe *p, struct probe_job *j);
-/* Starts the kernels for n items. tiles: blocks of slots to sum columns of; none: only what becomes of the references. */
+/* Starts the kernels for n items. tiles: blocks of slots to sum columns of; 0: only the references' attention. */
 void cu_probe_launch(struct cu_state *s, const struct probe_job &j, const struct be_kv *kv,
                      unsigned n, unsigned tiles);
-/* How many slots of a head a press beside these references can keep, with `used` bytes of the scratch taken by tables. */
+/* Slots of a head that press can keep beside these references, with `used` bytes of the scratch taken by tables. */
 int cu_press_most(const struct probe_job &j, size_t used);
 
 #endif
