@@ -1,9 +1,7 @@
 #include "server/cli/texts.h"
 
-#include <dirent.h>
-#include <fnmatch.h>
+#include <glob.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -21,28 +19,31 @@ static int add_text(struct texts *t, const char *path, struct err *e)
     return buf_read_file(b, path, e);
 }
 
-static int is_text(const struct dirent *d)
+/* The folder's name as a pattern that matches nothing but it, and its texts. */
+static int pattern_of(char pattern[PATH_SIZE], const char *dir, struct err *e)
 {
-    return fnmatch("*.txt", d->d_name, 0) == 0;
+    static const char any[] = "/*.txt";
+    size_t n = 0;
+    for (; *dir != 0 && n + 2 + sizeof any <= PATH_SIZE; dir++) {
+        if (strchr("*?[]\\", *dir) != NULL)
+            pattern[n++] = '\\';
+        pattern[n++] = *dir;
+    }
+    memcpy(pattern + n, any, sizeof any);
+    return *dir == 0 ? 0 : err_set(e, ERR_LIMIT, "the path of a folder of texts is too long");
 }
 
 static int add_folder(struct texts *t, const char *dir, struct err *e)
 {
-    char path[PATH_SIZE];
-    struct dirent **list;
-    int n = scandir(dir, &list, is_text, alphasort), rc = 0;
-    if (n <= 0)
-        rc = err_set(e, ERR_NOTFOUND, "%s holds no .txt file", dir);
-    for (int i = 0; i < n; i++) {
-        int len = snprintf(path, sizeof path, "%s/%s", dir, list[i]->d_name);
-        if (rc == 0 && len >= (int)sizeof path)
-            rc = err_set(e, ERR_LIMIT, "%s: the path is too long", dir);
-        if (rc == 0)
-            rc = add_text(t, path, e);
-        free(list[i]);
-    }
-    if (n >= 0)
-        free(list);
+    char pattern[PATH_SIZE];
+    glob_t g;
+    TRY(pattern_of(pattern, dir, e));
+    if (glob(pattern, 0, NULL, &g) != 0)
+        return err_set(e, ERR_NOTFOUND, "%s holds no .txt file", dir);
+    int rc = 0;
+    for (size_t i = 0; i < g.gl_pathc && rc == 0; i++)
+        rc = add_text(t, g.gl_pathv[i], e);
+    globfree(&g);
     return rc;
 }
 
