@@ -120,6 +120,11 @@ bool api_budget_parse(struct api_budget *out, const char *text)
     return true;
 }
 
+bool api_budget_given(const struct api_budget *b)
+{
+    return b->tokens > 0 || b->fraction > 0 || b->bytes > 0;
+}
+
 static int parse_budget(const struct field_at *at, const char *key, struct api_budget *b)
 {
     const json_t *v = field_get(at, key);
@@ -171,6 +176,29 @@ static int parse_kv(const struct field_at *at, struct api_compression *c)
     TRY(field_bool(at, "protect_system", &c->protect_system));
     TRY(field_bool(at, "recompute", &c->recompute));
     return field_bool(at, "detail", &c->detail);
+}
+
+const char *api_pressing_field(const struct api_compression *c)
+{
+    const char *base = (const char *)c;
+
+    if (api_budget_given(&c->budget) || api_budget_given(&c->budget_max))
+        return api_budget_given(&c->budget) ? "budget" : "budget_max";
+    if (c->merge || c->split)
+        return c->merge ? "merge" : "split";
+    for (size_t i = 0; i < COUNT(numbers); i++) {
+        double d;
+        memcpy(&d, base + numbers[i].at, sizeof(d));
+        if (d >= 0)
+            return numbers[i].key;
+    }
+    for (size_t i = 0; i < COUNT(integers); i++) {
+        int n;
+        memcpy(&n, base + integers[i].at, sizeof(n));
+        if (n >= 0)
+            return integers[i].key;
+    }
+    return NULL;
 }
 
 int compression_parse(const struct field_at *at, struct api_compression *c)

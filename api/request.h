@@ -83,6 +83,7 @@ struct api_budget {
 };
 /* "256", "0.25" or "4MiB" (K, M, G; in powers of 1024). false: none of these. */
 bool api_budget_parse(struct api_budget *out, const char *text);
+bool api_budget_given(const struct api_budget *b);
 
 /* "compression": {"kv": {...}}. Strings are names that the server knows or not; NULL and -1: not given. */
 struct api_compression {
@@ -98,6 +99,8 @@ struct api_compression {
     bool recompute;      /* find nothing in the prefix cache */
     bool detail;         /* say what became of every head and every token */
 };
+/* The first field given that says how to press, as "budget"; NULL: none is. Preset and policy are none. */
+const char *api_pressing_field(const struct api_compression *c);
 
 struct api_request {
     enum api_kind kind;

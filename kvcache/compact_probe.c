@@ -83,7 +83,7 @@ static int global_step(const struct press *w)
 static bool global_counts(const struct press *w)
 {
     const struct kv_options *o = &w->s->opt;
-    return !o->policy->global_local || kv_local_weight(o, false) < 1;
+    return !o->policy->global_local || o->local < 1;
 }
 
 int press_global(const struct press *w, const struct source *src, struct record *r)

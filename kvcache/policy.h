@@ -6,8 +6,8 @@
  *
  * Notation, as in EMS (arXiv 2412.08521) and SnapKV (2404.14469): a_ij is the attention of query i to slot j, averaged over
  * the query heads that share the KV head; "local" queries are those of the question (or of the last tokens), "global" ones
- * are at most opt.queries of the samples, strided over the whole prompt, or every opt.stride-th query of it. Both scores are average attention per query,
- * which is EMS's mean alignment: the rows of a softmax sum to one.
+ * are at most opt.queries of the samples, strided over the whole prompt, or every opt.stride-th query of it. Both scores are
+ * average attention per query, which is EMS's mean alignment: the rows of a softmax sum to one.
  */
 #ifndef WRING_KVCACHE_POLICY_H
 #define WRING_KVCACHE_POLICY_H

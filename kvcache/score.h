@@ -20,8 +20,8 @@ void kv_order(const float *score, int n, int32_t *order, int32_t *scratch);
  * ERR_NOMEM only (scratch from the arena). */
 int kv_top(const float *score, int n, int k, int32_t *keep, struct arena *a) WARN_UNUSED;
 
-/* The weight of the local score, opt.local; when a cache is pressed again at most a half, for what is remembered of a slot: the queries of an answer do not
- * speak for what its question saw. */
+/* The weight of the local score, opt.local; when a cache is pressed again at most a half, for what is remembered of a slot: the
+ * queries of an answer do not speak for what its question saw. */
 float kv_local_weight(const struct kv_options *o, bool again);
 /* EMS's Global-Local score of a candidate, with that weight, and of all. */
 static inline float kv_blend(float weight, float local, float global)

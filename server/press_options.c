@@ -23,39 +23,6 @@ static int bad_name(struct api_error *e, const char *key, const char *name, cons
     return api_error_bad(e, param, "Invalid '%s': '%.40s' is not one of: %s.", param, name, names);
 }
 
-static bool is_given(const struct api_budget *b)
-{
-    return b->tokens > 0 || b->fraction > 0 || b->bytes > 0;
-}
-
-/* The first field given that says how to press; NULL: none is. A preset is a policy, not one of them. */
-static const char *pressing_field(const struct api_compression *c)
-{
-    const struct {
-        const char *key;
-        bool given;
-    } f[] = {
-        { "budget", is_given(&c->budget) },
-        { "budget_max", is_given(&c->budget_max) },
-        { "mass_floor", c->mass_floor >= 0 },
-        { "merge", c->merge != NULL },
-        { "split", c->split != NULL },
-        { "sinks", c->sinks >= 0 },
-        { "window", c->window >= 0 },
-        { "tail", c->tail >= 0 },
-        { "local", c->local >= 0 },
-        { "pool", c->pool >= 0 },
-        { "phi", c->phi >= 0 },
-        { "lambda", c->lambda >= 0 },
-        { "queries", c->queries >= 0 },
-        { "stride", c->stride >= 0 },
-    };
-    for (size_t i = 0; i < sizeof(f) / sizeof(f[0]); i++)
-        if (f[i].given)
-            return f[i].key;
-    return NULL;
-}
-
 static void set_budget(struct kv_options *o, const struct api_budget *b)
 {
     o->budget = b->tokens;
@@ -78,7 +45,7 @@ static int read_budget(struct api_budget *b, const char *option, const char *tex
 /* A ceiling binds everybody, those who say nothing too: the server's own budget bows to it. */
 static int check_ceiling(const struct press_rules *r, struct err *e)
 {
-    if (!is_given(&r->ceiling) || !r->policy->keeps_all)
+    if (!api_budget_given(&r->ceiling) || !r->policy->keeps_all)
         return 0;
     return err_set(e, ERR_INVALID,
                    "kv-budget-max: requests that say nothing would keep a full cache: give a "
@@ -125,7 +92,7 @@ const char *press_policies(const struct press_rules *r, bool windowed)
     if (r->samples == 0 || windowed)
         return all;
     /* the first name and ", " left out */
-    return is_given(&r->ceiling) ? kv_policy_names() + strlen(all) + 2 : kv_policy_names();
+    return api_budget_given(&r->ceiling) ? kv_policy_names() + strlen(all) + 2 : kv_policy_names();
 }
 
 /* ---- one request ------------------------------------------------------------------------------------------------- */
@@ -147,7 +114,7 @@ static int find_policy(const struct press_rules *r, const struct api_compression
 {
     const char *key = preset && !c->policy ? "preset" : "policy";
     const char *name = c->policy ? c->policy : preset ? preset->policy : NULL;
-    const char *field = pressing_field(c);
+    const char *field = api_pressing_field(c);
     char param[64];
     const struct kv_policy *p = name        ? kv_policy_find(name)
                                 : r->policy ? r->policy
@@ -227,13 +194,11 @@ int press_options(struct kv_options *out, const struct press_rules *r,
     set_budget(&o, &r->budget);
     if (preset)
         set_budget(&o, &(struct api_budget){ .fraction = preset->fraction });
-    if (is_given(&c->budget))
+    if (api_budget_given(&c->budget))
         set_budget(&o, &c->budget);
     *out = o;
     return 0;
 }
-
-enum { TAIL_FREE = 128 }; /* tokens of a tail that no ceiling forbids: the default */
 
 /* ---- one prompt -------------------------------------------------------------------------------------------------- */
 
@@ -285,7 +250,7 @@ static int fit_max(struct kv_options *kv, const struct api_compression *c, const
     static const char param[] = "compression.kv.budget_max";
     int max = kv->budget < ceiling / 2 ? 2 * kv->budget : ceiling;
 
-    if (is_given(&c->budget_max)) {
+    if (api_budget_given(&c->budget_max)) {
         TRY(slots(kv, &c->budget_max, p, param, &max, e));
         if (max > ceiling)
             return above_ceiling(e, param, max, ceiling);
@@ -307,14 +272,15 @@ int press_fit(struct kv_options *kv, const struct press_rules *r, const struct a
     int budget, ceiling = 1 << 30;
 
     if (kv->policy->keeps_all)
-        return is_given(&r->ceiling) && c->policy ? keeps_too_much(kv->policy, e) : 0;
+        return api_budget_given(&r->ceiling) && c->policy ? keeps_too_much(kv->policy, e) : 0;
     TRY(slots(kv, &given, &p, param, &budget, e));
-    if (is_given(&r->ceiling))
+    if (api_budget_given(&r->ceiling))
         TRY(slots(kv, &r->ceiling, &p, param, &ceiling, e));
-    if (budget > ceiling && (c->preset || is_given(&c->budget)))
-        return above_ceiling(e, is_given(&c->budget) ? param : "compression.kv.preset", budget,
-                             ceiling);
-    if (is_given(&r->ceiling) && kv->tail > TAIL_FREE && kv->tail > ceiling)
+    if (budget > ceiling && (c->preset || api_budget_given(&c->budget)))
+        return above_ceiling(e, api_budget_given(&c->budget) ? param : "compression.kv.preset",
+                             budget, ceiling);
+    /* no ceiling forbids the shortest tail there is by default */
+    if (api_budget_given(&r->ceiling) && kv->tail > KV_TAIL_LEAST && kv->tail > ceiling)
         return above_ceiling(e, "compression.kv.tail", kv->tail, ceiling);
     /* In slots from here on; the server's own default bows to its ceiling. */
     set_budget(kv, &(struct api_budget){ .tokens = budget < ceiling ? budget : ceiling });
