@@ -121,7 +121,7 @@ static void lose_it(struct http *h)
     assert_told();
     assert_int_equal(get("/v1/models"), 200);
     assert_int_equal(get("/metrics"), 200);
-    assert_true(engine_idle(en));
+    check_clean(en); /* whoever has read the end of an answer may be ahead of the engine */
 }
 
 static void with_front(void (*use)(struct http *h))
