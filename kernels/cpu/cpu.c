@@ -1,7 +1,6 @@
 /* Opening the CPU: which instructions it has, which kernels fill the table, memory. */
 #include "kernels/cpu/cpu.h"
 
-#include <cpuid.h>
 #include <string.h>
 
 #include "kernels/cpu/attend.h"
@@ -9,37 +8,16 @@
 
 /* ---- instruction sets -------------------------------------------------------------------------------------- */
 
-/* Bits of XCR0: register files that the operating system saves. */
-enum { XCR0_YMM = 0x06, XCR0_ZMM = 0xe6 };
-
-static uint32_t xcr0(void)
-{
-    uint32_t lo, hi;
-    __asm__("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
-    return lo;
-}
-
-static bool has(uint32_t reg, uint32_t bits)
-{
-    return (reg & bits) == bits;
-}
-
+/* What the machine and the operating system support. F16C is not asked for: whatever has AVX2 has it. */
 enum cpu_isa cpu_isa_best(void)
 {
-    uint32_t a, b, c, d;
-    /* leaf 1 ecx: FMA, OSXSAVE, AVX, F16C */
-    if (!__get_cpuid(1, &a, &b, &c, &d) || !has(c, 1u << 12 | 1u << 27 | 1u << 28 | 1u << 29))
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma"))
         return CPU_REF;
-    uint32_t saved = xcr0();
-    if (!has(saved, XCR0_YMM) || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !has(b, 1u << 5))
-        return CPU_REF;
-    /* leaf 7.0 ebx: F, DQ, BW, VL; ecx: VNNI */
-    if (!has(saved, XCR0_ZMM) || !has(b, 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31) ||
-        !has(c, 1u << 11))
+    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+        !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl") ||
+        !__builtin_cpu_supports("avx512vnni"))
         return CPU_AVX2;
-    if (a < 1 || !__get_cpuid_count(7, 1, &a, &b, &c, &d) || !has(a, 1u << 5))
-        return CPU_AVX512;
-    return CPU_BF16;
+    return __builtin_cpu_supports("avx512bf16") ? CPU_BF16 : CPU_AVX512;
 }
 
 static int pick_isa(enum cpu_isa *out, const char *word, struct err *e)
