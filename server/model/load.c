@@ -325,18 +325,31 @@ static int stray_form(const struct source *src, const struct slot *slot, int n, 
     return 0;
 }
 
-/* Whether t belongs to one of the first n layers and the pass depends on it: not tables of rope, which it makes itself. */
+static bool among(const char *name, const char *const *list)
+{
+    while (*list != NULL && strcmp(*list, name) != 0)
+        list++;
+    return *list != NULL;
+}
+
+/* Whether the pass depends on t, a tensor of one of the first n layers or one that all share: not on tables of rope, which it
+ * makes itself. */
 static bool matters(const struct tensor *t, int n_layers)
 {
-    static const char *const table[] = { "attn_rot_embd.weight", "rope_freqs.weight" };
+    static const char *const table[] = { "attn_rot_embd.weight", "rope_freqs.weight", NULL };
+    static const char *const shared[] = { "output.bias",
+                                          "output_norm.bias",
+                                          "token_embd_norm.weight",
+                                          "token_embd_norm.bias",
+                                          "position_embd.weight",
+                                          "rope_factors_long.weight",
+                                          "rope_factors_short.weight",
+                                          NULL };
     int layer = 0;
     int at = 0;
-    if (sscanf(t->name, "blk.%9d.%n", &layer, &at) != 1 || at == 0 || layer >= n_layers)
-        return false;
-    for (size_t i = 0; i < sizeof table / sizeof table[0]; i++)
-        if (strcmp(t->name + at, table[i]) == 0)
-            return false;
-    return true;
+    if (sscanf(t->name, "blk.%9d.%n", &layer, &at) != 1 || at == 0)
+        return among(t->name, shared);
+    return layer < n_layers && !among(t->name + at, table);
 }
 
 /* A tensor that is planned to be read by nothing, as the bias of a matrix that has none here, would change every answer. */
