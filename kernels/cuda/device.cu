@@ -152,11 +152,18 @@ static __global__ void which_code(void)
 
 /* Code for sm_90 and up waits for the kernel ahead where it must. What a newer GPU makes of the PTX of sm_80 does not, so it
  * must not begin early. */
-static bool code_overlaps(struct cu_state *s)
+static int load_code(struct cu_state *s, const struct cudaDeviceProp *prop, struct err *e)
 {
     struct cudaFuncAttributes code;
-    return CU_CHECK(s, cudaFuncGetAttributes(&code, (const void *)which_code)) &&
-           code.ptxVersion >= 90;
+    if (!CU_CHECK(s, cudaFuncGetAttributes(&code, (const void *)which_code)))
+        return err_set(
+            e, ERR_DEVICE,
+            "GPU %d, %s, is sm_%d%d: its driver takes no code of this program (%s); a newer "
+            "driver may, or a build with CUDA_ARCHS=%d%d",
+            s->device, prop->name, prop->major, prop->minor, s->error.text, prop->major,
+            prop->minor);
+    s->overlaps = code.ptxVersion >= 90;
+    return 0;
 }
 
 static int pick_device(struct be *be, struct cu_state *s, int device, struct err *e)
@@ -176,9 +183,8 @@ static int pick_device(struct be *be, struct cu_state *s, int device, struct err
     snprintf(be->device, sizeof be->device, "cuda:%d (%.72s)", device, prop.name);
     s->device = device;
     s->n_sm = prop.multiProcessorCount;
-    s->overlaps = code_overlaps(s);
     s->l2_bytes = (size_t)prop.l2CacheSize;
-    return 0;
+    return load_code(s, &prop, e);
 }
 
 static void fill_slots(struct be_ops *ops)

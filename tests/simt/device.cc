@@ -196,7 +196,7 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *a, const void *kernel)
         if (!a || !kernel)
             return cudaErrorInvalidValue;
         a->ptxVersion = a->binaryVersion = 10 * d->major + d->minor;
-        return cudaSuccess;
+        return d->loads ? cudaSuccess : cudaErrorNoKernelImageForDevice;
     });
 }
 
@@ -301,6 +301,11 @@ void simt_set_capability(int major, int minor)
         d->major = major;
         d->minor = minor;
     });
+}
+
+void simt_set_loads(int whether)
+{
+    device_set([=](device *d) { d->loads = whether != 0; });
 }
 
 void simt_stats(struct simt_stats *s)

@@ -258,6 +258,7 @@ struct device {
     std::mutex lock;
 
     int devices = 1, processors = 8, major = 9, minor = 0;
+    bool loads = true; /* the program's code */
     size_t total_bytes = (size_t)8 << 30;
 
     uint64_t seed = 0, random = 0;

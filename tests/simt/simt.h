@@ -34,11 +34,12 @@ void simt_lose_device_after(uint64_t n);
 void simt_fail_malloc_at(uint64_t n);
 
 /* Settings of the device; they hold for what is asked and allocated from then on. Defaults: 1 device, 8 GiB, 8
- * multiprocessors, compute capability 9.0. */
+ * multiprocessors, compute capability 9.0, code that loads. */
 void simt_set_devices(int n);
 void simt_set_memory(size_t bytes);
 void simt_set_processors(int n);
 void simt_set_capability(int major, int minor);
+void simt_set_loads(int whether); /* 0: the driver takes none of the program's code */
 
 struct simt_stats {
     uint64_t launches;         /* kernels that ran */

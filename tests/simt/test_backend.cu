@@ -45,6 +45,7 @@ static int reset(void **state)
     simt_reset();
     simt_set_devices(1);
     simt_set_capability(9, 0);
+    simt_set_loads(1);
     simt_set_memory((size_t)8 << 30);
     struct simt_stats s;
     simt_stats(&s);
@@ -67,6 +68,9 @@ static void test_names(void **)
     simt_set_devices(1);
     simt_set_capability(7, 5);
     assert_int_equal(open_fails("cuda", "sm_75"), ERR_DEVICE);
+    simt_set_capability(12, 0);
+    simt_set_loads(0);
+    assert_int_equal(open_fails("cuda", "sm_120: its driver takes no code"), ERR_DEVICE);
 }
 
 /* Every allocation of an open may fail, on either side: an error, and nothing stays behind. */
