@@ -17,6 +17,10 @@ int press_choose(struct item *t)
     else if (st->n_keep > 0)
         TRY(kv_top(st->score, st->n, st->n_keep, st->keep, t->h.arena));
     ASSERT(kept.n == st->n_keep);
+    for (int i = 0; i < st->n_keep; i++) { /* no merge touches what a system prompt says */
+        int pos = t->h.pos[st->keep[i]];
+        st->exact[i] |= pos >= t->h.opt->sinks && pos < t->h.opt->protect;
+    }
     double mass = (double)st->tail_mass;
     for (int i = 0; i < st->n_keep; i++)
         mass += (double)st->mean[st->keep[i]];

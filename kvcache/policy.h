@@ -51,7 +51,7 @@ struct kv_options {
     int sinks;      /* first tokens always kept; 0: 4, -1: none */
     int window;     /* last tokens always kept, at most a quarter of the budget; 0: 32 */
     int tail; /* tokens beyond the budget that start the next pressing; 0: as the budget, 128 to 256 */
-    int protect; /* first tokens kept as they are (a system prompt), at most a quarter of the budget */
+    int protect; /* first tokens kept (a system prompt), behind the sinks as they are, at most a quarter of the budget */
     int question0,
         question1; /* tokens of the question: [question0, question1); empty: the last tokens */
     float local; /* weight of the local score against the global one; 0: the policy's own; -1: 0 */

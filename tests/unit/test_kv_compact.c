@@ -8,6 +8,7 @@
 #include <cmocka.h>
 
 #include "tests/tools/kv_world.h"
+#include "tests/tools/pressing.h"
 
 enum { N = 300 };
 
@@ -118,6 +119,40 @@ static void test_evict(void **state)
             kv_world_close(&w);
         }
     }
+}
+
+/* The system prompt says what it said, whoever presses and whatever is merged. */
+static void test_protected(void **state)
+{
+    (void)state;
+    static const enum kv_merge merges[] = { KV_MERGE_FIT, KV_MERGE_VALUES, KV_MERGE_MEAN };
+    static struct kv_slots k;
+    for (int i = 0; i < n_pressing(); i++)
+        for (size_t m = 0; m < sizeof merges / sizeof *merges; m++) {
+            struct kv_world w;
+            struct kv_seq s;
+            struct kv_options o = kv_world_options(pressing(i), 64);
+            o.merge = merges[m];
+            o.protect = 12;
+            kv_world_open(&w, KV_F32, 1, false);
+            kv_world_start(&w, &s, &o, N, N + 10);
+            kv_world_press(&w, &s);
+            for (int h = 0; h < KV_ALL; h++) {
+                kv_slots_read(&w, &s, h / KV_HEADS, h % KV_HEADS, &k);
+                for (int j = s.opt.sinks; j < o.protect; j++) {
+                    assert_int_equal(k.pos[j], j);
+                    for (int d = 0; d < KV_DIM; d++) {
+                        float want[2];
+                        for (int kind = 0; kind < 2; kind++)
+                            want[kind] = kv_made_up(KV_F32, kind, h / KV_HEADS, h % KV_HEADS, j, d);
+                        if (k.k[j][d] != want[0] || k.v[j][d] != want[1])
+                            fail_msg("%s, merge %d: slot %d", o.policy->name, (int)o.merge, j);
+                    }
+                }
+            }
+            kv_seq_close(&s, w.p);
+            kv_world_close(&w);
+        }
 }
 
 /* ---- scores ---------------------------------------------------------------------------------------------------- */
@@ -564,13 +599,13 @@ static void test_guard_late(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_untouched),  cmocka_unit_test(test_evict),
-        cmocka_unit_test(test_scores),     cmocka_unit_test(test_stride),
-        cmocka_unit_test(test_bad_stride), cmocka_unit_test(test_prefix),
-        cmocka_unit_test(test_again),      cmocka_unit_test(test_small),
-        cmocka_unit_test(test_late),       cmocka_unit_test(test_guard),
-        cmocka_unit_test(test_remembered), cmocka_unit_test(test_guard_keeps_all),
-        cmocka_unit_test(test_guard_late),
+        cmocka_unit_test(test_untouched),       cmocka_unit_test(test_evict),
+        cmocka_unit_test(test_protected),       cmocka_unit_test(test_scores),
+        cmocka_unit_test(test_stride),          cmocka_unit_test(test_bad_stride),
+        cmocka_unit_test(test_prefix),          cmocka_unit_test(test_again),
+        cmocka_unit_test(test_small),           cmocka_unit_test(test_late),
+        cmocka_unit_test(test_guard),           cmocka_unit_test(test_remembered),
+        cmocka_unit_test(test_guard_keeps_all), cmocka_unit_test(test_guard_late),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
