@@ -90,6 +90,30 @@ static void test_no_room_for_both(void **state)
     kv_world_close(&w);
 }
 
+/* A tail that would not fit when the answer is pressed again is not waited for. */
+static void test_no_room_for_the_tail(void **state)
+{
+    (void)state;
+    struct kv_world w;
+    kv_world_open(&w, KV_BF16, 1, false);
+    int pages = (int)stats(w.p).pages / KV_LAYERS, most = pages * KV_PAGE;
+    int room =
+        (pages - 2) * KV_PAGE; /* tokens beside the spares: two pages a head, as many a layer */
+    struct kv_options o = { .policy = &kv_world_evict, .budget = 16, .split = KV_SPLIT_UNIFORM };
+    struct kv_seq s;
+    struct err e;
+    o.tail = room - KV_PAGE;
+    assert_int_equal(kv_seq_open(&s, w.p, &o, 10, most, &e), 0);
+    assert_non_null(s.spare);
+    kv_seq_close(&s, w.p);
+    o.tail = room - o.budget - 1; /* as many pages for the first time, one more later */
+    assert_int_equal(kv_seq_open(&s, w.p, &o, 10, most, &e), 0);
+    assert_null(s.spare);
+    assert_int_equal(kv_seq_need(&s, w.p, most), stats(w.p).pages);
+    kv_seq_close(&s, w.p);
+    kv_world_close(&w);
+}
+
 /* What fits its budget takes nothing; what may outgrow it takes spares when it does. */
 static void test_reserve_late(void **state)
 {
@@ -312,9 +336,13 @@ static void test_options(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_reserve_spares),   cmocka_unit_test(test_reserve_late),
-        cmocka_unit_test(test_no_room_for_both), cmocka_unit_test(test_keep),
-        cmocka_unit_test(test_prefix_window),    cmocka_unit_test(test_options),
+        cmocka_unit_test(test_reserve_spares),
+        cmocka_unit_test(test_reserve_late),
+        cmocka_unit_test(test_no_room_for_the_tail),
+        cmocka_unit_test(test_no_room_for_both),
+        cmocka_unit_test(test_keep),
+        cmocka_unit_test(test_prefix_window),
+        cmocka_unit_test(test_options),
         cmocka_unit_test(test_reserve_guard),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
