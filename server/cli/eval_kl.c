@@ -105,7 +105,7 @@ static void judge_rows(void *arg, int first, int last, int i_thread)
             row[NLL + s] = r < k->n_next ? peak[s].lse - (double)x[s][k->next[r]] : 0;
         }
         row[DIVERGENCE] = logits_kl(x[REF], x[MODEL], vocab, peak[REF].lse, peak[MODEL].lse);
-        row[SAME] = peak[REF].best == peak[MODEL].best;
+        row[SAME] = isfinite(row[DIVERGENCE]) ? peak[REF].best == peak[MODEL].best : NAN;
         row[LOST] = row[NLL] - row[NLL_REF];
     }
 }

@@ -98,6 +98,8 @@ static int judge_task(struct judge *j, const struct task *t, bool *hit, bool *hi
     TRY(runner_prefill(&j->run, SHARED, j->context.id, n - 1, e));
     for (int i = 0; i < TASK_ENDINGS; i++) {
         TRY(judge_ending(j, &j->whole[i], n, &sum[i], e));
+        if (!isfinite(sum[i]))
+            return err_set(e, ERR_INVALID, "what the model makes of its endings is no number");
         norm[i] = sum[i] / (double)strlen(t->ending[i]);
         best = sum[i] > sum[best] ? i : best;
         best_norm = norm[i] > norm[best_norm] ? i : best_norm;

@@ -117,11 +117,11 @@ int allocation_check(const struct allocation *a, struct err *e)
         return err_set(e, ERR_INVALID,
                        "size: %lld bytes are too few, the smallest that %s can do here is %zu, of "
                        "which %zu are no layer's matrices",
-                       (long long)c->size, c->codec, least + a->rest, a->rest);
+                       (long long)c->size, quantize_codec(c), least + a->rest, a->rest);
     /* rounded up: what is said does */
     return err_set(e, ERR_INVALID,
                    "bits: %g bits a weight are too few, the smallest that %s can do here is %.4f",
-                   a->bits, c->codec, ceil(8 * (double)least / a->weights * 1e4) / 1e4);
+                   a->bits, quantize_codec(c), ceil(8 * (double)least / a->weights * 1e4) / 1e4);
 }
 
 int quantize_check_budget(struct quantize *q, struct err *e)
@@ -169,5 +169,5 @@ const char *quantize_form(const struct quantize *q, const struct slot *s)
 {
     const json_t *choices = json_object_get(json_object_get(q->state, "allocation"), "choice");
     const char *word = json_string_value(json_object_get(choices, s->name));
-    return word != NULL ? word : q->config->codec;
+    return word != NULL ? word : quantize_codec(q->config);
 }

@@ -33,7 +33,7 @@ void bank_remove(const struct quantize *q)
     struct family f;
     struct err e;
     const struct config *c = q->config;
-    if (c->forms[0] != 0 || family_find(&f, q->session.be, c->codec, &e) < 0)
+    if (c->forms[0] != 0 || family_find(&f, q->session.be, quantize_codec(c), &e) < 0)
         return;
     for (int i = 0; i < f.n; i++) {
         char part[FORM_NAME + 8];

@@ -40,14 +40,14 @@ static int check_codes(struct be *be, const struct config *c, const char *word, 
                  : err_set(e, ERR_INVALID,
                            "tune-codes: the codes of %s do not stand alone; those of planes and "
                            "aqlm do",
-                           c->codec);
+                           quantize_codec(c));
 }
 
 int quantize_check_codec(struct be *be, const struct config *c, struct err *e)
 {
     struct family f;
     struct weight w;
-    TRY(family_find(&f, be, c->codec, e));
+    TRY(family_find(&f, be, quantize_codec(c), e));
     bool pareto = c->pareto[0] != 0, budget = quantize_has_budget(c) || pareto;
     if ((c->bits > 0) + (c->size > 0) + pareto > 1)
         return err_set(e, ERR_INVALID,
@@ -68,8 +68,8 @@ int quantize_check_codec(struct be *be, const struct config *c, struct err *e)
         return err_set(e, ERR_INVALID,
                        "codec: %s is a family of forms: give one of them, as %s, or --bits, --size "
                        "or --pareto",
-                       c->codec, f.word[0]);
-    if (weight_open_press(&w, be, c->codec, CODEC_PANEL, PROBE_COLS, e) < 0)
+                       quantize_codec(c), f.word[0]);
+    if (weight_open_press(&w, be, quantize_codec(c), CODEC_PANEL, PROBE_COLS, e) < 0)
         return err_prefix(e, "codec");
     weight_close(&w, be);
     if (budget)
@@ -79,8 +79,8 @@ int quantize_check_codec(struct be *be, const struct config *c, struct err *e)
                        pareto        ? "pareto"
                        : c->bits > 0 ? "bits"
                                      : "size",
-                       c->codec);
-    return check_codes(be, c, c->codec, e);
+                       quantize_codec(c));
+    return check_codes(be, c, quantize_codec(c), e);
 }
 
 /* ---- matrices ---------------------------------------------------------------------------------------------------- */
@@ -157,7 +157,7 @@ void allocation_set_bits(struct allocation *a, double bits)
 int allocation_open(struct allocation *a, struct quantize *q, struct err *e)
 {
     *a = (struct allocation){ .q = q };
-    TRY(family_find(&a->family, q->session.be, q->config->codec, e));
+    TRY(family_find(&a->family, q->session.be, quantize_codec(q->config), e));
     int rc = make_room(a, e);
     if (rc == 0)
         rc = add_matrices(a, e);

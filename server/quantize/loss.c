@@ -102,7 +102,7 @@ static void add_up(struct loss *l, int n)
             t.lost += l->block[b].lost;
             t.all += l->block[b].all;
         }
-        l->p[i].error = t.all > 0 ? t.lost / t.all : 0;
+        l->p[i].error = t.all == 0 ? 0 : t.lost / t.all;
         l->p[i].energy = t.all / n_samples(&l->p[i]);
     }
 }

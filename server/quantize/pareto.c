@@ -217,7 +217,7 @@ static int write_tables(const struct pareto *p, struct err *e)
         "# What bits buy\n\n%s, %s, %d held-out sequences of %d tokens; KL to the unpressed "
         "model, nats a token\n\n"
         "| allocate | asked for | bits a weight in layers | bytes | KL |\n|---|---|---|---|---|\n",
-        p->a.q->config->word[0], p->a.q->config->codec, p->held.n,
+        p->a.q->config->word[0], quantize_codec(p->a.q->config), p->held.n,
         p->held.len < LENGTH ? p->held.len : LENGTH);
     for (int i = 0; row_of(p, i, &r) == 0; i++) {
         buf_addf(&csv, "%s,%s,%.6g,%.0f,%.6g,%.6g\n", r.way, r.asked, r.x.bits, r.x.bytes, r.x.kl,

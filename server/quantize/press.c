@@ -66,6 +66,18 @@ struct press {
     struct err err; /* of the one that failed first */
 };
 
+/* A damaged source must not become a model that looks sound. */
+static int check_numbers(const struct pressed *p, int row0, int n, const float *src, struct err *e)
+{
+    size_t cols = (size_t)p->w.cols;
+    for (int r = 0; r < n; r++)
+        for (size_t k = 0; k < cols; k++)
+            if (!isfinite(src[(size_t)r * cols + k]))
+                return err_set(e, ERR_INVALID, "%s: row %d has a weight that is no number",
+                               p->slot->name, row0 + r);
+    return 0;
+}
+
 static int press_unit(struct press *l, struct pressed *p, int row0, float *src, struct err *e)
 {
     int step = codec_step(p->w.codec);
@@ -73,6 +85,7 @@ static int press_unit(struct press *l, struct pressed *p, int row0, float *src, 
     size_t cols = (size_t)p->w.cols;
     for (int r = 0; r < n; r++)
         quantize_row(l->s->q, p, row0 + r, src + (size_t)r * cols);
+    TRY(check_numbers(p, row0, n, src, e));
     TRY(weight_press(&p->w, row0, n, src, src + l->step, l->m, e));
     if (l->s->layer >= 0)
         progress_add(&l->s->q->bar, (uint64_t)n * cols);
@@ -122,7 +135,9 @@ static int press_whole(struct shard *s, struct pressed *p, const struct moments 
         return err_set(e, ERR_NOMEM, "no memory for %d x %d weights", p->w.rows, p->w.cols);
     for (int r = 0; r < p->w.rows; r++)
         quantize_row(s->q, p, r, src + (size_t)r * cols);
-    int rc = p->w.codec->press_all(&p->w, src, m, s->q->session.be->par, &watch, e);
+    int rc = check_numbers(p, 0, p->w.rows, src, e);
+    if (rc == 0)
+        rc = p->w.codec->press_all(&p->w, src, m, s->q->session.be->par, &watch, e);
     mem_free(src);
     return rc;
 }
@@ -168,7 +183,9 @@ static int plan(const struct quantize *q, struct pressed *p, struct err *e)
         return err_set(e, ERR_NOMEM, "no memory for the numbers of %s", p->slot->name);
     for (int r = 0; r < p->w.rows; r++)
         quantize_row(q, p, r, src + (size_t)r * cols);
-    int rc = weight_plan(&p->w, src, src + floats, q->session.be->isa, e);
+    int rc = check_numbers(p, 0, p->w.rows, src, e);
+    if (rc == 0)
+        rc = weight_plan(&p->w, src, src + floats, q->session.be->isa, e);
     mem_free(src);
     return rc;
 }

@@ -20,9 +20,17 @@ enum { PATH_SIZE = 4096 };
 
 /* ---- opening ----------------------------------------------------------------------------------------------------- */
 
+const char *quantize_codec(const struct config *c)
+{
+    bool budget = quantize_has_budget(c) || c->pareto[0] != 0;
+    if (strcmp(c->codec, "auto") != 0)
+        return c->codec;
+    return budget ? "trellis" : "trellis2";
+}
+
 const char *quantize_head(const struct config *c)
 {
-    return strcmp(c->head, "auto") == 0 ? weight_head(c->codec) : c->head;
+    return strcmp(c->head, "auto") == 0 ? weight_head(quantize_codec(c)) : c->head;
 }
 
 /* Whether a codec knows the word. */
@@ -83,7 +91,7 @@ static int start_over(const char *out, struct err *e)
 /* Folders of the aqlm codec are for transformers too, which asks config.json alone how rope is scaled. */
 static void warn_of_factors(const struct quantize *q)
 {
-    if (q->model->rope_factor != NULL && strncmp(q->config->codec, "aqlm", 4) == 0)
+    if (q->model->rope_factor != NULL && strncmp(quantize_codec(q->config), "aqlm", 4) == 0)
         LOG(W, "rope_factors",
             "note=\"the file has factors of rope that other programs will not find: add "
             "rope_scaling to config.json for them\"");

@@ -87,6 +87,8 @@ int quantize_open_text(struct quantize *q, struct err *e) WARN_UNUSED;
 /* The same with the model and text that q has opened, for other options: c->word[1] is there afterwards, whole. It may be there
  * before, or a part of it. ERR_INVALID: with other options than c's. */
 int quantize_whole(const struct quantize *q, const struct config *c, struct err *e) WARN_UNUSED;
+/* The form of the layers' matrices, or the family; never "auto". */
+const char *quantize_codec(const struct config *c);
 /* The form of the embedding and the head. */
 const char *quantize_head(const struct config *c);
 

@@ -36,7 +36,8 @@ static int note_spread(struct layer_spread *s, const struct pressed *p, double l
     if (row == NULL)
         return err_set(e, ERR_NOMEM, "no memory for %s", p->slot->name);
     double all = p->energy / (double)s->sums.n_rows;
-    double spread = all > 0 ? weight_square(&p->w, row) * losses / all : 1; /* no outputs to lose */
+    double spread =
+        all == 0 ? 1 : weight_square(&p->w, row) * losses / all; /* 1: no outputs to lose */
     mem_free(row);
     if (!isfinite(spread) || !(spread > 0))
         return err_set(e, ERR_INVALID, "%s: its outputs on the calibration text are no numbers",

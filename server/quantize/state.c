@@ -11,7 +11,7 @@
 #include "server/model/folder.h"
 #include "server/quantize/allocate.h"
 
-enum { VERSION = 3 };
+enum { VERSION = 4 };
 
 /* OUT.part; a run that writes no model has its notes in OUT. */
 static const char *notes_folder(const struct quantize *q)
@@ -33,7 +33,19 @@ static json_t *hex(uint64_t v)
     return json_string(text);
 }
 
-/* NULL: no memory. */
+/* What the tensors do not say of the model. */
+static uint64_t config_hash(const struct model_config *m)
+{
+    char text[256];
+    int n = snprintf(text, sizeof text, "%d %d %d %d %d %.9g %d %.9g %d %d %d %.9g %.9g %.9g %d",
+                     m->n_layers, m->dim, m->n_heads, m->n_kv_heads, m->head_dim,
+                     (double)m->norm_eps, m->window, (double)m->rope_theta, m->rope_dim,
+                     (int)m->rope_half_split, (int)m->rope_scaling, (double)m->rope_factor,
+                     (double)m->rope_low_freq, (double)m->rope_high_freq, m->rope_ctx);
+    return XXH3_64bits(text, strnlen(text, n > 0 ? sizeof text : 0));
+}
+
+/* NULL: no memory. cpu: its levels add up in other orders. */
 static json_t *make_options(const struct quantize *q)
 {
     const struct config *c = q->config;
@@ -42,12 +54,13 @@ static json_t *make_options(const struct quantize *q)
     int64_t generations = strcmp(allocate, "evopress") == 0 ? c->generations : 0;
     size_t bytes = (size_t)q->text.n * (size_t)q->text.len * sizeof *q->text.token;
     return json_pack(
-        "{s:i, s:s, s:f, s:I, s:s, s:I, s:s, s:i, s:i, s:f, s:i, s:i, s:o, s:o}", "version",
-        VERSION, "codec", c->codec, "bits", c->bits, "size", (json_int_t)c->size, "allocate",
-        allocate, "generations", (json_int_t)generations, "head", quantize_head(c), "tokens",
-        q->text.n * q->text.len, "context", q->text.len, "damp", c->damp, "tune", (int)c->tune,
-        "tune_codes", (int)c->tune_codes, "model", hex(model_hash(q->model)), "calibrate",
-        hex(XXH3_64bits(q->text.token, bytes)));
+        "{s:i, s:s, s:f, s:I, s:s, s:I, s:s, s:i, s:i, s:f, s:i, s:i, s:s, s:o, s:o, s:o}",
+        "version", VERSION, "codec", quantize_codec(c), "bits", c->bits, "size",
+        (json_int_t)c->size, "allocate", allocate, "generations", (json_int_t)generations, "head",
+        quantize_head(c), "tokens", q->text.n * q->text.len, "context", q->text.len, "damp",
+        c->damp, "tune", (int)c->tune, "tune_codes", (int)c->tune_codes, "cpu",
+        cpu_isa_name(q->session.be->isa), "model", hex(model_hash(q->model)), "config",
+        hex(config_hash(&q->model->config)), "calibrate", hex(XXH3_64bits(q->text.token, bytes)));
 }
 
 static int append(const char *text, size_t n, void *out)

@@ -1,4 +1,5 @@
 #include <string.h>
+#include <unistd.h>
 
 #include "server/base/mem.h"
 #include "server/cli/fetch.h"
@@ -20,7 +21,7 @@ static int fetch_recipe(const char *name, struct err *e)
 static int open_texts(struct texts *t, const char *list, struct err *e)
 {
     int rc = texts_open(t, list, e);
-    if (rc != ERR_NOTFOUND || strpbrk(list, "/,") != NULL)
+    if (rc != ERR_NOTFOUND || strpbrk(list, "/,") != NULL || access(list, F_OK) == 0)
         return rc;
     struct err why;
     rc = fetch_recipe(list, &why);

@@ -260,6 +260,19 @@ int toy_write(const char *path, uint64_t seed, struct err *e)
 
 /* ---- opening ------------------------------------------------------------------------------------------------- */
 
+void toy_spoil(const char *path, const char *tensor)
+{
+    struct source *src;
+    struct err e;
+    FILE *f = fopen(path, "r+b");
+    ASSERT(f != NULL && source_open(&src, path, &e) == 0);
+    const struct tensor *t = source_find(src, tensor);
+    ASSERT(t != NULL && fseek(f, (long)t->offset, SEEK_SET) == 0);
+    ASSERT(fwrite(&(float){ NAN }, sizeof(float), 1, f) == 1);
+    ASSERT(fclose(f) == 0);
+    source_close(src);
+}
+
 int toy_open(struct toy *t, uint64_t seed, const char *isa, int n_threads,
              const struct model_options *o, struct err *e)
 {

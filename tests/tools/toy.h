@@ -24,6 +24,8 @@ struct toy {
 
 /* Writes the file only: ids 0 <unk>, 1 <s>, 2 </s>, 3 to 258 the bytes, then letters and a few merges. */
 int toy_write(const char *path, uint64_t seed, struct err *e) WARN_UNUSED;
+/* The first number of a tensor of the file becomes NaN. */
+void toy_spoil(const char *path, const char *tensor);
 /* Writes it below $TMPDIR or /tmp and opens it. isa as in struct be_config, threads 0: all. o NULL: weights as they are. */
 int toy_open(struct toy *t, uint64_t seed, const char *isa, int n_threads,
              const struct model_options *o, struct err *e) WARN_UNUSED;

@@ -242,6 +242,31 @@ static void refuses_what_does_not_fit(void **state)
     config_free(&c);
 }
 
+/* NaN is not the likeliest ending, nor is the first for want of a likelier. */
+static void refuses_no_numbers(void **state)
+{
+    struct toy bad;
+    struct config c;
+    struct tasks t;
+    struct tasks_result r;
+    struct err e;
+    (void)state;
+    assert_int_equal(toy_open(&bad, 7, NULL, 1, NULL, &e), 0);
+    model_close(bad.model);
+    toy_spoil(bad.path, "output_norm.weight");
+    assert_int_equal(
+        model_open(&bad.model, bad.path, &(struct model_options){ .weights = "auto" }, bad.be, &e),
+        0);
+    assert_int_equal(config_parse(&c, CONFIG_EVAL, 0, NULL, &e), 0);
+    assert_int_equal(tasks_open(&t, write_text("good", GOOD), 1, &e), 0);
+    assert_int_equal(tasks_measure(bad.model, &t, &c, &r, &e), ERR_INVALID);
+    assert_non_null(
+        strstr(e.text, "the task at line 1: what the model makes of its endings is no number"));
+    tasks_close(&t);
+    config_free(&c);
+    toy_close(&bad);
+}
+
 static void prints_json(void **state)
 {
     (void)state;
@@ -267,6 +292,7 @@ int main(void)
         cmocka_unit_test(has_one_order_a_seed),
         cmocka_unit_test(answers_as_a_plain_loop),
         cmocka_unit_test(refuses_what_does_not_fit),
+        cmocka_unit_test(refuses_no_numbers),
         cmocka_unit_test(prints_json),
     };
     return cmocka_run_group_tests(tests, open_toy, close_toy);

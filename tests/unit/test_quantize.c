@@ -332,6 +332,16 @@ static void keeps_to_its_options(void **state)
         must_fail("w2", more, ERR_INVALID, says);
         must_fail("w2", more, ERR_INVALID, "--force");
     }
+    /* what the tensors do not say of the model is an option as well */
+    struct err e;
+    json_t *config = json_load_file(joined("model", "config.json"), 0, NULL);
+    assert_int_equal(rename(joined("model", "config.json"), joined("model", "kept")), 0);
+    assert_int_equal(json_object_set_new(config, "rope_theta", json_real(5e5)), 0);
+    assert_int_equal(json_dump_file(config, joined("model", "config.json"), 0), 0);
+    assert_int_equal(run("w2", NULL, &e), ERR_INVALID);
+    assert_non_null(strstr(e.text, "was begun with config "));
+    assert_int_equal(rename(joined("model", "kept"), joined("model", "config.json")), 0);
+    json_decref(config);
     /* not the folder of a run that is at work */
     int fd = open(in_root("w2.part"), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     assert_int_equal(flock(fd, LOCK_EX), 0);
@@ -342,8 +352,44 @@ static void keeps_to_its_options(void **state)
     same_folders("q8", "w2");
 }
 
+/* No model that looks sound is made of a damaged one. */
+static void refuses_no_numbers(void **state)
+{
+    static const char *const codec[] = { "--codec=q4", "--codec=planes2g32", "--codec=aqlm1x8g8",
+                                         "--codec=lowrank16+trellis2" };
+    struct err e;
+    (void)state;
+    assert_int_equal(toy_write(in_root("bad.gguf"), 3, &e), 0);
+    toy_spoil(in_root("bad.gguf"), "blk.1.ffn_up.weight");
+    for (size_t i = 0; i < sizeof codec / sizeof *codec; i++) {
+        const char *const more[] = { codec[i], "--force", NULL };
+        assert_int_equal(run_on("bad.gguf", "bad", more, &e), ERR_INVALID);
+        if (strstr(e.text, "blk.1.ffn_up.weight: row 0 has a weight that is no number") == NULL)
+            fail_msg("%s: %s", codec[i], e.text);
+    }
+    fetch_remove(in_root("bad.part"));
+}
+
+/* The word for whoever does not care which. */
+static void chooses_a_codec(void **state)
+{
+    static const char *const any[] = { "--codec=auto", NULL };
+    static const char *const budget[] = { "--codec=auto", "--bits=11", NULL };
+    (void)state;
+    must_run("any", any);
+    json_t *notes = notes_of("any");
+    const json_t *options = json_object_get(notes, "options");
+    assert_string_equal(json_string_value(json_object_get(options, "codec")), "trellis2");
+    json_decref(notes);
+    must_run("budget", budget);
+    assert_true(bits_of("budget") <= 11 && bits_of("budget") > 9);
+    fetch_remove(in_root("any"));
+    fetch_remove(in_root("budget"));
+}
+
 static void says_what_is_wrong(void **state)
 {
+    static const char *const no_txt[] = { "--calibrate=empty", NULL };
     static const char *const bad_codec[] = { "--codec=q4x", NULL };
     static const char *const bad_head[] = { "--head=", NULL };
     static const char *const slow[] = { "--codec=aqlm1x16g8", NULL };
@@ -357,6 +403,13 @@ static void says_what_is_wrong(void **state)
     must_fail("x", no_text, ERR_NOTFOUND, "/nonexistent/text");
     must_fail("q8", NULL, ERR_INVALID, "q8"); /* it is there */
     must_fail("text.txt/x", NULL, ERR_INVALID, "text.txt/x");
+    /* a folder of the working directory, without a slash in its name */
+    char was[4096];
+    assert_non_null(getcwd(was, sizeof was));
+    assert_int_equal(mkdir(in_root("empty"), 0755), 0);
+    assert_int_equal(chdir(in_root(".")), 0);
+    must_fail("x", no_txt, ERR_NOTFOUND, "empty holds no .txt file");
+    assert_int_equal(chdir(was), 0);
     assert_false(there(in_root("x")) || there(in_root("x.part")));
     /* a folder with shards of another making is not touched, forced or not */
     static const char *const forced[] = { "--force", NULL };
@@ -385,6 +438,7 @@ int main(void)
         cmocka_unit_test(presses_to_every_form), cmocka_unit_test(makes_folders_for_others),
         cmocka_unit_test(presses_sums),          cmocka_unit_test(survives_signals),
         cmocka_unit_test(takes_no_more_tokens),  cmocka_unit_test(keeps_to_its_options),
+        cmocka_unit_test(refuses_no_numbers),    cmocka_unit_test(chooses_a_codec),
         cmocka_unit_test(says_what_is_wrong),    cmocka_unit_test(survives_lack_of_memory),
     };
     log_setup(&(struct log_config){ .level = LOG_E });
