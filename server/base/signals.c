@@ -23,6 +23,8 @@ static void *take_signals(void *arg)
         int sig;
         if (sigwait(&set, &sig) != 0)
             continue;
+        if (sig == SIGTERM && atomic_load(&first) != 0)
+            continue;
         if (!atomic_exchange(&keep, false)) {
             log_text("wring: stopped\n");
             _exit(1);
