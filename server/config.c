@@ -78,7 +78,7 @@ static const struct option table[] = {
     { NULL, "text", STR, AT(text), V, "gutenberg", 0, 0, NULL, "kv: texts, comma separated: files, folders of .txt files, or recipes" },
     { NULL, "base", STR, AT(base), V, "", 0, 0, NULL, "kv: of --policies, those that the others are compared with" },
     { NULL, "out", STR, AT(out), V, "eval-kv", 0, 0, NULL, "kv: folder of the results; what is there already is not measured again" },
-    { "Quantizing", "codec", STR, AT(codec), Q, "trellis2", 0, 0, NULL, "form of the matrices in the layers; with --bits or --size the family that their forms are chosen from, as trellis" },
+    { "Quantizing", "codec", STR, AT(codec), Q, "auto", 0, 0, NULL, "form of the matrices in the layers; with --bits or --size the family that their forms are chosen from, as trellis; auto: trellis2, or trellis" },
     { NULL, "bits", NUM, AT(bits), Q, "0", 0, 32, NULL, "most bits a weight in the mean over the layers' matrices, scales included; 0: --codec is one form for all" },
     { NULL, "size", BYTES, AT(size), Q, "0", 0, 1e15, NULL, "instead of --bits: most bytes that all tensors of the folder may take, head and norms included, as 40M or 2G" },
     { NULL, "pareto", STR, AT(pareto), Q, "", 0, 0, NULL, "instead of --bits: budgets in bits a weight, comma separated, as 2.2,2.5,3; no model is written, OUT gets a table and a plot of what each costs" },
@@ -239,6 +239,22 @@ static int set_pair(const struct file *f, const yaml_node_t *k, const yaml_node_
     return 0;
 }
 
+/* YAML has each key of a mapping once, which its parser leaves to us. */
+static int check_once(yaml_document_t *doc, const yaml_node_pair_t *p, struct err *e)
+{
+    const yaml_node_t *key = yaml_document_get_node(doc, p->key);
+    const yaml_node_pair_t *q = yaml_document_get_root_node(doc)->data.mapping.pairs.start;
+    for (; q < p && key->type == YAML_SCALAR_NODE; q++) {
+        const yaml_node_t *other = yaml_document_get_node(doc, q->key);
+        if (other->type == YAML_SCALAR_NODE && strcmp((const char *)other->data.scalar.value,
+                                                      (const char *)key->data.scalar.value) == 0)
+            return err_set(e, ERR_FORMAT, "line %lu: %s is there twice",
+                           (unsigned long)key->start_mark.line + 1,
+                           (const char *)key->data.scalar.value);
+    }
+    return 0;
+}
+
 static int read_document(const struct file *f, yaml_document_t *doc, struct err *e)
 {
     const yaml_node_t *root = yaml_document_get_root_node(doc);
@@ -247,9 +263,11 @@ static int read_document(const struct file *f, yaml_document_t *doc, struct err 
     if (root->type != YAML_MAPPING_NODE)
         return err_set(e, ERR_FORMAT, "a mapping of options to values is expected");
     for (yaml_node_pair_t *p = root->data.mapping.pairs.start; p < root->data.mapping.pairs.top;
-         p++)
+         p++) {
+        TRY(check_once(doc, p, e));
         TRY(set_pair(f, yaml_document_get_node(doc, p->key), yaml_document_get_node(doc, p->value),
                      e));
+    }
     return 0;
 }
 

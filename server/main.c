@@ -8,7 +8,7 @@
 #include "server/cli/cli.h"
 #include "server/version.h"
 
-static const struct {
+static const struct text {
     const char *name;
     int (*make)(struct buf *);
     const char *help;
@@ -60,6 +60,20 @@ static int no_command(const char *name)
     return usage(stderr);
 }
 
+static int no_words(const char *name, const char *word)
+{
+    fprintf(stderr, "wring %s: takes no \"%s\", nor anything else\n", name, word);
+    return 2;
+}
+
+static const struct text *find_text(const char *name)
+{
+    for (int i = 0; i < N_TEXTS; i++)
+        if (strcmp(name, texts[i].name) == 0)
+            return &texts[i];
+    return NULL;
+}
+
 static const struct cmd *find(const char *name)
 {
     for (const struct cmd *c = cmd_list; c->name != NULL; c++)
@@ -75,9 +89,8 @@ static int help(int argc, char **argv)
     const struct cmd *c = argc > 0 ? find(argv[0]) : NULL;
     if (c != NULL)
         return c->run(1, (char *[]){ option, NULL });
-    bool known = argc == 0 || strcmp(argv[0], "version") == 0 || strcmp(argv[0], "help") == 0;
-    for (int i = 0; i < N_TEXTS; i++)
-        known = known || strcmp(argv[0], texts[i].name) == 0;
+    bool known = argc == 0 || strcmp(argv[0], "version") == 0 || strcmp(argv[0], "help") == 0 ||
+                 find_text(argv[0]) != NULL;
     return known ? usage(stdout) : no_command(argv[0]);
 }
 
@@ -88,11 +101,14 @@ static int run(int argc, char **argv)
     const char *name = argv[1];
     if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0 || strcmp(name, "help") == 0)
         return help(argc - 2, argv + 2);
-    if (strcmp(name, "--version") == 0 || strcmp(name, "version") == 0)
+    bool version = strcmp(name, "--version") == 0 || strcmp(name, "version") == 0;
+    const struct text *text = find_text(name);
+    if ((version || text != NULL) && argc > 2)
+        return no_words(name, argv[2]);
+    if (version)
         return printf("wring %s\n", WRING_VERSION) < 0;
-    for (int i = 0; i < N_TEXTS; i++)
-        if (strcmp(name, texts[i].name) == 0)
-            return print_text(texts[i].make);
+    if (text != NULL)
+        return print_text(text->make);
     const struct cmd *c = find(name);
     return c != NULL ? c->run(argc - 2, argv + 2) : no_command(name);
 }

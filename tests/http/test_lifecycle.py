@@ -256,3 +256,6 @@ def test_help_names_every_command(folder):
     assert run("help", "serve").stdout == run("serve", "--help").stdout != run("help").stdout
     r = run("help", "nothing")
     assert r.returncode == 2 and 'no command "nothing"' in r.stderr and not r.stdout
+    for command in ["options", "sample-config", "version"]:
+        r = run(command, "extra")
+        assert r.returncode == 2 and 'no "extra"' in r.stderr and not r.stdout

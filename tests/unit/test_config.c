@@ -89,6 +89,7 @@ static void reads_yaml(void **state)
         { "host: x\nport: abc\n", "line 2: port" },
         { "- 1", "a mapping" },
         { "port: {", "not YAML" },
+        { "port: 1\nhost: localhost\nport: 2\n", "line 3: port is there twice" },
     };
     struct config c;
     struct err e = { 0 };
