@@ -41,8 +41,13 @@ static int parse_format(const struct field_at *at)
                      type.p);
 }
 
-/* Fields by which other servers constrain the answer, and those that tools had before: without what they ask for, the answer
- * would look like one that has it. */
+static bool asks(const json_t *v)
+{
+    return v != NULL && !json_is_false(v) && !(json_is_integer(v) && json_integer_value(v) == 0);
+}
+
+/* Fields by which other servers shape prompt or answer, and those that tools had before: without what they ask for, the answer
+ * would look like one that has it. What asks for nothing, false or 0, passes. */
 static int refuse_foreign(const struct field_at *at)
 {
     static const char no_constraint[] = "is not supported; this server does not constrain output.";
@@ -56,11 +61,16 @@ static int refuse_foreign(const struct field_at *at)
         { "structured_outputs", no_constraint },
         { "grammar", no_constraint },
         { "json_schema", no_constraint },
+        { "continue_final_message", "is not supported; /v1/completions continues a text." },
+        { "chat_template", "is not supported; the model's own is used." },
+        { "min_tokens", "is not supported; 'ignore_eos' keeps an answer going to 'max_tokens'." },
+        { "include_stop_str_in_output", "is not supported." },
+        { "prompt_logprobs", "is not supported; use 'echo' and 'logprobs' of /v1/completions." },
         { "functions", "is not supported; use 'tools'." },
         { "function_call", "is not supported; use 'tools' and 'tool_choice'." },
     };
     for (size_t i = 0; i < sizeof(f) / sizeof(f[0]); i++)
-        if (field_get(at, f[i].key))
+        if (asks(field_get(at, f[i].key)))
             return unsupported(at->err, f[i].key, f[i].why);
     return 0;
 }

@@ -103,7 +103,7 @@ static int find_marks(const struct tokenizer *tok, const json_t *messages, struc
         const char *role = json_string_value(json_object_get(message, "role"));
         bool found = find_content(out, message, &from, &start);
         missed += !found;
-        if (found && i == 0 && strcmp(role, "system") == 0)
+        if (found && i == 0 && (strcmp(role, "system") == 0 || strcmp(role, "developer") == 0))
             system = from;
         if (strcmp(role, "user") == 0) {
             question0 = found ? start : 0;

@@ -267,7 +267,7 @@ static enum MHD_Result answer_detokenize(struct request *r)
         return route_error(r, &e);
     buf_init(&text, REPLY_MAX);
     buf_init(&out, REPLY_MAX);
-    int rc = tok_decode(r->h->model->tok, d.ids, d.n_ids, false, &text);
+    int rc = tok_decode(r->h->model->tok, d.ids, d.n_ids, true, &text);
     if (rc == 0)
         api_detokenize_write(buf_str(&text), text.len, &out);
     buf_free(&text);

@@ -250,13 +250,25 @@ static void completion_refuses(void **state)
     expect_bad(API_COMPLETION, c, sizeof(c) / sizeof(c[0]));
 }
 
-/* Asked for in the words of other servers; null is nothing asked. */
+/* Asked for in the words of other servers; null, false and 0 ask for nothing. */
 static void constraints_are_refused(void **state)
 {
     (void)state;
     static const char *const field[] = {
-        "guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs",
-        "grammar",     "json_schema",  "functions",     "function_call",
+        "guided_json",
+        "guided_regex",
+        "guided_choice",
+        "guided_grammar",
+        "structured_outputs",
+        "grammar",
+        "json_schema",
+        "functions",
+        "function_call",
+        "continue_final_message",
+        "chat_template",
+        "min_tokens",
+        "include_stop_str_in_output",
+        "prompt_logprobs",
     };
     for (size_t i = 0; i < sizeof(field) / sizeof(field[0]); i++) {
         struct api_request r;
@@ -265,9 +277,12 @@ static void constraints_are_refused(void **state)
         snprintf(text, sizeof(text), "{\"prompt\":\"a\",\"%s\":\"x\"}", field[i]);
         expect_bad(API_CHAT, &(struct bad_case){ chat, field[i], "unsupported_value" }, 1);
         expect_bad(API_COMPLETION, &(struct bad_case){ text, field[i], "unsupported_value" }, 1);
-        snprintf(chat, sizeof(chat), "{" MSG ",\"%s\":null}", field[i]);
-        parse(&r, API_CHAT, chat);
-        api_request_free(&r);
+        static const char *const nothing[] = { "null", "false", "0" };
+        for (size_t k = 0; k < sizeof(nothing) / sizeof(nothing[0]); k++) {
+            snprintf(chat, sizeof(chat), "{" MSG ",\"%s\":%s}", field[i], nothing[k]);
+            parse(&r, API_CHAT, chat);
+            api_request_free(&r);
+        }
     }
 }
 

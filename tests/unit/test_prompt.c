@@ -92,6 +92,8 @@ static void finds_question_and_system(void **state)
     check(chatml, USER("Who are you?"), "Who are you?", "");
     check(chatml, USER("  Who are you?\\n\\n"), "Who are you?", "");
     check(chatml, SYSTEM("Be brief.") "," USER("Who?"), "Who?", " <|system|>\nBe brief.");
+    check(chatml, "{\"role\":\"developer\",\"content\":\"Be brief.\"}," USER("Who?"), "Who?",
+          " <|system|>\nBe brief.");
     /* The last user message, although its text stands in others too. */
     check(chatml, SYSTEM("a") "," USER("b") "," ANSWER("a b c") "," USER("b"), "b",
           " <|system|>\na");
