@@ -127,6 +127,17 @@ void submit(struct engine *en, struct run *r)
         fail_msg("%s", e.text);
 }
 
+void submit_all(struct engine *en, struct run *r, int n)
+{
+    struct job *job[64];
+    struct err e;
+    assert_in_range(n, 1, 64);
+    for (int i = 0; i < n; i++)
+        job[i] = &r[i].job;
+    if (engine_submit(en, job, n, &e) < 0)
+        fail_msg("%s", e.text);
+}
+
 void wait_done(struct run *r)
 {
     while (sem_wait(&r->done) < 0)

@@ -44,6 +44,8 @@ void make_pressed(struct run *r, int i, int kind, int n_prompt, int max_tokens);
 struct engine *open_engine(const struct engine_config *c);
 int try_submit(struct engine *en, struct run *r, struct err *e) WARN_UNUSED;
 void submit(struct engine *en, struct run *r); /* which must not fail */
+/* n of them, at most 64, at once: the engine cannot be ahead of who submits. */
+void submit_all(struct engine *en, struct run *r, int n);
 void wait_done(struct run *r);
 /* Waits until nothing runs and nothing waits; then the pages must add up. */
 void check_clean(struct engine *en);

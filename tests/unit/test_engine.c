@@ -273,7 +273,7 @@ static void test_choices(void **state)
 static void test_choices_preempted(void **state)
 {
     (void)state;
-    static struct run alone[N_CHOICES], r[2][N_CHOICES];
+    static struct run alone[N_CHOICES], r[2 * N_CHOICES];
     struct engine_config c = plain;
     make_choices(alone, 400);
     for (int i = 0; i < N_CHOICES; i++)
@@ -282,16 +282,14 @@ static void test_choices_preempted(void **state)
     c.max_batch = 16;
     c.kv_tokens = 512;
     struct engine *en = open_engine(&c);
-    make_choices(r[0], 400);
-    make_choices(r[1], 400);
-    for (int i = 0; i < N_CHOICES; i++)
-        submit(en, &r[0][i]);
-    run_choices(en, r[1], 0);
-    for (int i = 0; i < N_CHOICES; i++) {
-        wait_done(&r[0][i]);
-        assert_same(&alone[i], &r[0][i]);
-        assert_same(&alone[i], &r[1][i]);
+    make_choices(r, 400);
+    make_choices(r + N_CHOICES, 400);
+    submit_all(en, r, 2 * N_CHOICES);
+    for (int i = 0; i < 2 * N_CHOICES; i++) {
+        wait_done(&r[i]);
+        assert_same(&alone[i % N_CHOICES], &r[i]);
     }
+    check_clean(en);
     assert_true(atomic_load(&engine_stats(en)->preemptions) > 0);
     engine_close(en);
 }

@@ -30,8 +30,7 @@ static void run_together(const struct engine_config *c, uint64_t *preemptions)
 {
     struct engine *en = open_engine(c);
     make_jobs(other);
-    for (int i = 0; i < N_RUNS; i++)
-        submit(en, &other[i]);
+    submit_all(en, other, N_RUNS);
     for (int i = 0; i < N_RUNS; i++)
         wait_done(&other[i]);
     check_clean(en);

@@ -190,14 +190,11 @@ static void test_memory(void **state)
     struct err e;
     set_far(true);
     en = open_engine(&plain);
-    struct job *job[8]; /* taken together: a job that is admitted beside others allocates */
     for (int i = 0; i < 8; i++) {
-        struct run *r = &far_run[i];
-        make_run(r, 0, 10, 100);
-        r->job.sample = grid[N_RUNS - 8 + i].p;
-        job[i] = &r->job;
+        make_run(&far_run[i], 0, 10, 100);
+        far_run[i].job.sample = grid[N_RUNS - 8 + i].p;
     }
-    assert_int_equal(engine_submit(en, job, 8, &e), 0);
+    submit_all(en, far_run, 8); /* one that is admitted beside others allocates */
     for (int i = 0; i < 8; i++) {
         wait_done(&far_run[i]);
         assert_true(far_run[i].calls_early > 0);
@@ -231,8 +228,7 @@ static void test_lost(void **state)
     assert_int_equal(engine_error(en, &e), 0);
     for (int i = 0; i < 4; i++)
         make_run(&far_run[i], i, 20, 100);
-    for (int i = 0; i < 3; i++)
-        submit(en, &far_run[i]);
+    submit_all(en, far_run, 3);
     for (int i = 0; i < 3; i++) {
         wait_done(&far_run[i]);
         assert_int_equal(far_run[i].finish, FINISH_ERROR);

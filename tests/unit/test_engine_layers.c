@@ -295,8 +295,7 @@ static void crowd(const struct engine_config *c, const struct run *alone, uint64
     static struct run r[CROWD];
     struct engine *en = open_engine(c);
     make_crowd(r);
-    for (int i = 0; i < CROWD; i++)
-        submit(en, &r[i]);
+    submit_all(en, r, CROWD);
     for (int i = 0; i < CROWD; i++)
         wait_done(&r[i]);
     check_clean(en);
@@ -339,9 +338,13 @@ static struct engine *watched;
 /* While a long prompt is computed: steps between two tokens of a decoding neighbour, and its tokens. */
 static int most_waited, n_beside;
 static uint64_t last_step;
+static sem_t long_there; /* the prompt: the neighbour goes no further than its third token before */
 
 static void watch(struct job *j, const struct job_event *ev)
 {
+    const struct run *r = j->user;
+    while (ev->kind == JOB_TOKEN && r->n_tokens == 3 && sem_wait(&long_there) < 0)
+        ;
     uint64_t now = atomic_load(&watched->stats.steps);
     if (ev->kind == JOB_TOKEN && last_step > 0 && layers_busy(watched)) {
         int waited = (int)(now - last_step);
@@ -366,13 +369,16 @@ static void test_fair(void **state)
     make_run(&beside, 0, 20, 600);
     beside.job.on_event = watch;
     make_long(&r, 0, 1100, 1);
+    sem_init(&long_there, 0, 0);
     submit(watched, &beside);
     while (atomic_load(&watched->stats.generation_tokens) < 3)
         usleep(50);
     submit(watched, &r);
+    sem_post(&long_there);
     wait_done(&r);
     engine_cancel(watched, &beside.job);
     wait_done(&beside);
+    sem_destroy(&long_there);
     assert_int_equal(most_waited, 1);
     assert_true(n_beside >= 1100 / 32 && n_beside < 2 * 1100 / 32);
     check_clean(watched);
@@ -516,11 +522,16 @@ static void test_cancel(void **state)
         hang_up.job = &r.job;
         hang_up.layer = i / 3;
         hang_up.n_tokens = tokens[i % 3];
+        sem_t both; /* are there */
+        sem_init(&both, 0, 0);
+        beside.gate = &both;
         submit(watched, &beside);
         submit(watched, &r);
+        sem_post(&both);
         wait_done(&r);
         engine_cancel(watched, &beside.job);
         wait_done(&beside);
+        sem_destroy(&both);
         assert_true(hang_up.done);
         assert_int_equal(r.finish, FINISH_CANCELLED);
         assert_int_equal(r.n_prompt_events, 0);

@@ -113,8 +113,8 @@ static void test_room(void **state)
             else
                 make_run(&r[i], i, 1200, 150);
             r[i].job.on_event = watch;
-            submit(watched, &r[i]);
         }
+        submit_all(watched, r, 12);
         for (int i = 0; i < 12; i++) {
             wait_done(&r[i]);
             assert_int_equal(r[i].finish, FINISH_LENGTH);
@@ -325,8 +325,8 @@ static void test_cancel(void **state)
             r[i].job.prompt_logprobs = i % 5 == 0;
             r[i].cancel_in = i % 2 == 0 ? en : NULL;
             r[i].cancel_at = (i * 7 + round) % 140;
-            submit(en, &r[i]);
         }
+        submit_all(en, r, 24);
         for (int i = 23; i >= 0; i--) {
             if (i % 3 == 0)
                 engine_cancel(en, &r[i].job);
@@ -364,8 +364,7 @@ static int run_three(struct run *r, uint64_t n, uint64_t *calls, uint64_t *swaps
     make_three(r, (int)n);
     mem_stats(&before);
     mem_fail_at(n);
-    for (int i = 0; i < 3; i++)
-        submit(en, &r[i]);
+    submit_all(en, r, 3);
     for (int i = 0; i < 3; i++) {
         wait_done(&r[i]);
         failed += r[i].finish == FINISH_ERROR;

@@ -73,8 +73,7 @@ static void crowd_together(const struct engine_config *c, int every, struct seen
 {
     struct engine *en = open_engine(c);
     make_crowd(other, every);
-    for (int i = 0; i < CROWD; i++)
-        submit(en, &other[i]);
+    submit_all(en, other, CROWD);
     for (int i = 0; i < CROWD; i++)
         wait_done(&other[i]);
     check_clean(en);
