@@ -41,36 +41,43 @@ static int parse_format(const struct field_at *at)
                      type.p);
 }
 
-static bool asks(const json_t *v)
+/* nothing: NULL, "false" or "0". */
+static bool asks(const json_t *v, const char *nothing)
 {
-    return v != NULL && !json_is_false(v) && !(json_is_integer(v) && json_integer_value(v) == 0);
+    if (v == NULL || nothing == NULL)
+        return v != NULL;
+    return nothing[0] == '0' ? !json_is_integer(v) || json_integer_value(v) != 0
+                             : !json_is_false(v);
 }
 
 /* Fields by which other servers shape prompt or answer, and those that tools had before: without what they ask for, the answer
- * would look like one that has it. What asks for nothing, false or 0, passes. */
+ * would look like one that has it. null asks for nothing, and the value that says so. */
 static int refuse_foreign(const struct field_at *at)
 {
     static const char no_constraint[] = "is not supported; this server does not constrain output.";
     static const struct {
-        const char *key, *why;
+        const char *key, *why, *nothing;
     } f[] = {
-        { "guided_json", no_constraint },
-        { "guided_regex", no_constraint },
-        { "guided_choice", no_constraint },
-        { "guided_grammar", no_constraint },
-        { "structured_outputs", no_constraint },
-        { "grammar", no_constraint },
-        { "json_schema", no_constraint },
-        { "continue_final_message", "is not supported; /v1/completions continues a text." },
-        { "chat_template", "is not supported; the model's own is used." },
-        { "min_tokens", "is not supported; 'ignore_eos' keeps an answer going to 'max_tokens'." },
-        { "include_stop_str_in_output", "is not supported." },
-        { "prompt_logprobs", "is not supported; use 'echo' and 'logprobs' of /v1/completions." },
-        { "functions", "is not supported; use 'tools'." },
-        { "function_call", "is not supported; use 'tools' and 'tool_choice'." },
+        { "guided_json", no_constraint, NULL },
+        { "guided_regex", no_constraint, NULL },
+        { "guided_choice", no_constraint, NULL },
+        { "guided_grammar", no_constraint, NULL },
+        { "structured_outputs", no_constraint, NULL },
+        { "grammar", no_constraint, NULL },
+        { "json_schema", no_constraint, NULL },
+        { "continue_final_message", "is not supported; /v1/completions continues a text.",
+          "false" },
+        { "chat_template", "is not supported; the model's own is used.", NULL },
+        { "min_tokens", "is not supported; 'ignore_eos' keeps an answer going to 'max_tokens'.",
+          "0" },
+        { "include_stop_str_in_output", "is not supported.", "false" },
+        { "prompt_logprobs", "is not supported; use 'echo' and 'logprobs' of /v1/completions.",
+          NULL },
+        { "functions", "is not supported; use 'tools'.", NULL },
+        { "function_call", "is not supported; use 'tools' and 'tool_choice'.", NULL },
     };
     for (size_t i = 0; i < sizeof(f) / sizeof(f[0]); i++)
-        if (asks(field_get(at, f[i].key)))
+        if (asks(field_get(at, f[i].key), f[i].nothing))
             return unsupported(at->err, f[i].key, f[i].why);
     return 0;
 }

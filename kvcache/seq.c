@@ -125,8 +125,8 @@ static int plan_compaction(struct kv_seq *s, const struct kv_pool *p, int max_to
     /* so that the guard goes no further than the pages that are held for it, whenever it is asked */
     s->opt.budget_max = min_int(s->opt.budget_max, first_at(s));
     s->max_spare = spares_most(s, p);
-    int64_t first = first_peak(s, p);
-    if (!prompt_pressed(s) && (first > p->n_pages || later_peak(s, p) > p->n_pages)) {
+    int64_t later = later_peak(s, p);
+    if (!prompt_pressed(s) && (first_peak(s, p) > p->n_pages || later > p->n_pages)) {
         s->max_spare = 0; /* whole it fits the pool, so it stays whole */
         return 0;
     }
@@ -141,7 +141,7 @@ static int plan_compaction(struct kv_seq *s, const struct kv_pool *p, int max_to
     int n = min_int(s->n_prompt, KV_WINDOW_QUERIES);
     s->want_query = (n + a_page - 1) / a_page;
     s->layer_major = goes_by_layer(s, p);
-    int64_t peak = first_peak(s, p), later = later_peak(s, p);
+    int64_t peak = first_peak(s, p);
     if (later > peak && later > p->n_pages)
         return err_set(
             e, ERR_LIMIT,

@@ -66,15 +66,17 @@ struct press {
     struct err err; /* of the one that failed first */
 };
 
-/* A damaged source must not become a model that looks sound. */
-static int check_numbers(const struct pressed *p, int row0, int n, const float *src, struct err *e)
+/* n rows to dst. A damaged source must not become a model that looks sound. */
+static int read_rows(const struct quantize *q, const struct pressed *p, int row0, int n, float *dst,
+                     struct err *e)
 {
-    size_t cols = (size_t)p->w.cols;
-    for (int r = 0; r < n; r++)
-        for (size_t k = 0; k < cols; k++)
-            if (!isfinite(src[(size_t)r * cols + k]))
+    for (int r = row0; r < row0 + n; r++, dst += p->w.cols) {
+        quantize_row(q, p, r, dst);
+        for (int k = 0; k < p->w.cols; k++)
+            if (!isfinite(dst[k]))
                 return err_set(e, ERR_INVALID, "%s: row %d has a weight that is no number",
-                               p->slot->name, row0 + r);
+                               p->slot->name, r);
+    }
     return 0;
 }
 
@@ -83,9 +85,7 @@ static int press_unit(struct press *l, struct pressed *p, int row0, float *src, 
     int step = codec_step(p->w.codec);
     int n = p->w.rows - row0 < step ? p->w.rows - row0 : step;
     size_t cols = (size_t)p->w.cols;
-    for (int r = 0; r < n; r++)
-        quantize_row(l->s->q, p, row0 + r, src + (size_t)r * cols);
-    TRY(check_numbers(p, row0, n, src, e));
+    TRY(read_rows(l->s->q, p, row0, n, src, e));
     TRY(weight_press(&p->w, row0, n, src, src + l->step, l->m, e));
     if (l->s->layer >= 0)
         progress_add(&l->s->q->bar, (uint64_t)n * cols);
@@ -133,9 +133,7 @@ static int press_whole(struct shard *s, struct pressed *p, const struct moments 
     float *src = mem_alloc(n * sizeof *src);
     if (src == NULL)
         return err_set(e, ERR_NOMEM, "no memory for %d x %d weights", p->w.rows, p->w.cols);
-    for (int r = 0; r < p->w.rows; r++)
-        quantize_row(s->q, p, r, src + (size_t)r * cols);
-    int rc = check_numbers(p, 0, p->w.rows, src, e);
+    int rc = read_rows(s->q, p, 0, p->w.rows, src, e);
     if (rc == 0)
         rc = p->w.codec->press_all(&p->w, src, m, s->q->session.be->par, &watch, e);
     mem_free(src);
@@ -181,9 +179,7 @@ static int plan(const struct quantize *q, struct pressed *p, struct err *e)
     float *src = mem_zalloc(2 * floats, sizeof *src);
     if (src == NULL)
         return err_set(e, ERR_NOMEM, "no memory for the numbers of %s", p->slot->name);
-    for (int r = 0; r < p->w.rows; r++)
-        quantize_row(q, p, r, src + (size_t)r * cols);
-    int rc = check_numbers(p, 0, p->w.rows, src, e);
+    int rc = read_rows(q, p, 0, p->w.rows, src, e);
     if (rc == 0)
         rc = weight_plan(&p->w, src, src + floats, q->session.be->isa, e);
     mem_free(src);
