@@ -23,7 +23,7 @@ struct kv_report {
     int64_t evicted; /* candidates not kept, over all compactions */
     float mass_min,
         mass_mean; /* share of the reference queries' attention that kept slots hold: worst head, mean */
-    uint64_t ns; /* time in compactions */
+    uint64_t ns; /* time in compactions; a probe that an earlier fork made counts in each */
 };
 
 #define KV_SCRATCH_KEPT ((size_t)256 << 20)

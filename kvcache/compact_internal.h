@@ -1,11 +1,11 @@
 /* What the files of a compaction share. The order of things: compact.c.
  *
- * A compaction makes three passes over the heads, each head one item of the workers' loop: probe (compact_probe.c), choose
- * and write (compact_write.c). Between them only what struct press_head points to is kept; keys, values and queries are
- * read again by a pass that wants them, which choose does not. On a backend whose memory the CPU cannot read, the device
- * probes and writes all heads at once (compact_device.c), so that of the passes only scores and choice are left; where it
- * cannot, a pass that reads goes layer by layer, each brought to the host first (compact_source.c). compact_commit.c puts the
- * result in place.
+ * A compaction makes three passes over the heads, each head one item of the workers' loop: probe (compact_probe.c), choose and
+ * write (compact_write.c). Forks of a prompt that are pressed one after the other share the probe. Between them only what struct
+ * press_head points to is kept; keys, values and queries are read again by a pass that wants them, which choose does not. On a
+ * backend whose memory the CPU cannot read, the device probes and writes all heads at once (compact_device.c), so that of the
+ * passes only scores and choice are left; where it cannot, a pass that reads goes layer by layer, each brought to the host first
+ * (compact_source.c). compact_commit.c puts the result in place.
  */
 #ifndef WRING_KVCACHE_COMPACT_INTERNAL_H
 #define WRING_KVCACHE_COMPACT_INTERNAL_H
@@ -25,6 +25,13 @@ void room_close(struct room *r);
 /* The next piece of a room that starts at base, 64-byte aligned; with base NULL the pieces are only counted. */
 void *room_piece(char *base, size_t *used, size_t bytes);
 
+/* What the probe of a prompt depends on; numbers without padding. */
+struct probe_key {
+    uint64_t root; /* kv_seq.root; 0: no prompt */
+    int n_tokens, n_window, n_samples, n_global;
+    int queries, stride, question0, question1;
+};
+
 struct kv_compactor {
     struct kv_pool *pool;
     struct kv_rope rope;
@@ -36,6 +43,8 @@ struct kv_compactor {
     struct room probe;   /* scratch of kernels/probe.h, of every thread */
     size_t probe_bytes;  /* of one */
     struct room heads, stage, out;
+    struct probe_key key; /* of what a probe left in heads, the last one there */
+    uint64_t probe_ns;    /* the time that it took */
 };
 
 /* One layer of the sequence in memory that the CPU can read. Numbers of pages and blocks count in `pool`. */
@@ -78,6 +87,7 @@ struct press {
     int strided0, strided_n,
         n_strided; /* references: n_strided of samples strided0 ... + strided_n */
     int n_ref;     /* those and the window's */
+    bool known;    /* a fork of it was pressed just before: what its probe found is there */
     bool raised;
     bool probed;           /* by the device; its pages are not on the host */
     struct be_probe asked; /* then: what it was asked, in c->stage */

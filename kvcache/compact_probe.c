@@ -206,10 +206,12 @@ int press_probe(struct item *t)
     struct press_head *st = t->st;
     const struct kv_policy *policy = t->h.opt->policy;
     TRY(item_slots(t));
-    TRY(item_references(t));
+    if (!t->w->known || policy->wants_kv)
+        TRY(item_references(t));
     if (policy->wants_kv)
         TRY(item_kv(t));
-    TRY(t->w->probed ? share_references(t, st->tail_lse) : probe_on_host(t));
+    if (!t->w->known)
+        TRY(t->w->probed ? share_references(t, st->tail_lse) : probe_on_host(t));
     /* Few queries are left then, and the references are some of them: what these see, turned to what comes, is as good as what
      * they saw from where they stood (SmolLM2-135M, 7,167 tokens pressed 45 and 25 times, budgets 128 and 256: nats a token over
      * the whole cache's .126 and .065, not .122 and .068) and is there already. */

@@ -69,6 +69,7 @@ int press_write(struct item *t)
     struct press_head *st = t->st;
     struct kv_head *h = &t->h;
     int dim = h->dim, n = st->n_keep;
+    st->merged = 0;
     if (n == 0)
         return 0;
     TRY(item_slots(t));

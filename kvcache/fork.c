@@ -64,6 +64,7 @@ static int fill(struct kv_seq *dst, const struct kv_seq *src, struct kv_pool *p,
     if (n_full > dst->max_blocks)
         return err_set(e, ERR_LIMIT, "a fork of %d tokens has tables for %d", src->n_tokens,
                        dst->max_blocks * KV_PAGE);
+    dst->root = src->root;
     share(dst, src, p, n_full);
     int rc = kv_seq_reserve(dst, p, src->n_tokens);
     if (rc < 0)

@@ -95,7 +95,8 @@ struct kv_slot {
 struct kv_swap;
 struct kv_seq {
     struct kv_options opt; /* filled; opt.policy is never NULL */
-    int n_prompt;          /* tokens after which it may be pressed for the first time */
+    uint64_t root; /* of no other sequence of the pool, but its forks: their prompts are the same */
+    int n_prompt;  /* tokens after which it may be pressed for the first time */
     int n_tokens; /* tokens whose keys and values are in the cache; layer-major: of the layer under way */
     int n_cached; /* of those, found in the prefix index at admission */
     int n_blocks; /* wide pages a layer in the tables */

@@ -54,7 +54,7 @@ struct kv_pool {
     int32_t n_entries, n_buckets;
     int32_t entry_list, entry_fresh; /* as for pages */
     int32_t lru_oldest, lru_newest;  /* index + 1 */
-    uint64_t last_serial;
+    uint64_t last_serial, last_root;
     uint64_t hash_mask; /* all ones; a test narrows it to provoke collisions */
     uint64_t prefix_queries, prefix_hits, evictions;
 };

@@ -178,6 +178,7 @@ int kv_seq_tables(struct kv_seq *s, struct kv_pool *p, struct err *e)
         ok = (s->spare = mem_alloc((size_t)s->max_spare * sizeof *s->spare)) != NULL;
     if (ok && s->want_query > 0)
         ok = (s->query = mem_alloc(layers * (size_t)s->want_query * sizeof *s->query)) != NULL;
+    s->root = ++p->last_root;
     if (ok)
         return 0;
     kv_seq_close(s, p);

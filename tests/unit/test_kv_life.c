@@ -55,6 +55,64 @@ static void test_fork(void **state)
     }
 }
 
+/* Presses a fork of src under o and compares with what a compactor makes of it that has pressed nothing before. */
+static void check_pressed(struct kv_world *w, const struct kv_seq *src, const struct kv_options *o)
+{
+    struct kv_world other = *w;
+    struct kv_seq a, b;
+    struct err e;
+    assert_int_equal(kv_seq_fork(&a, src, w->p, o, N + 50, &e), 0);
+    assert_int_equal(kv_seq_fork(&b, src, w->p, o, N + 50, &e), 0);
+    assert_int_equal(kv_compactor_open(&other.c, w->p, &kv_world_rope, KV_GROUP, KV_SCALE, &e), 0);
+    struct kv_report got = kv_world_press(w, &a), want = kv_world_press(&other, &b);
+    assert_int_equal(got.budget, want.budget);
+    assert_int_equal(got.kept, want.kept);
+    assert_int_equal(got.merged, want.merged);
+    assert_int_equal(got.evicted, want.evicted);
+    assert_true(got.mass_min == want.mass_min && got.mass_mean == want.mass_mean);
+    assert_true(kv_world_bits(w, &a) == kv_world_bits(w, &b));
+    kv_compactor_close(other.c);
+    kv_seq_close(&b, w->p);
+    kv_seq_close(&a, w->p);
+}
+
+/* Forks of a prompt are probed once, unless they ask for another probe, whatever else they ask. */
+static void test_forks(void **state)
+{
+    (void)state;
+    struct kv_world w;
+    struct kv_seq src, next;
+    struct kv_options some = evict_to(64);
+    kv_world_open(&w, KV_BF16, 2, false);
+    kv_world_start(&w, &src, &some, N, N + 50);
+    kv_world_start(&w, &next, &some, N - 30, N + 50);
+    for (int i = 0; kv_policy_list[i] != NULL; i++) {
+        uint64_t ns = 0;
+        if (kv_policy_list[i]->keeps_all)
+            continue;
+        for (int budget = 40; budget < 200; budget += 60) {
+            struct kv_options o = { .policy = kv_policy_list[i], .budget = budget, .seed = 1 };
+            check_pressed(&w, &src, &o);
+            assert_true(budget == 40 || w.c->probe_ns == ns);
+            ns = w.c->probe_ns;
+        }
+        struct kv_options o = { .policy = kv_policy_list[i], .budget = 64, .queries = 32 };
+        check_pressed(&w, &src, &o);
+        o.question0 = N - 50;
+        o.question1 = N - 40;
+        check_pressed(&w, &src, &o);
+        o.question0 = o.question1 = 0;
+        check_pressed(&w, &next, &o);
+    }
+    kv_world_grow(&w, &src, N + 40); /* more than the prompt in it */
+    struct kv_options o = { .policy = kv_policy_find("ems"), .budget = 64 };
+    check_pressed(&w, &src, &o);
+    check_pressed(&w, &src, &o);
+    kv_seq_close(&next, w.p);
+    kv_seq_close(&src, w.p);
+    kv_world_close(&w);
+}
+
 static void test_swap(void **state)
 {
     (void)state;
@@ -351,10 +409,10 @@ static void test_anything(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_fork),    cmocka_unit_test(test_swap),
-        cmocka_unit_test(test_same),    cmocka_unit_test(test_no_memory),
-        cmocka_unit_test(test_lost),    cmocka_unit_test(test_anything),
-        cmocka_unit_test(test_scratch),
+        cmocka_unit_test(test_fork),      cmocka_unit_test(test_forks),
+        cmocka_unit_test(test_swap),      cmocka_unit_test(test_same),
+        cmocka_unit_test(test_no_memory), cmocka_unit_test(test_lost),
+        cmocka_unit_test(test_anything),  cmocka_unit_test(test_scratch),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
