@@ -13,6 +13,7 @@
 #include "kernels/dense.h"
 #include "server/base/mem.h"
 #include "tests/tools/levels.h"
+#include "tests/tools/worst.h"
 
 enum { ROOM = 1 << 17, GUARD = 16 };
 static const float GUARD_VALUE = 1234.5f;
@@ -135,7 +136,7 @@ static double solve_error(enum cpu_isa isa, int n, int m, float ridge)
     assert_true(c[n * m] == GUARD_VALUE);
     double worst = 0;
     for (int i = 0; i < n * m; i++)
-        worst = isfinite(c[i]) ? fmax(worst, fabs((double)c[i] - (double)was[i])) : INFINITY;
+        worst = worst_of(worst, fabs((double)c[i] - (double)was[i]));
     free(full);
     return worst;
 }

@@ -18,6 +18,7 @@
 #include "server/cli/runner.h"
 #include "tests/tools/levels.h"
 #include "tests/tools/scratch.h"
+#include "tests/tools/worst.h"
 
 static struct be *be;
 
@@ -63,7 +64,7 @@ static double differs(bool int8)
         for (int k = 0; k < n && at + k + 1 < TOKENS; k++) {
             const float *row = logits + (size_t)k * (size_t)m->config.vocab;
             double got = logprob_of(row, m->config.vocab, id[at + k + 1]);
-            worst = fmax(worst, fabs(got - want[at + k + 1]));
+            worst = worst_of(worst, fabs(got - want[at + k + 1]));
         }
     }
     runner_close(&r);

@@ -13,6 +13,7 @@
 
 #include "server/base/buf.h"
 #include "server/cli/runner.h"
+#include "tests/tools/worst.h"
 
 enum { TOKENS = 100, CHUNK = 33 };
 
@@ -67,7 +68,7 @@ static void check_arch(void **state)
         for (int k = 0; k < n && at + k + 1 < TOKENS; k++) {
             const float *row = logits + (size_t)k * (size_t)m->config.vocab;
             double got = logprob_of(row, m->config.vocab, x.id[at + k + 1]);
-            worst = fmax(worst, fabs(got - x.logprob[at + k + 1]));
+            worst = worst_of(worst, fabs(got - x.logprob[at + k + 1]));
         }
     }
     print_message("%s: largest difference %.1e\n", folder, worst);

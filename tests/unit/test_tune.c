@@ -14,6 +14,7 @@
 #include "server/cli/logits.h"
 #include "server/cli/runner.h"
 #include "server/tune/tune_internal.h"
+#include "tests/tools/worst.h"
 
 enum { LEN = 100, RUN = 128 };
 
@@ -191,7 +192,7 @@ static void check_kind(struct pair *p, const char *kind, float *dir, double *wor
         if (!(off < 1e-3))
             fail_msg("%s, %s: %g, by differences %g (all %g)", kind, random ? "at random" : "along",
                      got, want, sqrt(size));
-        *worst = fmax(*worst, off);
+        *worst = worst_of(*worst, off);
     }
 }
 
@@ -346,7 +347,7 @@ static void matrices_have_slopes(void **state)
         for (int l = 0; l < p.model[1]->config.n_layers; l++) {
             tune_matrices(&p.tune->layer[l], all);
             for (int k = 0; k < TUNE_MATRICES; k++)
-                worst = fmax(worst, check_matrix(&p, all[k]));
+                worst = worst_of(worst, check_matrix(&p, all[k]));
         }
         print_message("%s: worst slope of a matrix %.1e off\n", arch[i], worst);
         assert_true(worst < 2e-3);
