@@ -10,6 +10,8 @@
 #include <cmocka.h>
 #include <dirent.h>
 #include <math.h>
+#include <signal.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "server/base/mem.h"
@@ -130,6 +132,33 @@ bool there(const char *path)
 }
 
 /* ---- what came out ----------------------------------------------------------------------------------------------- */
+
+bool run_stopped(const char *model, const char *out, const char *const *more, int sig,
+                 bool (*now)(const void *arg), const void *arg)
+{
+    enum { WELL = 0, BADLY = 1, STOPPED = 3 };
+    pid_t pid = fork();
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        struct err e;
+        fetch_catch_signals();
+        int rc = run_on(model, out, more, &e);
+        _exit(rc == ERR_CANCELLED ? STOPPED : rc < 0 ? BADLY : WELL);
+    }
+    int status = 0;
+    while (waitpid(pid, &status, WNOHANG) == 0) {
+        if (now(arg) || there(in_root(out)))
+            (void)kill(pid, sig);
+        (void)usleep(200);
+    }
+    if (WIFEXITED(status) && WEXITSTATUS(status) == WELL)
+        return false;
+    if (sig == SIGKILL)
+        assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+    else
+        assert_true(WIFEXITED(status) && WEXITSTATUS(status) == STOPPED);
+    return true;
+}
 
 void press_toy(const char *out, const char *const *more)
 {

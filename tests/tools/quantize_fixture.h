@@ -20,6 +20,11 @@ void must_run(const char *out, const char *const *more);
 /* The run fails with this code and a message that holds `says`. */
 void must_fail(const char *out, const char *const *more, int code, const char *says);
 
+/* A child presses as run_on() does, and gets the signal as soon as now(arg) says so or the folder is there. It ends well by
+ * itself or as that signal ends it, which is true; all else fails the test. */
+bool run_stopped(const char *model, const char *out, const char *const *more, int sig,
+                 bool (*now)(const void *arg), const void *arg);
+
 /* Presses `model` to "rich", then to "poor" with memory that runs out at each of `parts` places: no block is left behind, at
  * least `least` of the runs fail, what one left another goes on with, and "poor" ends as "rich" is. Both are gone then. */
 void survives_poverty(const char *model, const char *const *more, int parts, int least);

@@ -12,7 +12,6 @@
 #include <signal.h>
 #include <sys/file.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "server/base/log.h"
@@ -267,38 +266,26 @@ static void presses_sums(void **state)
     press_to("--codec=lowrank16+trellis2");
 }
 
-/* A child runs the command and gets a signal once it has done n shards; its exit code, or -1 when it was killed. */
-static int stopped_after(const char *out, int n, int sig)
+/* So many shards are done. */
+static bool shards_done(const void *n)
 {
-    char part[64];
-    snprintf(part, sizeof part, "%s.part", out);
-    pid_t pid = fork();
-    assert_true(pid >= 0);
-    if (pid == 0) {
-        struct err e;
-        fetch_catch_signals();
-        _exit(run(out, NULL, &e) == ERR_CANCELLED ? 3 : 0);
-    }
-    int status = 0;
-    while (waitpid(pid, &status, WNOHANG) == 0) {
-        if (there(shard_name(part, n - 1, LAYERS)) || there(in_root(out)))
-            (void)kill(pid, sig);
-        (void)usleep(500);
-    }
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+    return there(shard_name("cut.part", *(const int *)n - 1, LAYERS));
 }
 
 static void survives_signals(void **state)
 {
+    int stopped = 0;
     (void)state;
     for (int i = 0; i < 4; i++) {
-        int code = stopped_after("cut", 1 + i, i % 2 == 0 ? SIGKILL : SIGINT);
-        assert_true(code == 3 || code == -1 || there(in_root("cut")));
+        int n = 1 + i;
+        stopped +=
+            run_stopped("model", "cut", NULL, i % 2 == 0 ? SIGKILL : SIGINT, shards_done, &n);
         if (!there(in_root("cut")))
             must_run("cut", NULL);
         same_folders("whole", "cut");
         fetch_remove(in_root("cut"));
     }
+    assert_true(stopped > 0);
 }
 
 /* ---- what it refuses --------------------------------------------------------------------------------------------- */

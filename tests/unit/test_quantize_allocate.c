@@ -10,7 +10,6 @@
 #include <math.h>
 #include <signal.h>
 #include <stdlib.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "server/base/log.h"
@@ -300,32 +299,30 @@ static void keeps_its_probes(void **state)
     json_decref(notes);
 }
 
-/* A child is stopped as soon as probes of a layer are on the disk. */
+static bool has_probes(const void *none)
+{
+    (void)none;
+    json_t *notes = json_load_file(joined("cut.part", "quantize.json"), 0, NULL);
+    bool has = json_object_get(notes, "allocation") != NULL;
+    json_decref(notes);
+    return has;
+}
+
+/* Probes of a layer are on the disk. */
 static void survives_signals(void **state)
 {
     static const char *const more[] = { PLANES, "--bits=3.3", NULL };
+    int stopped = 0;
     (void)state;
     for (int i = 0; i < 2; i++) {
-        pid_t pid = fork();
-        assert_true(pid >= 0);
-        if (pid == 0) {
-            struct err e;
-            fetch_catch_signals();
-            _exit(run_on("toy.gguf", "cut", more, &e) == ERR_CANCELLED ? 3 : 0);
-        }
-        int status = 0;
-        while (waitpid(pid, &status, WNOHANG) == 0) {
-            json_t *notes = json_load_file(joined("cut.part", "quantize.json"), 0, NULL);
-            if (json_object_get(notes, "allocation") != NULL)
-                (void)kill(pid, i == 0 ? SIGINT : SIGKILL);
-            json_decref(notes);
-            (void)usleep(500);
-        }
+        int sig = i == 0 ? SIGINT : SIGKILL;
+        stopped += run_stopped("toy.gguf", "cut", more, sig, has_probes, NULL);
         if (!there(in_root("cut")))
             press_toy("cut", more);
         same_folders("whole", "cut");
         fetch_remove(in_root("cut"));
     }
+    assert_true(stopped > 0);
 }
 
 static void survives_lack_of_memory(void **state)

@@ -10,7 +10,6 @@
 #include <cmocka.h>
 #include <math.h>
 #include <signal.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "server/base/mem.h"
@@ -162,40 +161,26 @@ static void goes_on(void **state)
     goes_on_with("moved", moved);
 }
 
-/* A child runs the command and gets a signal as soon as a file is in OUT.part; its exit code, or -1 when it was killed. */
-static int stopped_at(const char *out, const char *file, int sig)
+static bool has_file(const void *name)
 {
-    char part[64];
-    snprintf(part, sizeof part, "%s.part", out);
-    pid_t pid = fork();
-    assert_true(pid >= 0);
-    if (pid == 0) {
-        struct err e;
-        fetch_catch_signals();
-        _exit(run(out, moved, &e) == ERR_CANCELLED ? 3 : 0);
-    }
-    int status = 0;
-    while (waitpid(pid, &status, WNOHANG) == 0) {
-        if (there(joined(part, file)) || there(in_root(out)))
-            (void)kill(pid, sig);
-        (void)usleep(200);
-    }
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+    return there(joined("cut.part", name));
 }
 
 /* While it tunes, the folder is a model already; when it has settled, the factors are there. */
 static void survives_signals(void **state)
 {
     static const char *const at[] = { "config.json", "quantize.tune" };
+    int stopped = 0;
     (void)state;
     for (int i = 0; i < 4; i += check_small() ? 3 : 1) {
-        int code = stopped_at("cut", at[i / 2], i % 2 == 0 ? SIGKILL : SIGINT);
-        assert_true(code == 3 || code == -1 || there(in_root("cut")));
+        int sig = i % 2 == 0 ? SIGKILL : SIGINT;
+        stopped += run_stopped("model", "cut", moved, sig, has_file, at[i / 2]);
         if (!there(in_root("cut")))
             must_run("cut", moved);
         same_folders("moved", "cut");
         fetch_remove(in_root("cut"));
     }
+    assert_true(stopped > 0);
 }
 
 /* ---- what it refuses --------------------------------------------------------------------------------------------- */

@@ -11,8 +11,6 @@
 #include <math.h>
 #include <signal.h>
 #include <stdlib.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include "server/base/log.h"
 #include "server/base/mem.h"
@@ -308,7 +306,23 @@ static void keeps_its_bank(void **state)
     buf_free(&after);
 }
 
-/* A child is stopped in the middle of the bank, or of its generations. */
+static bool has_form(const void *none)
+{
+    (void)none;
+    return there(in_root("cut.forms/planes2"));
+}
+
+static bool has_score(const void *none)
+{
+    (void)none;
+    json_t *notes = json_load_file(joined("cut.part", "quantize.json"), 0, NULL);
+    json_t *all = json_object_get(notes, "allocation");
+    bool has = json_object_get(json_object_get(all, "score"), "kl") != NULL;
+    json_decref(notes);
+    return has;
+}
+
+/* It is stopped in the middle of the bank, or of its generations. */
 static void goes_on(void **state)
 {
     static const char *const more[] = {
@@ -318,26 +332,12 @@ static void goes_on(void **state)
         PLANES, "--bits=2.7", "--allocate=evopress", "--generations=6", "--threads=2", NULL
     };
     static const int how[] = { SIGINT, SIGKILL, SIGKILL };
+    int stopped = 0;
     (void)state;
     press_toy("whole", two);
     for (int i = 0; i < 3; i++) {
-        pid_t pid = fork();
-        assert_true(pid >= 0);
-        if (pid == 0) {
-            struct err e;
-            fetch_catch_signals();
-            _exit(run_on("toy.gguf", "cut", more, &e) == ERR_CANCELLED ? 3 : 0);
-        }
-        int status = 0;
-        while (waitpid(pid, &status, WNOHANG) == 0) {
-            json_t *notes = json_load_file(joined("cut.part", "quantize.json"), 0, NULL);
-            json_t *all = json_object_get(notes, "allocation");
-            if (i == 2 ? there(in_root("cut.forms/planes2"))
-                       : json_object_get(json_object_get(all, "score"), "kl") != NULL)
-                (void)kill(pid, how[i]);
-            json_decref(notes);
-            (void)usleep(500);
-        }
+        stopped +=
+            run_stopped("toy.gguf", "cut", more, how[i], i == 2 ? has_form : has_score, NULL);
         if (!there(in_root("cut"))) {
             assert_true(there(in_root("cut.forms")));
             press_toy("cut", more);
@@ -346,6 +346,7 @@ static void goes_on(void **state)
         assert_false(there(in_root("cut.forms")));
         fetch_remove(in_root("cut"));
     }
+    assert_true(stopped > 0);
 }
 
 static void survives_lack_of_memory(void **state)
