@@ -10,7 +10,8 @@
  * finds no page, the youngest one is preempted and later recomputed, or, when its cache was pressed, swapped to ordinary memory.
  * A long prompt that is to be pressed may go through the model layer by layer, one such prompt at a time; the next waits, and
  * those behind it do not; it is preempted for the oldest only. With the prefix cache, of jobs with one prompt the first computes
- * it and the others wait for its pages; those behind them do not. A job's tokens do not depend on any of this, bit for bit.
+ * it and the others wait for its pages; those behind them do not. As long as running and waiting so are no more than
+ * max_seqs: behind more, all wait. A job's tokens do not depend on any of this, bit for bit.
  */
 #ifndef WRING_SERVER_ENGINE_ENGINE_H
 #define WRING_SERVER_ENGINE_ENGINE_H

@@ -42,6 +42,8 @@ void stats_init(struct engine_stats *s)
 void histogram_observe(struct histogram *h, double v)
 {
     int i = 0;
+    if (!(v >= 0)) /* of a model that makes NaNs: the sum would be lost for good */
+        return;
     while (i < h->n && v > h->bound[i])
         i++;
     atomic_fetch_add_explicit(&h->count[i], 1, memory_order_relaxed);

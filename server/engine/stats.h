@@ -5,6 +5,7 @@
 #include "server/engine/engine.h"
 
 void stats_init(struct engine_stats *s);
-void histogram_observe(struct histogram *h, double v); /* v >= 0: seconds or plain units */
+/* Seconds or plain units; what is not v >= 0, such as NaN, is not counted. */
+void histogram_observe(struct histogram *h, double v);
 
 #endif

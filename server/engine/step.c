@@ -513,6 +513,8 @@ static void fail_all(struct engine *en, enum finish_reason r, const struct err *
 {
     for (int i = 0; i < en->n_running + en->n_held; i++) {
         struct seq *s = i < en->n_running ? en->running[i] : en->held[i - en->n_running];
+        if (s->finish != FINISH_NONE) /* it has said all already */
+            continue;
         s->finish = r;
         if (why != NULL)
             s->err = *why;

@@ -1,4 +1,5 @@
 /* The engine with a toy model: how jobs end, what is refused, memory and numbers. */
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -10,6 +11,7 @@
 #include "server/base/machine.h"
 #include "server/base/mem.h"
 #include "server/engine/engine_internal.h"
+#include "server/engine/stats.h"
 #include "tests/tools/engine_fixture.h"
 
 static const struct engine_config plain = { .max_seqs = 8, .kv_tokens = 2048, .kv_type = KV_F32 };
@@ -391,6 +393,11 @@ static void test_numbers(void **state)
     assert_int_equal(histogram_count(&s->batch_rows), 150);
     assert_int_equal(histogram_count(&s->prompt_len), 5);
     assert_int_equal(atomic_load(&s->output_len.sum_us), 150 * 1000000);
+    struct histogram h = s->kv_mass;
+    histogram_observe(&h, NAN);
+    histogram_observe(&h, .5);
+    assert_int_equal(histogram_count(&h), 1);
+    assert_int_equal(atomic_load(&h.sum_us), 500000);
     assert_string_equal(finish_name(FINISH_STOP), "stop");
     assert_string_equal(finish_name(FINISH_CANCELLED), "cancelled");
     /* a prompt whose rows are wanted looks for no prefix */

@@ -208,6 +208,41 @@ static void test_device_lost(void **state)
     engine_close(en);
 }
 
+/* The device goes with the last token of an answer. */
+static void lost_at_the_end(struct job *j, const struct job_event *ev)
+{
+    on_event(j, ev);
+    const struct run *r = j->user;
+    if (ev->kind == JOB_TOKEN && r->n_tokens == j->max_tokens)
+        atomic_store(&fail_sync, 1);
+}
+
+/* An answer that was complete is no error, whatever becomes of the others in the same step: of a prompt that goes layer by layer
+ * behind the batch. */
+static void test_lost_at_the_end(void **state)
+{
+    (void)state;
+    static struct run r[2];
+    struct engine_config c = { .max_seqs = 2,
+                               .kv_tokens = 8192,
+                               .kv_type = KV_F16,
+                               .kv_samples = 4,
+                               .layer_major = 400,
+                               .max_batch = 32 };
+    struct engine *en = open_engine(&c);
+    make_run(&r[0], 0, 20, 8);
+    r[0].job.on_event = lost_at_the_end;
+    make_pressed(&r[1], 0, 1, 1000, 20);
+    submit_all(en, r, 2);
+    for (int i = 0; i < 2; i++)
+        wait_done(&r[i]);
+    assert_int_equal(r[0].finish, FINISH_LENGTH);
+    assert_int_equal(r[1].finish, FINISH_ERROR);
+    assert_int_equal(r[1].code, ERR_DEVICE);
+    check_clean(en);
+    engine_close(en);
+}
+
 /* Hang-ups at every phase: waiting, in the prompt, in the answer, at the last token, while preempted. */
 static void test_cancel(void **state)
 {
@@ -319,6 +354,7 @@ int main(void)
         cmocka_unit_test(test_cancelled_take_no_room),
         cmocka_unit_test_setup_teardown(test_drain, set_slow, set_fast),
         cmocka_unit_test_setup_teardown(test_device_lost, set_slow, set_fast),
+        cmocka_unit_test_setup_teardown(test_lost_at_the_end, set_slow, set_fast),
         cmocka_unit_test(test_cancel),
         cmocka_unit_test(test_crowd),
     };
