@@ -17,7 +17,8 @@
  * Layer-major: a prompt that is pressed anyway can go through one layer after the other, each pressed before the next
  * begins. Its layers then take turns on the same wide pages, so that the prompt takes the pages of one layer, and those of
  * all layers only for what stays wide (a prefix that was found in the index, the tail page). The slots kept, the logits and
- * all that follows are the same bits. The shares of the budget must not depend on layers to come: not with
+ * all that follows are the same bits (on a GPU as long as it can press all heads itself: heads that are too long for it are
+ * pressed by the host, together with those of their layer here, with all of them otherwise). The shares of the budget must not depend on layers to come: not with
  * KV_SPLIT_MASS, nor with a guard that may raise the budget. What is computed so is never in the prefix index.
  *
  * Rules for pages
