@@ -52,15 +52,6 @@ void gen_wake(struct gen *g)
     MHD_resume_connection(g->mhd);
 }
 
-void gen_unref(struct gen *g)
-{
-    pthread_mutex_lock(&g->lock);
-    int left = --g->refs;
-    pthread_mutex_unlock(&g->lock);
-    if (left == 0)
-        gen_free(g);
-}
-
 /* Without the lock: the engine may be in one of our events. A job that has just ended takes no harm, nor one that is not
  * submitted yet. */
 static void cancel_jobs(struct gen *g)
@@ -102,6 +93,37 @@ void gen_usage(const struct gen *g, struct api_usage *u)
         u->n_completion += c->usage.completion_tokens;
         add_kv_usage(&u->kv, &c->usage);
     }
+}
+
+/* When nothing runs any more, and nobody reads. */
+static void log_end(const struct gen *g)
+{
+    enum finish_reason worst = FINISH_NONE; /* of all choices */
+    struct api_usage u;
+
+    gen_usage(g, &u);
+    for (int i = 0; i < g->n; i++)
+        worst = g->choice[i].finish > worst ? g->choice[i].finish : worst;
+    LOG(I, "generation",
+        "id=%s kind=%s stream=%d choices=%d prompt=%lld cached=%lld completion=%lld finish=%s "
+        "ms=%.1f",
+        g->id, g->req.kind == API_CHAT ? "chat" : "completion", g->req.stream, g->n,
+        (long long)u.n_prompt, (long long)u.n_cached, (long long)u.n_completion, finish_name(worst),
+        (double)(clock_ns() - g->start_ns) / 1e6);
+    for (int i = 0; i < g->n && log_prompts(); i++)
+        log_whole(LOG_I, "answer", "text", &g->choice[i].text, "id=%s index=%d", g->id, i);
+}
+
+void gen_unref(struct gen *g)
+{
+    pthread_mutex_lock(&g->lock);
+    int left = --g->refs;
+    pthread_mutex_unlock(&g->lock);
+    if (left > 0)
+        return;
+    if (g->finished)
+        log_end(g);
+    gen_free(g);
 }
 
 /* ---- making and submitting --------------------------------------------------------------------------------------- */
@@ -451,30 +473,10 @@ bool gen_tick(struct gen *g, uint64_t now_ns)
     return overflow;
 }
 
-static void log_end(struct gen *g)
-{
-    struct api_usage u;
-    pthread_mutex_lock(&g->lock);
-    gen_usage(g, &u);
-    bool finished = g->finished;
-    pthread_mutex_unlock(&g->lock);
-    LOG(I, "generation",
-        "id=%s kind=%s stream=%d choices=%d prompt=%lld cached=%lld completion=%lld finish=%s "
-        "ms=%.1f",
-        g->id, g->req.kind == API_CHAT ? "chat" : "completion", g->req.stream, g->n,
-        (long long)u.n_prompt, (long long)u.n_cached, (long long)u.n_completion,
-        finished ? finish_name(g->choice[0].finish) : "gone",
-        (double)(clock_ns() - g->start_ns) / 1e6);
-}
-
 void gen_release(struct gen *g)
 {
     if (!g)
         return;
     gen_hangup(g);
-    log_end(g);
-    /* Without the lock, which the engine may want: after the hang-up nobody writes to a text. */
-    for (int i = 0; i < g->n && log_prompts(); i++)
-        log_whole(LOG_I, "answer", "text", &g->choice[i].text, "id=%s index=%d", g->id, i);
     gen_unref(g);
 }

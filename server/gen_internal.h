@@ -57,7 +57,7 @@ struct gen {
 void stream_on_event(struct job *j, const struct job_event *ev);
 /* Under the lock: resumes a suspended connection. */
 void gen_wake(struct gen *g);
-/* Drops a reference; the last one frees. Without the lock. */
+/* Drops a reference; the last one logs what was made, and frees. Without the lock. */
 void gen_unref(struct gen *g);
 /* Bytes a stream of n_seqs sequences that run at once may be ahead of its reader; n_logprobs -1: none are sent. */
 size_t gen_backlog(int n_seqs, int n_logprobs);

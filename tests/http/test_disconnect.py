@@ -37,6 +37,25 @@ def test_hang_up(server, wait, stream, reset):
     assert time.time() - before < 3
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_hang_up_is_logged(start, stream):
+    """With what was generated until then."""
+    server = start("--ctx", "2048")
+    s = server.connect()
+    s.sendall(wire.request_bytes("/v1/completions", {**LONG, "stream": stream}))
+    deadline = time.time() + 10
+    while server.metric("wring_generation_tokens_total") < 3:
+        assert time.time() < deadline
+        time.sleep(0.02)
+    leave(s, False)
+    server.wait_idle()
+    made = int(server.metric("wring_generation_tokens_total"))
+    assert server.stop() == 0
+    server.reader.join()
+    line, = [line for line in server.log if "event=generation" in line]
+    assert f" completion={made} finish=cancelled " in line and " prompt=0 " not in line, line
+
+
 def test_hang_up_during_prefill(server):
     """A long prompt is given up between its chunks."""
     n_ctx = server.get("/v1/models").json()["data"][0]["max_model_len"]
