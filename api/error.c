@@ -141,6 +141,15 @@ int api_error_media(struct api_error *e, const char *got)
     return ERR_INVALID;
 }
 
+int api_error_coding(struct api_error *e, const char *got)
+{
+    fill(e, 415, TYPE_REQUEST, "unsupported_content_encoding", NULL);
+    snprintf(e->message, sizeof(e->message),
+             "Unsupported Content-Encoding: '%.100s'. This API takes bodies that are not encoded.",
+             got);
+    return ERR_INVALID;
+}
+
 int api_error_busy(struct api_error *e, const char *why, int retry_s)
 {
     fill(e, 429, "requests", "rate_limit_exceeded", NULL);

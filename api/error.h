@@ -52,6 +52,7 @@ int api_error_path(struct api_error *e, const char *method, const char *path);  
 int api_error_method(struct api_error *e, const char *method, const char *path); /* 405 */
 int api_error_too_large(struct api_error *e, int64_t max_bytes);                 /* 413 */
 int api_error_media(struct api_error *e, const char *got);             /* 415; got may be NULL */
+int api_error_coding(struct api_error *e, const char *got);            /* 415 */
 int api_error_busy(struct api_error *e, const char *why, int retry_s); /* 429 */
 /* 503. code: static, e.g. "shutting_down". */
 int api_error_unavailable(struct api_error *e, const char *code, const char *why, int retry_s);

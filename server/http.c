@@ -175,8 +175,12 @@ static void check_route(struct request *r, const char *method, const char *path)
     }
     const char *type =
         MHD_lookup_connection_value(r->mhd, MHD_HEADER_KIND, MHD_HTTP_HEADER_CONTENT_TYPE);
+    const char *coding =
+        MHD_lookup_connection_value(r->mhd, MHD_HEADER_KIND, MHD_HTTP_HEADER_CONTENT_ENCODING);
     if (post && !is_json(type))
         api_error_media(&r->err, type);
+    else if (post && coding && coding[0] && strcasecmp(coding, "identity") != 0)
+        api_error_coding(&r->err, coding);
 }
 
 static void take_id(struct request *r)

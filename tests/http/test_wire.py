@@ -55,6 +55,15 @@ def test_media_type(server):
     assert r.status_code == 200
 
 
+@pytest.mark.parametrize("coding,status", [("gzip", 415), ("identity", 200), ("Identity", 200), ("deflate, br", 415), ("", 200)])
+def test_content_encoding(server, coding, status):
+    r = requests.post(server.url + "/tokenize", json={"content": "a"}, timeout=10, headers={"Content-Encoding": coding})
+    assert r.status_code == status
+    if status == 415:
+        e = wire.check_error(r, 415, "unsupported_content_encoding")
+        assert "Content-Encoding: '" + coding in e["message"]
+
+
 def test_large_body(server):
     big = b'{"content":"' + b"a" * (9 << 20) + b'"}'
     headers = {"Content-Type": "application/json"}
