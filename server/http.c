@@ -1,8 +1,10 @@
 /* The daemon: sockets, threads, bodies, and the end of it all. See http.h.
  *
- * libmicrohttpd 0.9.75 runs in epoll mode with its own threads. It accepts a duplicated Content-Length and one beside
- * Transfer-Encoding, which lets requests be smuggled past a proxy, so both are refused here. Its limits on the size of a
- * request's head answer with HTML, not JSON; they are generous (32 KiB).
+ * libmicrohttpd 0.9.75 runs in epoll mode with its own threads. It accepts a duplicated Content-Length, one beside
+ * Transfer-Encoding, and blanks in a header's name, which let requests be smuggled past a proxy, so they are refused here.
+ * So is a missing Host: told to look itself (MHD_OPTION_STRICT_FOR_CLIENT) it sends the head of its 400 twice, as it does
+ * where Content-Length is no number. Its limits on the size of a request's head answer with HTML, not JSON; they are
+ * generous (32 KiB).
  */
 #include "server/http.h"
 
@@ -62,8 +64,8 @@ int http_retry_after(const struct http *h)
 
 struct framing {
     int n_length, n_encoding, n_host;
-    bool chunked;
-    int64_t length; /* -1: not given or not a number */
+    bool chunked, blank; /* blank: in the name of a header */
+    int64_t length;      /* -1: not given or not a number */
 };
 
 static enum MHD_Result look_at_header(void *cls, enum MHD_ValueKind kind, const char *key,
@@ -71,6 +73,7 @@ static enum MHD_Result look_at_header(void *cls, enum MHD_ValueKind kind, const 
 {
     struct framing *f = cls;
     (void)kind;
+    f->blank = f->blank || strpbrk(key, " \t");
     if (strcasecmp(key, "Content-Length") == 0) {
         f->n_length++;
         f->length = 0;
@@ -91,9 +94,12 @@ static enum MHD_Result look_at_header(void *cls, enum MHD_ValueKind kind, const 
 static void check_framing(struct request *r, const char *version)
 {
     struct framing f = { .length = -1 };
+    bool old = strcmp(version, MHD_HTTP_VERSION_1_0) == 0;
     MHD_get_connection_values(r->mhd, MHD_HEADER_KIND, look_at_header, &f);
     const char *why = NULL;
-    if (f.n_length > 1)
+    if (f.blank)
+        why = "The name of a header has a blank in it.";
+    else if (f.n_length > 1)
         why = "The request has more than one Content-Length header.";
     else if (f.n_length && f.n_encoding)
         why = "The request has both Content-Length and Transfer-Encoding.";
@@ -101,7 +107,9 @@ static void check_framing(struct request *r, const char *version)
         why = "The Content-Length header is not a number.";
     else if (f.n_encoding > 1 || (f.n_encoding && !f.chunked))
         why = "The only Transfer-Encoding this server takes is chunked.";
-    else if (f.n_host != 1 && strcmp(version, MHD_HTTP_VERSION_1_1) == 0)
+    else if (f.n_encoding && old)
+        why = "A request of HTTP/1.0 has no Transfer-Encoding.";
+    else if (f.n_host != 1 && !old)
         why = "The request must have exactly one Host header.";
     if (why) {
         api_error_bad(&r->err, NULL, "%s", why);
@@ -381,8 +389,8 @@ static int start(struct http *h, struct err *e)
         on_request, h, MHD_OPTION_EXTERNAL_LOGGER, on_log, NULL, MHD_OPTION_LISTEN_SOCKET,
         (MHD_socket)h->listen_fd, MHD_OPTION_CONNECTION_LIMIT, (unsigned)h->c.max_connections,
         MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)HEAD_BYTES, MHD_OPTION_CONNECTION_TIMEOUT,
-        (unsigned)IDLE_S, MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_NOTIFY_COMPLETED,
-        on_completed, h, MHD_OPTION_NOTIFY_CONNECTION, on_connection, h,
+        (unsigned)IDLE_S, MHD_OPTION_NOTIFY_COMPLETED, on_completed, h,
+        MHD_OPTION_NOTIFY_CONNECTION, on_connection, h,
         h->c.threads > 1 ? MHD_OPTION_THREAD_POOL_SIZE : MHD_OPTION_END, (unsigned)h->c.threads,
         MHD_OPTION_END);
     if (!h->daemon)

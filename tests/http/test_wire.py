@@ -101,6 +101,8 @@ def test_large_body_is_read(server, size):
     "Content-Length: 2\r\nContent-Length: 2\r\n",
     "Content-Length: 2\r\nTransfer-Encoding: chunked\r\n",
     "Transfer-Encoding: gzip\r\n",
+    "Content-Length : 2\r\n",
+    "Content-Length\t: 2\r\n",
 ])
 def test_ambiguous_framing(server, head):
     with server.connect() as s:
@@ -109,11 +111,27 @@ def test_ambiguous_framing(server, head):
     assert status in (400, 501) and headers.get("connection", "close").lower() == "close"
 
 
-def test_host_is_required(server):
-    for hosts in ("", "Host: a\r\nHost: b\r\n"):
-        with server.connect() as s:
-            s.sendall(b"GET /health HTTP/1.1\r\n" + hosts.encode() + b"\r\n")
-            assert wire.read_reply(s)[0] == 400
+def test_old_requests_are_not_chunked(server):
+    """As RFC 9112, 6.1, has it."""
+    with server.connect() as s:
+        s.sendall(b"POST /tokenize HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
+        assert wire.read_reply(s)[0] == 400
+
+
+@pytest.mark.parametrize("version", [b"1.1", b"1.2"])
+@pytest.mark.parametrize("hosts", [b"", b"Host: a\r\nHost: b\r\n"])
+def test_host_is_required(server, hosts, version):
+    with server.connect() as s:
+        s.sendall(b"GET /health HTTP/" + version + b"\r\n" + hosts + b"\r\n")
+        status, headers, body = wire.read_reply(s)
+        assert status == 400 and headers["connection"].lower() == "close" and not s.recv(1)
+    assert "Host" in wire.check("Error", json.loads(body))["error"]["message"]
+
+
+def test_blank_in_a_target(server):
+    with server.connect() as s:
+        s.sendall(b"GET /hea lth HTTP/1.1\r\nHost: t\r\n\r\n")
+        assert wire.read_reply(s)[0] == 404
 
 
 @pytest.mark.parametrize("target,status", [
