@@ -26,11 +26,12 @@
 enum {
     HEAD_BYTES = 32 << 10, /* a connection's memory: head of the request and of the reply */
     IDLE_S = 60,           /* silence on a connection that nobody works for */
+    BODY_S = 60,           /* for a whole body to arrive */
+    NEXT_HEAD_S = 90,      /* for a whole head, silence before it included, after a reply */
     BACKLOG = 1024,
     BODIES_READ = 4, /* times max_body: so long a body is read to its end before it is refused */
     SPARE_SLOTS = 16 /* connections being closed while new ones are accepted */
 };
-static const uint64_t body_ns = 60ull * 1000000000; /* for a whole body to arrive */
 
 void http_random_hex(char *out, size_t n)
 {
@@ -227,7 +228,7 @@ static struct request *begin(struct http *h, struct MHD_Connection *mhd, const c
     check_route(r, method, path);
     check_key(r); /* its error replaces the route's: a stranger learns nothing about paths */
     check_framing(r, version);
-    watch_body(&h->watch, r->conn, r->start_ns + body_ns);
+    watch_await(&h->watch, r->conn, BODY_S);
     return r;
 }
 
@@ -261,7 +262,7 @@ static enum MHD_Result on_request(void *cls, struct MHD_Connection *mhd, const c
         return MHD_YES;
     }
     if (!r->dispatched)
-        watch_body(&h->watch, r->conn, 0);
+        watch_await(&h->watch, r->conn, 0);
     return r->err.status ? route_error(r, &r->err) : route_answer(r, method, path);
 }
 
@@ -281,7 +282,7 @@ static void on_completed(void *cls, struct MHD_Connection *mhd, void **state,
         gen_release(r->gen);
         atomic_fetch_sub(&h->metrics.generating, 1);
     }
-    watch_body(&h->watch, r->conn, 0);
+    watch_await(&h->watch, r->conn, NEXT_HEAD_S);
     int status = r->status ? r->status : 499; /* nobody stayed for an answer */
     metrics_count(&h->metrics, r->route, status);
     LOG(D, "request", "id=%s route=%d status=%d ms=%.2f", r->id, (int)r->route, status,

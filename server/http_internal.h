@@ -39,21 +39,19 @@ struct watch {
 struct conn {
     struct http *h;
     int fd, slot;
-    uint64_t accepted_ns;
     /* -- */
-    bool gone;           /* the client hung up */
-    uint64_t gone_ns;    /* when */
-    bool spoke;          /* a request has begun on it */
-    uint64_t body_by_ns; /* when the body being read must be complete; 0: none is being read */
-    struct gen *gen;     /* the generation it waits for */
+    bool gone;        /* the client hung up */
+    uint64_t gone_ns; /* when */
+    uint64_t by_ns;   /* when what is awaited of the client must be there; 0: nothing is */
+    struct gen *gen;  /* the generation it waits for */
 };
 
 int watch_open(struct watch *w, int n_slots, struct err *e) WARN_UNUSED;
 void watch_close(struct watch *w);
 struct conn *watch_add(struct watch *w, struct http *h, int fd); /* NULL: no room, no memory */
 void watch_remove(struct watch *w, struct conn *c);
-/* A request head was read; its body must arrive by then (0: it has). */
-void watch_body(struct watch *w, struct conn *c, uint64_t by_ns);
+/* What comes next, a whole head or a whole body, must be there within so many seconds; 0: nothing is awaited. */
+void watch_await(struct watch *w, struct conn *c, int seconds);
 /* Ties g to c until watch_detach, so that a hang-up reaches it. false when the client has gone already. */
 bool watch_attach(struct watch *w, struct conn *c, struct gen *g);
 void watch_detach(struct watch *w, struct conn *c);

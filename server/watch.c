@@ -17,16 +17,20 @@
 #include "server/base/mem.h"
 #include "server/http_internal.h"
 
-enum { N_EVENTS = 128, TICK_MS = 500 };
-static const uint64_t first_head_ns = 30ull * 1000000000; /* to begin a first request */
+enum { N_EVENTS = 128, TICK_MS = 500, FIRST_HEAD_S = 30 /* of a first request */ };
 static const uint64_t wake_key = UINT64_MAX;
+
+static uint64_t seconds_from_now(int seconds)
+{
+    return clock_ns() + (uint64_t)seconds * 1000000000;
+}
 
 struct conn *watch_add(struct watch *w, struct http *h, int fd)
 {
     struct conn *c = mem_zalloc(1, sizeof(*c));
     if (!c)
         return NULL;
-    *c = (struct conn){ .h = h, .fd = fd, .accepted_ns = clock_ns() };
+    *c = (struct conn){ .h = h, .fd = fd, .by_ns = seconds_from_now(FIRST_HEAD_S) };
     pthread_mutex_lock(&w->lock);
     c->slot = w->first_free;
     if (c->slot >= 0) {
@@ -59,11 +63,10 @@ void watch_remove(struct watch *w, struct conn *c)
     mem_free(c);
 }
 
-void watch_body(struct watch *w, struct conn *c, uint64_t by_ns)
+void watch_await(struct watch *w, struct conn *c, int seconds)
 {
     pthread_mutex_lock(&w->lock);
-    c->spoke = true;
-    c->body_by_ns = by_ns;
+    c->by_ns = seconds > 0 ? seconds_from_now(seconds) : 0;
     pthread_mutex_unlock(&w->lock);
 }
 
@@ -116,11 +119,10 @@ static void on_tick(struct watch *w, uint64_t now)
         struct conn *c = w->slot[i].conn;
         if (!c)
             continue;
-        bool end = !c->spoke && now > c->accepted_ns + first_head_ns;
+        bool end = c->by_ns && now > c->by_ns;
         /* libmicrohttpd may not notice a peer that closed between or inside requests until its idle clock runs out. One
          * tick of grace lets a reply to a half-closed socket out. */
         end = end || (c->gone && c->gone_ns + TICK_MS * 1000000ull < now);
-        end = end || (c->body_by_ns && now > c->body_by_ns);
         end = end || (c->gen && gen_tick(c->gen, now));
         if (end)
             (void)shutdown(c->fd, SHUT_RDWR);

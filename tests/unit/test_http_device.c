@@ -1,5 +1,6 @@
 /* The front when the device is lost: what runs is told, what comes is refused with 503, /health says why, the rest goes
- * on answering, and the end is clean. And clients that leave while their jobs are handed to the engine, or read late.
+ * on answering, and the end is clean. And clients that leave while their jobs are handed to the engine, read late, or do
+ * not go on.
  */
 #include <arpa/inet.h>
 #include <setjmp.h>
@@ -13,6 +14,7 @@
 
 #include <cmocka.h>
 
+#include "server/base/clock.h"
 #include "server/base/mem.h"
 #include "server/engine/engine_internal.h"
 #include "server/gen_internal.h"
@@ -48,15 +50,21 @@ static int open_frail(void **state)
 
 static int port;
 
-static int ask(const char *method, const char *path, const char *body)
+static int dial(void)
 {
     struct sockaddr_in to = { .sin_family = AF_INET,
                               .sin_port = htons((uint16_t)port),
                               .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
-    char text[1024];
     int fd = socket(AF_INET, SOCK_STREAM, 0);
     assert_true(fd >= 0);
     assert_int_equal(connect(fd, (struct sockaddr *)&to, sizeof to), 0);
+    return fd;
+}
+
+static int ask(const char *method, const char *path, const char *body)
+{
+    char text[1024];
+    int fd = dial();
     int n = snprintf(text, sizeof text,
                      "%s %s HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
                      "Content-Type: application/json\r\nContent-Length: %zu\r\n\r\n%s",
@@ -205,6 +213,69 @@ static void read_late(struct http *h)
     assert_int_equal(atomic_load(&h->metrics.slow_readers), 0);
 }
 
+/* Seconds that the only connection's client has left for what comes next, rounded up; 0: any number. expire: leaves none. */
+static int seconds_left(struct http *h, bool expire)
+{
+    uint64_t left = 0;
+    pthread_mutex_lock(&h->watch.lock);
+    for (int i = 0; i < h->watch.n_slots; i++) {
+        struct conn *c = h->watch.slot[i].conn;
+        if (c != NULL && c->by_ns > 0)
+            left = c->by_ns - clock_ns();
+        if (c != NULL && expire)
+            c->by_ns = 1;
+    }
+    pthread_mutex_unlock(&h->watch.lock);
+    return (int)((left + 999999999) / 1000000000);
+}
+
+static void say(struct http *h, int fd, const char *text, int seconds)
+{
+    assert_int_equal(send(fd, text, strlen(text), 0), strlen(text));
+    int left = seconds_left(h, false);
+    for (int ms = 0; ms < 10000 && (left > seconds || left < seconds - 10); ms++) {
+        usleep(1000);
+        left = seconds_left(h, false);
+    }
+    assert_in_range(left, seconds - 10, seconds);
+}
+
+/* A client owes a first head, a body, another head; only while it is worked for it owes nothing. One that does not go on is let
+ * go of, whichever it owes. */
+static void stall(struct http *h)
+{
+    static const char *const part[] = { "POST /v1/completions HTTP/1.1\r\nHost: a\r\n",
+                                        "Content-Length: 47\r\n\r\n",
+                                        "{\"prompt\":\"a\",\"max_tokens\":9,\"ignore_eos\":true}",
+                                        "GET /hea" };
+    static const int left[] = { 30, 60, 90, 90 };
+    char text[4096];
+    for (int last = 0; last < 4; last++) {
+        int fd = dial();
+        for (int i = 0; i <= last; i++)
+            say(h, fd, part[i], left[i]);
+        seconds_left(h, true);
+        while (recv(fd, text, sizeof text, 0) > 0) {
+        }
+        close(fd);
+        for (int ms = 0; ms < 10000 && atomic_load(&h->metrics.connections) > 0; ms++)
+            usleep(1000);
+        assert_int_equal(atomic_load(&h->metrics.connections), 0);
+    }
+    int fd = ask("POST", "/v1/completions",
+                 "{\"prompt\":\"a\",\"max_tokens\":1500,\"ignore_eos\":true}");
+    while (!generation_is(h, false))
+        usleep(500);
+    assert_int_equal(seconds_left(h, false), 0);
+    close(fd);
+}
+
+static void test_clients_that_stall(void **state)
+{
+    (void)state;
+    with_front(stall);
+}
+
 static void test_hangup_while_submitting(void **state)
 {
     (void)state;
@@ -237,6 +308,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_hangup_while_submitting),
+        cmocka_unit_test(test_clients_that_stall),
         cmocka_unit_test(test_late_reader),
         cmocka_unit_test(test_backlog),
         cmocka_unit_test(test_device_lost),
