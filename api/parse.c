@@ -223,24 +223,36 @@ void api_request_free(struct api_request *r)
     r->root = NULL;
 }
 
+/* Which of the three is there. */
+static int find_text(const struct field_at *at, const char **key)
+{
+    static const char *const name[] = { "content", "prompt", "messages" };
+
+    *key = NULL;
+    for (size_t i = 0; i < sizeof(name) / sizeof(name[0]); i++) {
+        if (!field_get(at, name[i]))
+            continue;
+        if (*key)
+            return field_bad(at, name[i], "it was given beside '%s'; only one of them is allowed.",
+                             *key);
+        *key = name[i];
+    }
+    return *key ? 0 : field_bad(at, name[0], "a string is required.");
+}
+
 static int tokenize_fields(struct api_tokenize *t, struct api_error *e)
 {
     struct field_at at = { t->chat.root, "", e };
 
-    t->is_chat = field_get(&at, "messages") != NULL;
+    TRY(find_text(&at, &t->param));
+    t->is_chat = strcmp(t->param, "messages") == 0;
     if (t->is_chat) {
         TRY(parse_chat(&at, &t->chat));
-    } else if (field_get(&at, "prompt")) {
-        t->param = "prompt";
-        t->add_special = true;
-        TRY(field_str(&at, "prompt", &t->text));
-        TRY(field_bool(&at, "add_special_tokens", &t->add_special));
     } else {
-        t->param = "content";
-        TRY(field_str(&at, "content", &t->text));
-        TRY(field_bool(&at, "add_special", &t->add_special));
-        if (!t->text.p)
-            return field_bad(&at, "content", "a string is required.");
+        t->add_special = strcmp(t->param, "prompt") == 0;
+        TRY(field_str(&at, t->param, &t->text));
+        TRY(field_bool(&at, t->add_special ? "add_special_tokens" : "add_special",
+                       &t->add_special));
     }
     TRY(field_bool(&at, "parse_special", &t->parse_special));
     return field_bool(&at, "with_pieces", &t->with_pieces);

@@ -137,15 +137,15 @@ int api_request_parse(struct api_request *out, enum api_kind kind, const char *b
                       const struct api_limits *lim, struct api_error *e) WARN_UNUSED;
 void api_request_free(struct api_request *r); /* NULL is accepted */
 
-/* POST /tokenize: {"content": s, "add_special": false, "parse_special": true, "with_pieces": false} as llama-server, or
- * vLLM's {"prompt": s, "add_special_tokens": true} or {"messages": [...], "add_generation_prompt": true}, with tools,
- * tool_choice and chat_template_kwargs as in chat. */
+/* POST /tokenize, one of three: {"content": s, "add_special": false, "parse_special": true, "with_pieces": false} as
+ * llama-server, or vLLM's {"prompt": s, "add_special_tokens": true} or {"messages": [...], "add_generation_prompt": true}, with
+ * tools, tool_choice and chat_template_kwargs as in chat. */
 struct api_tokenize {
     struct api_request
         chat; /* messages, tools, template_kwargs, add_generation_prompt; owns root */
     bool is_chat;
     struct api_str text; /* when not chat */
-    const char *param;   /* the member that it came in: content, or prompt as vLLM has it */
+    const char *param;   /* the member that it came in: content, prompt as vLLM has it, messages */
     bool add_special, parse_special, with_pieces;
 };
 int api_tokenize_parse(struct api_tokenize *out, const char *body, size_t n,

@@ -63,6 +63,16 @@ def test_messages_without_content(server, message, good):
             wire.check("TokenizeRequest", body)
 
 
+@pytest.mark.parametrize("fields", [("content", "prompt"), ("content", "messages"), ("prompt", "messages")])
+def test_one_text_is_tokenized(server, fields):
+    body = {f: MESSAGES if f == "messages" else "a" for f in fields}
+    e = wire.check_error(server.post("/tokenize", body), 400, None, fields[1])
+    assert fields[0] in e["message"]
+    with pytest.raises(jsonschema.ValidationError):
+        wire.check("TokenizeRequest", body)
+    wire.check("TokenizeRequest", {fields[0]: body[fields[0]]})
+
+
 @pytest.mark.parametrize("extra", [{}, {"n": 2, "prompt": ["a", "b"]}, {"logprobs": 0}, {"logprobs": 20, "echo": True}, {"top_p": 0},
                                    {"max_tokens": 0, "echo": True}, {"max_tokens": 0}])
 def test_completion(server, extra):

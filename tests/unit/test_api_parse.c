@@ -567,6 +567,17 @@ static void token_routes(void **state)
     s = "{\"content\":[]}";
     assert_int_equal(api_tokenize_parse(&t, s, strlen(s), &e), ERR_INVALID);
     assert_string_equal(e.param, "content");
+    s = "{\"content\":null,\"prompt\":\"hi\"," MSG "}";
+    assert_int_equal(api_tokenize_parse(&t, s, strlen(s), &e), ERR_INVALID);
+    assert_string_equal(e.param, "messages");
+    assert_non_null(strstr(e.message, "'prompt'"));
+    s = "{\"content\":\"\",\"prompt\":\"hi\"}";
+    assert_int_equal(api_tokenize_parse(&t, s, strlen(s), &e), ERR_INVALID);
+    assert_string_equal(e.param, "prompt");
+    assert_non_null(strstr(e.message, "'content'"));
+    s = "{\"add_special\":true}";
+    assert_int_equal(api_tokenize_parse(&t, s, strlen(s), &e), ERR_INVALID);
+    assert_string_equal(e.param, "content");
     s = "{\"tokens\":[5,6]}";
     assert_int_equal(api_detokenize_parse(&d, s, strlen(s), &limits, &e), 0);
     assert_int_equal(d.n_ids, 2);
