@@ -349,6 +349,20 @@ static void set_running(struct gen *g, bool running)
     pthread_mutex_unlock(&g->lock);
 }
 
+/* What the pool has no room for, why says: check_length() has looked at the context. It is the first that the engine refuses. */
+static int no_room(const struct gen *g, const struct err *why, struct api_error *e)
+{
+    struct err same = { 0 };
+    int i = 0;
+
+    while (i < g->n - 1 && engine_check(g->h->en, &g->choice[i].job, &same) == 0)
+        i++;
+    int rc = api_error_code(e, "context_length_exceeded", "compression.kv", "%s", why->text);
+    e->n_prompt = g->choice[i].job.n_prompt;
+    e->n_ctx = engine_room(engine_settings(g->h->en), NULL);
+    return rc;
+}
+
 int gen_submit(struct gen *g, struct api_error *e)
 {
     struct err why = { 0 };
@@ -367,8 +381,8 @@ int gen_submit(struct gen *g, struct api_error *e)
         return api_error_unavailable(e, "shutting_down", "The server is shutting down.", 5);
     if (rc == ERR_BUSY)
         return api_error_busy(e, "The server's queue is full.", http_retry_after(g->h));
-    if (rc == ERR_LIMIT) /* of the pool: check_length() has looked at the context */
-        return api_error_code(e, "context_length_exceeded", "compression.kv", "%s", why.text);
+    if (rc == ERR_LIMIT)
+        return no_room(g, &why, e);
     return api_error_from(e, &why, rc == ERR_UNSUPPORTED ? "compression.kv.policy" : NULL);
 }
 

@@ -349,8 +349,10 @@ def test_layer_major(model, small):
 def test_a_pool_without_room_to_press(model, stream):
     """What the pool can never hold is refused before an answer begins, whether it would be streamed or not."""
     server = serve(model, "--kv-size", "192K")  # 5 pages of 32 tokens in each of 5 layers
-    r = server.post("/v1/completions", {"prompt": ids(145), "stream": stream, "compression": {"kv": {**KV, "split": "mass"}}})
-    assert "pressing a prompt" in wire.check_error(r, 400, "context_length_exceeded", "compression.kv")["message"]
+    r = server.post("/v1/completions", {"prompt": [ids(20), ids(145)], "stream": stream,
+                                        "compression": {"kv": {**KV, "split": "mass"}}})
+    why = wire.check_error(r, 400, "context_length_exceeded", "compression.kv")
+    assert "pressing a prompt of 145" in why["message"] and why["n_prompt_tokens"] == 145 and why["n_ctx"] == 160
     assert server.stop() == 0
 
 
