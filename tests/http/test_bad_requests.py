@@ -104,6 +104,53 @@ def test_seed_has_bounds(server):
             wire.check("CompletionRequest", {"prompt": "a", **body})
 
 
+TOOL = {"type": "function", "function": {"name": "f"}}
+BIG = 2**31 - 1
+BOUNDS = [  # what is taken, what is not
+    ({"temperature": 2}, {"temperature": 2.1}), ({"top_p": 1}, {"top_p": 1.1}),
+    ({"min_p": 1}, {"min_p": 1.1}), ({"top_k": BIG}, {"top_k": BIG + 1}),
+    ({"repetition_penalty": 10}, {"repetition_penalty": 10.1}), ({"presence_penalty": 2}, {"presence_penalty": 2.1}),
+    ({"frequency_penalty": 2}, {"frequency_penalty": 2.1}), ({"max_tokens": BIG}, {"max_tokens": BIG + 1}),
+    ({"max_completion_tokens": BIG}, {"max_completion_tokens": BIG + 1}), ({"stop": ["a"] * 16}, {"stop": ["a"] * 17}),
+    ({"stop_token_ids": [1] * 1024}, {"stop_token_ids": [1] * 1025}),
+    ({"logit_bias": {str(i): 1 for i in range(1024)}}, {"logit_bias": {str(i): 1 for i in range(1025)}}),
+    ({"tools": [TOOL] * 128}, {"tools": [TOOL] * 129}),
+]
+KV_BOUNDS = [("budget", 2**30), ("mass_floor", 1), ("local", 1), ("phi", 1), ("lambda", 1000000), ("sinks", 65536),
+             ("window", 65536), ("tail", 65536), ("pool", 1024), ("queries", 512), ("stride", 32)]
+
+
+def assert_bound(server, path, schema, good, bad):
+    """The schema takes what the server takes; what the server takes may be an error for another reason."""
+    above = ("above maximum", "array too long", "at most", "value <=")
+    for body, taken in ((good, True), (bad, False)):
+        told = server.post(path, body).text
+        assert any(s in told for s in above) != taken, told
+    wire.check(schema, good)
+    with pytest.raises(jsonschema.ValidationError):
+        wire.check(schema, bad)
+
+
+@pytest.mark.parametrize("good,bad", BOUNDS, ids=[",".join(good) for good, _ in BOUNDS])
+def test_bounds(server, good, bad):
+    few = {} if "max_completion_tokens" in good else {"max_tokens": 1}
+    assert_bound(server, "/v1/chat/completions", "ChatRequest", *({"messages": MESSAGES, **few, **f} for f in (good, bad)))
+    if "tools" not in good:
+        assert_bound(server, "/v1/completions", "CompletionRequest", *({"prompt": "a", **few, **f} for f in (good, bad)))
+
+
+@pytest.mark.parametrize("field,most", KV_BOUNDS)
+def test_bounds_of_pressing(server, field, most):
+    assert_bound(server, "/v1/completions", "CompletionRequest",
+                 *({"prompt": "a", "max_tokens": 1, "compression": {"kv": {field: n}}} for n in (most, most + 1)))
+
+
+def test_bounds_of_messages(server):
+    good, bad = ({"messages": [*MESSAGES, {"role": "assistant", "tool_calls": [{"function": {"name": "f"}}] * n}]}
+                 for n in (128, 129))
+    assert_bound(server, "/tokenize", "TokenizeRequest", good, bad)
+
+
 @pytest.mark.parametrize("path,param", [("/v1/completions", "prompt"), ("/v1/chat/completions", "messages")])
 def test_text_far_too_long(server, path, param):
     """Refused by its length alone, unless somebody only wants it tokenized."""
