@@ -63,6 +63,18 @@ def test_messages_without_content(server, message, good):
             wire.check("TokenizeRequest", body)
 
 
+@pytest.mark.parametrize("kind", ["text", "refusal"])
+def test_parts_have_their_text(server, kind):
+    def body(part):
+        return {"messages": [{"role": "user", "content": [{"type": kind, **part}]}]}
+    wire.check("TokenizeRequest", body({kind: ""}))
+    assert server.post("/tokenize", body({kind: ""})).status_code == 200
+    for part in ({}, {"text" if kind == "refusal" else "refusal": "a"}):
+        wire.check_error(server.post("/tokenize", body(part)), 400, None, "messages[0].content[0]." + kind)
+        with pytest.raises(jsonschema.ValidationError):
+            wire.check("TokenizeRequest", body(part))
+
+
 @pytest.mark.parametrize("fields", [("content", "prompt"), ("content", "messages"), ("prompt", "messages")])
 def test_one_text_is_tokenized(server, fields):
     body = {f: MESSAGES if f == "messages" else "a" for f in fields}
