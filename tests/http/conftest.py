@@ -1,4 +1,4 @@
-"""The server under test: build/wring (or WRING_BIN) with a small model, or whatever WRING_TEST_URL points to."""
+"""The server under test: build/wring (or WRING) with a small model, or whatever WRING_TEST_URL points to."""
 
 import os
 
@@ -7,8 +7,7 @@ import wire
 
 
 def _need_binary():
-    if not wire.BINARY.exists():
-        pytest.skip(f"{wire.BINARY} is not built")
+    assert wire.BINARY.exists(), f"{wire.BINARY} is not built"
     if not wire.find_model():
         pytest.skip("no model: run `wring pull smollm2-135m-instruct`, or set WRING_MODELS or WRING_TEST_MODEL")
 

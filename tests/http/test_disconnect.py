@@ -18,11 +18,16 @@ def leave(sock, reset):
     sock.close()
 
 
+def cancelled(server, **labels):
+    return server.metric("wring_requests_cancelled_total", **labels)
+
+
 @pytest.mark.parametrize("reset", [False, True])
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("wait", ["at once", "first token", "later"])
 def test_hang_up(server, wait, stream, reset):
     server.wait_idle()
+    were = cancelled(server)
     s = server.connect()
     s.sendall(wire.request_bytes("/v1/completions", {**LONG, "stream": stream}))
     if wait == "first token" and stream:
@@ -35,6 +40,8 @@ def test_hang_up(server, wait, stream, reset):
     leave(s, reset)
     server.wait_idle(5)
     assert time.time() - before < 3
+    if wait != "at once":  # then it may have gone before anybody read what it asked for
+        assert cancelled(server) == were + 1
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -43,10 +50,7 @@ def test_hang_up_is_logged(start, stream):
     server = start("--ctx", "2048")
     s = server.connect()
     s.sendall(wire.request_bytes("/v1/completions", {**LONG, "stream": stream}))
-    deadline = time.time() + 10
-    while server.metric("wring_generation_tokens_total") < 3:
-        assert time.time() < deadline
-        time.sleep(0.02)
+    wire.wait_for(lambda: server.metric("wring_generation_tokens_total") >= 3)
     leave(s, False)
     server.wait_idle()
     made = int(server.metric("wring_generation_tokens_total"))
@@ -61,11 +65,13 @@ def test_hang_up_during_prefill(server):
     n_ctx = server.get("/v1/models").json()["data"][0]["max_model_len"]
     words = " ".join(random.Random(1).choice(["red", "blue", "green", "tall", "old"]) for _ in range(min(n_ctx, 6000) // 2))
     server.wait_idle()
+    were = cancelled(server, phase="prompt")
     s = server.connect()
     s.sendall(wire.request_bytes("/v1/completions", {"prompt": words, "max_tokens": 100, "ignore_eos": True}))
-    time.sleep(0.1)
+    wire.wait_for(lambda: server.metric("wring_requests_running") == 1)
     leave(s, False)
     server.wait_idle(10)
+    assert cancelled(server, phase="prompt") == were + 1
 
 
 def test_hang_up_in_the_queue(start):
@@ -76,14 +82,9 @@ def test_hang_up_in_the_queue(start):
         pass
     second = server.connect()
     second.sendall(wire.request_bytes("/v1/completions", {**LONG, "stream": True}))
-    deadline = time.time() + 10
-    while server.metric("wring_requests_waiting") != 1:
-        assert time.time() < deadline
-        time.sleep(0.02)
+    wire.wait_for(lambda: server.metric("wring_requests_waiting") == 1)
     leave(second, False)
-    while server.metric("wring_requests_waiting") != 0:
-        assert time.time() < deadline
-        time.sleep(0.02)
+    wire.wait_for(lambda: server.metric("wring_requests_waiting") == 0)
     assert server.metric("wring_requests_running") == 1, "the running one went on"
     leave(first, False)
     server.wait_idle()

@@ -67,8 +67,7 @@ def test_drain(start):
 
     t = threading.Thread(target=stream)
     t.start()
-    while server.metric("wring_requests_running") != 1:
-        time.sleep(0.01)
+    wire.wait_for(lambda: server.metric("wring_requests_running") == 1)
     assert server.stop() == 0
     t.join()
     assert got[-1]["choices"][0]["finish_reason"] == "length"
@@ -86,8 +85,7 @@ def test_drain_deadline(start):
 
     t = threading.Thread(target=stream)
     t.start()
-    while server.metric("wring_requests_running") != 1:
-        time.sleep(0.01)
+    wire.wait_for(lambda: server.metric("wring_requests_running") == 1)
     began = time.time()
     assert server.stop() == 0
     assert time.time() - began < 10
@@ -118,9 +116,7 @@ def test_second_signal_ends_at_once(start):
 
     t = threading.Thread(target=ask)
     t.start()
-    while server.metric("wring_requests_running") == 0:
-        assert t.is_alive()
-        time.sleep(0.01)
+    wire.wait_for(lambda: server.metric("wring_requests_running") > 0)
     server.proc.send_signal(signal.SIGINT)
     while not any("event=draining" in line for line in server.log):
         assert server.proc.poll() is None

@@ -16,7 +16,7 @@ import requests
 import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-BINARY = pathlib.Path(os.environ.get("WRING_BIN", ROOT / "build" / "wring"))
+BINARY = pathlib.Path(os.environ.get("WRING", ROOT / "build" / "wring"))
 
 
 def find_model():
@@ -40,6 +40,13 @@ def import_small(folder, template):
     config = folder / "tokenizer_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "chat_template": template}))
     return folder
+
+
+def wait_for(condition, timeout=20):
+    deadline = time.time() + timeout
+    while not condition():
+        assert time.time() < deadline
+        time.sleep(0.01)
 
 
 class Server:
@@ -91,7 +98,9 @@ class Server:
     def metric(self, name, **labels):
         """Sum of a metric's series that have these labels."""
         total = 0.0
-        for line in self.get("/metrics").text.splitlines():
+        text = self.get("/metrics").text
+        assert f"\n# TYPE {re.sub('_(sum|count|bucket)$', '', name)} " in "\n" + text, name
+        for line in text.splitlines():
             m = re.match(r"([\w:]+)(?:\{(.*)\})? (\S+)$", line)
             if m and m.group(1) == name and all(f'{k}="{v}"' in (m.group(2) or "") for k, v in labels.items()):
                 total += float(m.group(3))
