@@ -30,6 +30,7 @@ enum {
     NEXT_HEAD_S = 90,      /* for a whole head, silence before it included, after a reply */
     BACKLOG = 1024,
     BODIES_READ = 4, /* times max_body: so long a body is read to its end before it is refused */
+    LOADING_RETRY_S = 2,
     SPARE_SLOTS = 16 /* connections being closed while new ones are accepted */
 };
 
@@ -228,6 +229,8 @@ static struct request *begin(struct http *h, struct MHD_Connection *mhd, const c
     check_route(r, method, path);
     check_key(r); /* its error replaces the route's: a stranger learns nothing about paths */
     check_framing(r, version);
+    if (r->err.status == 0 && !r->preflight && !atomic_load(&h->ready))
+        api_error_unavailable(&r->err, "loading", "The model is still loading.", LOADING_RETRY_S);
     watch_await(&h->watch, r->conn, BODY_S);
     return r;
 }
@@ -399,19 +402,15 @@ static int start(struct http *h, struct err *e)
     return 0;
 }
 
-int http_open(struct http **out, const struct http_config *c, const struct model *m,
-              struct engine *en, struct err *e)
+int http_open(struct http **out, const struct http_config *c, struct err *e)
 {
     struct http *h = mem_zalloc(1, sizeof(*h));
     if (!h)
         return err_set(e, ERR_NOMEM, "no memory for the HTTP front");
     h->c = *c;
-    h->model = m;
-    h->en = en;
     h->listen_fd = -1;
     h->watch.ep = h->watch.wake = -1;
     h->created = h->metrics.start_s = clock_wall_s();
-    h->limits = (struct api_limits){ .n_vocab = m->config.vocab };
     snprintf(h->fingerprint, sizeof(h->fingerprint), "wring-%s", WRING_VERSION);
     int rc = start(h, e);
     if (rc < 0) {
@@ -420,6 +419,14 @@ int http_open(struct http **out, const struct http_config *c, const struct model
     }
     *out = h;
     return 0;
+}
+
+void http_ready(struct http *h, const struct model *m, struct engine *en)
+{
+    h->model = m;
+    h->en = en;
+    h->limits = (struct api_limits){ .n_vocab = m->config.vocab };
+    atomic_store(&h->ready, true);
 }
 
 int http_port(const struct http *h)

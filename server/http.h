@@ -35,12 +35,14 @@ struct http_config {
 
 struct http;
 
-/* Listens and starts the threads. Strings of c, the model and the engine outlive the front. ERR_IO names the address. */
-int http_open(struct http **out, const struct http_config *c, const struct model *m,
-              struct engine *en, struct err *e) WARN_UNUSED;
+/* Listens and starts the threads, before anything that takes long: a port that is taken is told at once, and clients are
+ * answered 503 until http_ready(). Strings of c outlive the front. ERR_IO names the address. */
+int http_open(struct http **out, const struct http_config *c, struct err *e) WARN_UNUSED;
+/* From now on requests are served. Once; the model and the engine outlive the front. */
+void http_ready(struct http *h, const struct model *m, struct engine *en);
 int http_port(const struct http *h);
-/* Stops accepting, lets running requests finish for at most drain_s seconds, then cancels the rest and waits for them.
- * Drains the engine too. */
+/* After http_ready(): stops accepting, lets running requests finish for at most drain_s seconds, then cancels the rest and
+ * waits for them. Drains the engine too. */
 void http_shutdown(struct http *h, double drain_s);
 /* Ends the threads and frees everything. The engine must still be open. NULL is accepted. */
 void http_close(struct http *h);

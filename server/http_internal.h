@@ -121,7 +121,7 @@ enum MHD_Result route_error(struct request *r, const struct api_error *e);
 /* ---- http.c ------------------------------------------------------------------------------------------------------ */
 struct http {
     struct http_config c;
-    const struct model *model;
+    const struct model *model; /* with en and limits: only once `ready` is set */
     struct engine *en;
     struct MHD_Daemon *daemon;
     int port, listen_fd;
@@ -130,7 +130,7 @@ struct http {
     struct metrics metrics;
     struct api_limits limits;
     char fingerprint[32];
-    _Atomic bool draining;
+    _Atomic bool ready, draining;
     _Atomic int64_t n_gens; /* alive */
 };
 /* n random bytes as 2n hex digits and a NUL. */

@@ -1,4 +1,4 @@
-/* wring serve: opens the model, the engine and the front in this order, waits for a signal, closes them in reverse.
+/* wring serve: opens the front, which answers 503 meanwhile, the model and the engine, and waits for a signal.
  *
  * SIGTERM and SIGINT drain: no new requests, running ones get drain-timeout seconds, exit 0. A second signal while
  * draining ends at once, as one does while the model loads.
@@ -62,15 +62,9 @@ static int check_defaults(const struct serve *s, const struct press_rules *r, st
     return engine_check(s->engine, &j, e) < 0 ? err_prefix(e, "kv-policy") : 0;
 }
 
-static int open_all(struct serve *s, struct err *e)
+static int open_front(struct serve *s, const struct press_rules *press, struct err *e)
 {
     const struct config *c = s->config;
-    struct press_rules press;
-    TRY(press_rules_read(&press, c, e));
-    TRY(session_engine(&s->session, &s->engine, c, 0, isatty(STDERR_FILENO), e));
-    TRY(check_defaults(s, &press, e));
-    if (strcmp(c->log_format, "json") != 0)
-        print_plan(s);
     name_model(s);
     struct http_config hc = { .host = c->host,
                               .port = (int)c->port,
@@ -79,9 +73,23 @@ static int open_all(struct serve *s, struct err *e)
                               .max_body = (size_t)c->max_body,
                               .max_connections = (int)c->max_connections,
                               .threads = (int)c->http_threads,
-                              .press = press };
+                              .press = *press };
+    return http_open(&s->http, &hc, e);
+}
+
+static int open_all(struct serve *s, struct err *e)
+{
+    const struct config *c = s->config;
+    struct press_rules press;
+    TRY(press_rules_read(&press, c, e));
+    TRY(open_front(s, &press, e));
+    TRY(session_engine(&s->session, &s->engine, c, 0, isatty(STDERR_FILENO), e));
+    TRY(check_defaults(s, &press, e));
+    if (strcmp(c->log_format, "json") != 0)
+        print_plan(s);
     signals_keep();
-    return http_open(&s->http, &hc, s->session.model, s->engine, e);
+    http_ready(s->http, s->session.model, s->engine);
+    return 0;
 }
 
 /* The host as a client's URL has it: an address that can be called, in brackets where it has colons. */

@@ -149,6 +149,28 @@ def test_signal_while_loading(tmp_path, sig):
         proc.wait()
 
 
+def test_port_is_held_while_loading(tmp_path):
+    """Who asks meanwhile is told to wait; who wants the same port is told at once."""
+    if not wire.BINARY.exists():
+        pytest.skip(f"{wire.BINARY} is not built")
+    with socket.create_server(("127.0.0.1", 0)) as s:
+        port = s.getsockname()[1]
+    os.mkfifo(tmp_path / "config.json")
+    args = [wire.BINARY, "serve", tmp_path, "--device", "cpu", "--port", str(port)]
+    proc = subprocess.Popen(args, stderr=subprocess.PIPE, text=True)
+    try:
+        fd = os.open(tmp_path / "config.json", os.O_WRONLY)  # until it is read
+        r = requests.get(f"http://127.0.0.1:{port}/health", timeout=10)
+        assert wire.check_error(r, 503, "loading") and 1 <= int(r.headers["Retry-After"]) <= 60
+        other = run("serve", "nothing/there", "--device", "cpu", "--port", str(port))
+        assert other.returncode == 1 and f"port {port}: Address already in use" in other.stderr
+        os.close(fd)  # an empty file is no model
+        assert proc.wait(10) == 1
+    finally:
+        proc.kill()
+        proc.wait()
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     if not wire.BINARY.exists():

@@ -132,6 +132,20 @@ static void lose_it(struct http *h)
     check_clean(en); /* whoever has read the end of an answer may be ahead of the engine */
 }
 
+/* A path that is none is one at once; a browser's question about headers is answered. */
+static void refuses_until_ready(void)
+{
+    static const char *const path[] = { "/health", "/v1/models", "/metrics", "/version", "/" };
+    for (size_t i = 0; i < sizeof path / sizeof *path; i++) {
+        assert_int_equal(get(path[i]), 503);
+        assert_non_null(strstr(answer, "\"code\":\"loading\""));
+        assert_non_null(strstr(answer, "Retry-After: "));
+    }
+    assert_int_equal(read_answer(ask("POST", "/v1/completions", "{\"prompt\":\"a\"}")), 503);
+    assert_int_equal(read_answer(ask("OPTIONS", "/v1/completions", "")), 204);
+    assert_int_equal(get("/nothing"), 404);
+}
+
 static void with_front(void (*use)(struct http *h))
 {
     struct mem_stats before, after;
@@ -143,9 +157,11 @@ static void with_front(void (*use)(struct http *h))
     mem_stats(&before);
     struct engine *en = open_engine(
         &(struct engine_config){ .max_seqs = 64, .kv_tokens = 20480, .kv_type = KV_F32 });
-    if (http_open(&h, &c, toy.model, en, &e) < 0)
+    if (http_open(&h, &c, &e) < 0)
         fail_msg("%s", e.text);
     port = http_port(h);
+    refuses_until_ready();
+    http_ready(h, toy.model, en);
     use(h);
     http_shutdown(h, 5);
     http_close(h);
