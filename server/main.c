@@ -29,7 +29,9 @@ static int usage(FILE *to)
         fprintf(to, line, texts[i].name, texts[i].help);
     fprintf(to, line, "version", "print the version");
     fprintf(to, line, "help [COMMAND]", "print this, or a command's options");
-    fprintf(to, "\n`wring COMMAND --help` lists a command's options.\n");
+    fprintf(to, "\n`wring COMMAND --help` lists a command's options.\n"
+                "Exit codes: 0 done; 1 failed; 2 asked for what cannot be: an option, a word or a "
+                "value is wrong.\n");
     return to == stdout ? 0 : 2;
 }
 

@@ -28,7 +28,7 @@ const struct cmd cmd_list[] = {
 int cli_fail(const struct err *e)
 {
     log_text("wring: %s\n", e->text);
-    return 1;
+    return e->code == ERR_INVALID ? 2 : 1;
 }
 
 int cli_usage(const char *fmt, ...)
@@ -49,6 +49,11 @@ int cli_text(const char *s)
         return 0;
     err_errno(&e, ERR_IO, "stdout");
     return cli_fail(&e);
+}
+
+int cli_no_table(void)
+{
+    return cli_fail(&(struct err){ ERR_NOMEM, "no memory for the table" });
 }
 
 int cli_table(struct table *t, bool json)

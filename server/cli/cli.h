@@ -1,6 +1,7 @@
 /* The subcommands: one file each, argv without the program's and the subcommand's name, the exit code as result.
  *
- * Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 used wrongly.
+ * Results go to stdout, everything else to stderr. Exit codes: 0 done; 2 it was asked for what cannot be, and the sentence says
+ * which option, word or value is wrong; 1 it failed otherwise.
  */
 #ifndef WRING_SERVER_CLI_CLI_H
 #define WRING_SERVER_CLI_CLI_H
@@ -29,12 +30,14 @@ int cmd_inspect(int argc, char **argv);
 int cmd_quantize(int argc, char **argv);
 int cmd_pull(int argc, char **argv);
 
-/* "wring: <sentence>" on stderr; returns 1. */
+/* "wring: <sentence>" on stderr; returns the exit code: 2 for ERR_INVALID, else 1. */
 int cli_fail(const struct err *e);
 /* The same with a sentence of one's own; returns 2. */
 int cli_usage(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 /* Prints a text to stdout; returns 0 or 1 (with a message). */
 int cli_text(const char *s);
+/* For a table that could not be opened: says so, and returns 1. */
+int cli_no_table(void);
 /* Prints the table to stdout and closes it; returns 0 or 1 (with a message). */
 int cli_table(struct table *t, bool json);
 

@@ -12,13 +12,6 @@ struct line {
     double value[NUMBERS];
 };
 
-static int fail_for_memory(void)
-{
-    struct err e;
-    err_set(&e, ERR_NOMEM, "no memory for the table");
-    return cli_fail(&e);
-}
-
 static int print_json(const struct line *line)
 {
     struct table_col col[LINES * NUMBERS];
@@ -29,7 +22,7 @@ static int print_json(const struct line *line)
             if (line[i].key[k] != NULL)
                 col[n++] = (struct table_col){ .key = line[i].key[k] };
     if (table_open(&t, col, n) < 0)
-        return fail_for_memory();
+        return cli_no_table();
     for (int i = 0; i < LINES; i++)
         for (int k = 0; k < NUMBERS; k++)
             if (line[i].key[k] != NULL)
@@ -44,7 +37,7 @@ static int print_lines(const struct line *line)
     };
     struct table *t;
     if (table_open(&t, col, sizeof col / sizeof *col) < 0)
-        return fail_for_memory();
+        return cli_no_table();
     for (int i = 0; i < LINES; i++) {
         table_str(t, line[i].title);
         for (int k = 0; k < NUMBERS; k++)

@@ -318,11 +318,8 @@ static int print(const struct eval *v)
         { "press_ms", "press ms" },
     };
     struct table *t;
-    struct err e;
-    if (table_open(&t, cols, sizeof cols / sizeof *cols) < 0) {
-        err_set(&e, ERR_NOMEM, "no memory for the table");
-        return cli_fail(&e);
-    }
+    if (table_open(&t, cols, sizeof cols / sizeof *cols) < 0)
+        return cli_no_table();
     for (int i = 0; i < v->grid.n_tasks; i++)
         add_means(v, t, i, -1, 0);
     for (int i = 0; i < v->grid.n_tasks; i++)

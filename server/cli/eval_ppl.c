@@ -82,15 +82,12 @@ static int print_ppl(const struct ppl *p, bool json)
                                              { "chunks", "chunks" },
                                              { "ctx", "ctx" } };
     struct table *t;
-    struct err e;
     double n = (double)p->count;
     double mean = p->nll / n;
     double ppl = exp(mean);
     double var = p->nll2 / n - mean * mean;
-    if (table_open(&t, cols, 5) < 0) {
-        err_set(&e, ERR_NOMEM, "no memory for the table");
-        return cli_fail(&e);
-    }
+    if (table_open(&t, cols, 5) < 0)
+        return cli_no_table();
     table_num(t, ppl, 4);
     table_num(t, ppl * sqrt(var > 0 ? var / (n - 1) : 0), 4);
     table_int(t, p->count);

@@ -93,13 +93,13 @@ static int judge_task(struct judge *j, const struct task *t, bool *hit, bool *hi
     TRY(encode_all(j, t, e));
     int n = n_shared(j);
     if (n == 0)
-        return err_set(e, ERR_INVALID, "its endings have no token in front of them");
+        return err_set(e, ERR_FORMAT, "its endings have no token in front of them");
     TRY(runner_begin(&j->run, SHARED, &keep_all, n - 1, e));
     TRY(runner_prefill(&j->run, SHARED, j->context.id, n - 1, e));
     for (int i = 0; i < TASK_ENDINGS; i++) {
         TRY(judge_ending(j, &j->whole[i], n, &sum[i], e));
         if (!isfinite(sum[i]))
-            return err_set(e, ERR_INVALID, "what the model makes of its endings is no number");
+            return err_set(e, ERR_FORMAT, "what the model makes of its endings is no number");
         norm[i] = sum[i] / (double)strlen(t->ending[i]);
         best = sum[i] > sum[best] ? i : best;
         best_norm = norm[i] > norm[best_norm] ? i : best_norm;
@@ -174,11 +174,8 @@ static int print(const struct tasks_result *r, bool json)
                                              { "acc_norm_err", "+/-" },
                                              { "tasks", "tasks" } };
     struct table *t;
-    struct err e;
-    if (table_open(&t, cols, sizeof cols / sizeof *cols) < 0) {
-        err_set(&e, ERR_NOMEM, "no memory for the table");
-        return cli_fail(&e);
-    }
+    if (table_open(&t, cols, sizeof cols / sizeof *cols) < 0)
+        return cli_no_table();
     table_num(t, r->acc, 4);
     table_num(t, r->acc_err, 4);
     table_num(t, r->norm, 4);

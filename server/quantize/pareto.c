@@ -112,7 +112,7 @@ static int measure(struct pareto *p, const char *key, struct err *e)
         squares += (kl[i] - x.kl) * (kl[i] - x.kl);
     x.error = n > 1 ? sqrt(squares / (n - 1) / n) : 0;
     if (!isfinite(x.kl))
-        return err_set(e, ERR_INVALID, "%s: the outputs are no numbers", key);
+        return err_set(e, ERR_FORMAT, "%s: the outputs are no numbers", key);
     json_t *v = json_pack("{s:f, s:f, s:f, s:f}", "bits", x.bits, "bytes", x.bytes, "kl", x.kl,
                           "error", x.error);
     if (json_object_set_new(p->points, key, v) < 0)
@@ -259,7 +259,7 @@ static int print(const struct pareto *p)
     struct table *t;
     struct row r;
     if (table_open(&t, cols, sizeof cols / sizeof *cols) < 0)
-        return cli_fail(&(struct err){ ERR_NOMEM, "no memory for the table" });
+        return cli_no_table();
     for (int i = 0; row_of(p, i, &r) == 0; i++) {
         table_str(t, r.way);
         table_str(t, r.asked);

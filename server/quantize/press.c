@@ -74,7 +74,7 @@ static int read_rows(const struct quantize *q, const struct pressed *p, int row0
         quantize_row(q, p, r, dst);
         for (int k = 0; k < p->w.cols; k++)
             if (!isfinite(dst[k]))
-                return err_set(e, ERR_INVALID, "%s: row %d has a weight that is no number",
+                return err_set(e, ERR_FORMAT, "%s: row %d has a weight that is no number",
                                p->slot->name, r);
     }
     return 0;

@@ -180,7 +180,7 @@ static int probe(struct probe *p, int layer, const struct slot *s, double *cost,
         rc = judge(p, &mean, e);
     *cost = (double)(float)(mean / noise_t2[p->kind]);
     if (rc == 0 && !isfinite(*cost))
-        return err_set(e, ERR_INVALID, "with noise in %s the outputs are no numbers", s->name);
+        return err_set(e, ERR_FORMAT, "with noise in %s the outputs are no numbers", s->name);
     return rc;
 }
 

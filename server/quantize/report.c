@@ -151,7 +151,7 @@ static int print_total(const struct quantize *q, double seconds)
                                              { "seconds", "seconds" } };
     struct table *t;
     if (table_open(&t, cols, 4) < 0)
-        return cli_fail(&(struct err){ ERR_NOMEM, "no memory for the table" });
+        return cli_no_table();
     int64_t bytes = shard_bytes(q);
     table_num(t, layer_bits(q), 3);
     table_num(t, 8.0 * (double)bytes / n_weights(q->model), 3);
@@ -172,7 +172,7 @@ static int print_tuning(const struct quantize *q)
     if (note == NULL)
         return 0;
     if (table_open(&t, cols, 4) < 0)
-        return cli_fail(&(struct err){ ERR_NOMEM, "no memory for the table" });
+        return cli_no_table();
     table_int(t, json_integer_value(json_object_get(note, "step")));
     table_num(t, json_number_value(json_object_get(note, "before")), 4);
     table_num(t, json_number_value(json_object_get(note, "after")), 4);
@@ -191,7 +191,7 @@ int quantize_report(const struct quantize *q, double seconds)
     };
     struct table *t;
     if (table_open(&t, cols, 6) < 0)
-        return cli_fail(&(struct err){ ERR_NOMEM, "no memory for the table" });
+        return cli_no_table();
     for (int i = 0; i < q->model->n_slots; i++)
         if (is_first(q->model, i)) {
             struct kind k = sum_up(q, i);

@@ -40,7 +40,7 @@ static int note_spread(struct layer_spread *s, const struct pressed *p, double l
         all == 0 ? 1 : weight_square(&p->w, row) * losses / all; /* 1: no outputs to lose */
     mem_free(row);
     if (!isfinite(spread) || !(spread > 0))
-        return err_set(e, ERR_INVALID, "%s: its outputs on the calibration text are no numbers",
+        return err_set(e, ERR_FORMAT, "%s: its outputs on the calibration text are no numbers",
                        p->slot->name);
     if (json_object_set_new(s->notes, p->slot->name, json_real((double)(float)spread)) < 0)
         return err_set(e, ERR_NOMEM, "no memory for the notes");

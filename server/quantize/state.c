@@ -186,7 +186,7 @@ static double bits_of(const struct weight *w)
 int quantize_state_note(struct quantize *q, const struct pressed *p, struct err *e)
 {
     if (!isfinite(p->error))
-        return err_set(e, ERR_INVALID, "%s: what was pressed is no number, or what it reads",
+        return err_set(e, ERR_FORMAT, "%s: what was pressed is no number, or what it reads",
                        p->slot->name);
     json_t *note = json_pack("{s:s, s:f, s:f}", "form", weight_form(&p->w), "bits", bits_of(&p->w),
                              "error", p->error);

@@ -198,7 +198,7 @@ static int take_steps(struct tuning *t, struct adam *a, struct err *e)
     int every = steps_between(steps);
     TRY(look(t, 0, &t->before, e));
     if (!isfinite(t->before))
-        return err_set(e, ERR_INVALID, "the pressed model's outputs are no numbers");
+        return err_set(e, ERR_FORMAT, "the pressed model's outputs are no numbers");
     t->least = t->before;
     t->bold = t->before < (double)FULL ? sqrtf((float)t->before / FULL) : 1;
     for (int step = 1, in_vain = 0; step <= steps && in_vain < PATIENCE; step++) {

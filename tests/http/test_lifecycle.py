@@ -277,3 +277,15 @@ def test_help_names_every_command(folder):
     for command in ["options", "sample-config", "version"]:
         r = run(command, "extra")
         assert r.returncode == 2 and 'no "extra"' in r.stderr and not r.stdout
+
+
+@pytest.mark.parametrize("code, command, told", [
+    (1, "serve nothing/there", "nothing/there: there is no such file or folder"),
+    (2, "serve nothing/there --kv-policy nonsense", "kv-policy: "),
+    (2, "quantize nothing/there out --codec nonsense", "codec: "),
+])
+def test_exit_codes(command, code, told):
+    """2: what was asked for cannot be; with a model that is not there, for that must be told before one is loaded."""
+    r = run(*command.split())
+    assert r.returncode == code and f"wring: {told}" in r.stderr and not r.stdout, r.stderr
+    assert "2 asked for what cannot be" in run("help").stdout

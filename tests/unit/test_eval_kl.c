@@ -443,7 +443,7 @@ static void prints_what_it_found(void **state)
     assert_non_null(strstr(buf_str(&b), "bits per weight, layers"));
     assert_non_null(strstr(buf_str(&b), "32.000\n"));
     buf_free(&b);
-    assert_int_equal(run(long_one, &b), 1);
+    assert_int_equal(run(long_one, &b), 2);
     assert_int_equal(b.len, 0);
     buf_free(&b);
 }

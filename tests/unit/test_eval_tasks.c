@@ -259,7 +259,7 @@ static void refuses_no_numbers(void **state)
         0);
     assert_int_equal(config_parse(&c, CONFIG_EVAL, 0, NULL, &e), 0);
     assert_int_equal(tasks_open(&t, write_text("good", GOOD), 1, &e), 0);
-    assert_int_equal(tasks_measure(bad.model, &t, &c, &r, &e), ERR_INVALID);
+    assert_int_equal(tasks_measure(bad.model, &t, &c, &r, &e), ERR_FORMAT);
     assert_non_null(
         strstr(e.text, "the task at line 1: what the model makes of its endings is no number"));
     tasks_close(&t);

@@ -350,7 +350,7 @@ static void refuses_no_numbers(void **state)
     toy_spoil(in_root("bad.gguf"), "blk.1.ffn_up.weight");
     for (size_t i = 0; i < sizeof codec / sizeof *codec; i++) {
         const char *const more[] = { codec[i], "--force", NULL };
-        assert_int_equal(run_on("bad.gguf", "bad", more, &e), ERR_INVALID);
+        assert_int_equal(run_on("bad.gguf", "bad", more, &e), ERR_FORMAT);
         if (strstr(e.text, "blk.1.ffn_up.weight: row 0 has a weight that is no number") == NULL)
             fail_msg("%s: %s", codec[i], e.text);
     }
