@@ -1,7 +1,8 @@
 /* wring chat: a conversation in the terminal.
  *
  * The main thread reads lines and waits; the engine's thread prints the answer as it comes. Ctrl-C ends an answer, and
- * at the prompt the program. A line that ends in a backslash goes on; /clear forgets the conversation.
+ * at the prompt the program. A line that ends in a backslash goes on; /clear forgets the conversation. The exit code is that of the
+ * last line, as a shell's: 1 when it got no answer, of which a pipe would otherwise not know.
  */
 #include <errno.h>
 #include <jansson.h>
@@ -22,7 +23,8 @@ struct chat {
     const struct config *config;
     const struct model *model;
     struct engine *engine;
-    bool tty; /* stdout is a terminal */
+    bool tty;     /* stdout is a terminal */
+    bool refused; /* the last line got no answer */
     json_t *messages;
     struct tok_ids prompt;
     struct buf answer; /* written by the engine's thread until `done` */
@@ -172,37 +174,44 @@ static bool take_back(struct chat *c, const struct err *e)
     return json_array_remove(c->messages, json_array_size(c->messages) - 1) == 0;
 }
 
+/* A line that cannot be answered is told, and the conversation goes on without it. */
+static int take_line(struct chat *c, const struct buf *line, struct err *e)
+{
+    c->refused = true;
+    if (line->bad != 0) {
+        log_text("the line has more than %zu bytes\n", line->max);
+        return 0;
+    }
+    if (add_message(c, "user", line->data, line->len) < 0) {
+        log_text("the line is not UTF-8\n");
+        return 0;
+    }
+    int rc = answer(c, e);
+    if (rc < 0)
+        return take_back(c, e) ? 0 : rc;
+    c->refused = false;
+    if (add_message(c, "assistant", buf_str(&c->answer), c->answer.len) < 0)
+        return err_set(e, ERR_NOMEM, "no memory for the conversation");
+    return 0;
+}
+
 static int converse(struct chat *c, struct err *e)
 {
     struct buf line;
     int rc = reset(c, e);
     buf_init(&line, 1 << 20);
     while (rc == 0 && read_line(&line)) {
-        if (strcmp(buf_str(&line), "/clear") == 0) {
+        if (strcmp(buf_str(&line), "/clear") == 0)
             rc = reset(c, e);
-            continue;
-        }
-        if (line.bad != 0)
-            log_text("the line has more than %zu bytes\n", line.max);
-        if (line.bad != 0 || line.len == 0)
-            continue;
-        if (add_message(c, "user", line.data, line.len) < 0) {
-            log_text("the line is not UTF-8\n");
-            continue;
-        }
-        rc = answer(c, e);
-        if (rc < 0 && take_back(c, e)) {
-            rc = 0;
-            continue;
-        }
-        if (rc == 0 && add_message(c, "assistant", buf_str(&c->answer), c->answer.len) < 0)
-            rc = err_set(e, ERR_NOMEM, "no memory for the conversation");
+        else if (line.bad != 0 || line.len > 0)
+            rc = take_line(c, &line, e);
     }
     buf_free(&line);
     return rc;
 }
 
-static int run_chat(const struct config *config, struct err *e)
+/* *refused: what was asked last got no answer, and why was said. */
+static int run_chat(const struct config *config, bool *refused, struct err *e)
 {
     struct session s = { 0 };
     struct chat c = { .config = config, .tty = isatty(STDOUT_FILENO) };
@@ -216,6 +225,7 @@ static int run_chat(const struct config *config, struct err *e)
         c.messages = json_array();
         rc = c.messages != NULL ? converse(&c, e) : err_set(e, ERR_NOMEM, "no memory");
     }
+    *refused = c.refused;
     json_decref(c.messages);
     engine_close(c.engine);
     tok_ids_free(&c.prompt);
@@ -230,11 +240,12 @@ int cmd_chat(int argc, char **argv)
     struct config c;
     struct err e;
     bool done;
+    bool refused;
     int code = cli_config(&c, CONFIG_CHAT, usage, 1, argc, argv, &done);
     if (done)
         return code;
     c.kv_samples = 0; /* nothing is pressed here: no query is worth its memory */
-    code = run_chat(&c, &e) < 0 ? cli_fail(&e) : 0;
+    code = run_chat(&c, &refused, &e) < 0 ? cli_fail(&e) : refused;
     config_free(&c);
     return code;
 }

@@ -237,6 +237,14 @@ def test_chat_says_that_the_system_prompt_is_not_utf8(folder):
     assert r.returncode == 1 and r.stderr.endswith("wring: system: the text is not UTF-8\n")
 
 
+@pytest.mark.parametrize("line, told", [("x" * (1 << 21), "bytes"), ("Gr\udcfc\udcdfe", "UTF-8"), ("little girl " * 99, "64")])
+def test_chat_fails_without_an_answer(folder, line, told):
+    r = chat(folder, line)
+    assert r.returncode == 1 and told in r.stderr and not r.stdout
+    assert chat(folder, "Once", line, "/clear").returncode == 1
+    assert chat(folder, line, "", "Once").returncode == 0
+
+
 def test_chat_goes_on_after_a_line_that_is_not_utf8(folder):
     alone = chat(folder, "Once upon a time")
     r = chat(folder, "Gr\udcfc\udcdfe", "Once upon a time")
