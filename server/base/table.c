@@ -79,6 +79,14 @@ void table_num(struct table *t, double v, int digits)
     add(t, text, true);
 }
 
+void table_real(struct table *t, double v)
+{
+    char text[32] = "-";
+    if (isfinite(v))
+        snprintf(text, sizeof text, "%.7g", v);
+    add(t, text, true);
+}
+
 /* Columns a person sees, counted in code points. */
 static int width(const char *s)
 {

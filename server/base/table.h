@@ -1,7 +1,7 @@
 /* Tables that people compare, and the same as JSON: one object a line.
  *
  * A table is a row of column heads (key for JSON, title for people) and rows of cells; numbers keep their own format.
- * table_print() aligns columns (numbers right, text left). One owner.
+ * table_print() aligns columns (numbers right, text left, a column of both as its last row). One owner.
  */
 #ifndef WRING_BASE_TABLE_H
 #define WRING_BASE_TABLE_H
@@ -24,6 +24,8 @@ void table_close(struct table *t);
 void table_str(struct table *t, const char *s);
 void table_int(struct table *t, int64_t v);
 void table_num(struct table *t, double v, int digits);
+/* A number of any size with seven digits that count, as 0.5, 1e-05 or 10000. */
+void table_real(struct table *t, double v);
 /* Appends the table to out: as text, or one JSON object a row. */
 int table_print(const struct table *t, bool json, struct buf *out) WARN_UNUSED;
 

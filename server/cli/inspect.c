@@ -114,9 +114,8 @@ static void row_text(struct table *t, const char *what, const char *value)
 
 static void row_number(struct table *t, const char *what, double value)
 {
-    char text[32];
-    snprintf(text, sizeof text, "%.7g", value);
-    row_text(t, what, text);
+    table_str(t, what);
+    table_real(t, value);
 }
 
 static int show_config(const struct source *s, bool json)
@@ -126,7 +125,7 @@ static int show_config(const struct source *s, bool json)
     const struct model_config *c = &s->config;
     struct table *t;
     if (table_open(&t, cols, 2) < 0)
-        return cli_usage("no memory for a table");
+        return cli_no_table();
     row_text(t, "name", c->name);
     row_text(t, "format", source_format_name(s));
     row_text(t, "architecture", c->arch);
@@ -278,7 +277,7 @@ static int show_types(const struct items *list, bool json)
     };
     struct table *t;
     if (table_open(&t, cols, 5) < 0)
-        return cli_usage("no memory for a table");
+        return cli_no_table();
     for (int i = 0; i < list->n; i++)
         if (is_first_of_type(list, i))
             type_row(t, list, list->item[i].type);
@@ -294,7 +293,7 @@ static int show_tensors(const struct items *list, bool json)
     };
     struct table *t;
     if (table_open(&t, cols, 5) < 0)
-        return cli_usage("no memory for a table");
+        return cli_no_table();
     for (int i = 0; i < list->n; i++) {
         const struct item *x = &list->item[i];
         char shape[96] = "";

@@ -218,29 +218,31 @@ static void test_table(void **state)
 {
     (void)state;
     static const struct table_col col[] = {
-        { "name", "name" }, { "n", "count" }, { "r", NULL }, { NULL, "%" }
+        { "name", "name" }, { "n", "count" }, { "r", NULL }, { NULL, "%" }, { "x", NULL }
     };
     struct table *t;
     struct buf b;
     buf_init(&b, 65536);
-    assert_int_equal(table_open(&t, col, 4), 0);
+    assert_int_equal(table_open(&t, col, 5), 0);
     table_str(t, "\xC3\xA9t\xC3\xA9 \"x\"");
     table_int(t, -7);
     table_num(t, 0.5, 2);
     table_num(t, 99.94, 1);
+    table_real(t, 1e-5);
     table_str(t, "a");
     table_int(t, 123456);
     table_num(t, NAN, 2);
     table_num(t, INFINITY, 1);
+    table_real(t, 1e20);
     assert_int_equal(table_print(t, false, &b), 0);
     assert_string_equal(buf_str(&b), "name      count     %\n"
                                      "\xC3\xA9t\xC3\xA9 \"x\"      -7  99.9\n"
                                      "a        123456     -\n");
     buf_clear(&b);
     assert_int_equal(table_print(t, true, &b), 0);
-    assert_string_equal(buf_str(&b),
-                        "{\"name\":\"\xC3\xA9t\xC3\xA9 \\\"x\\\"\",\"n\":-7,\"r\":0.50}\n"
-                        "{\"name\":\"a\",\"n\":123456,\"r\":null}\n");
+    assert_string_equal(
+        buf_str(&b), "{\"name\":\"\xC3\xA9t\xC3\xA9 \\\"x\\\"\",\"n\":-7,\"r\":0.50,\"x\":1e-05}\n"
+                     "{\"name\":\"a\",\"n\":123456,\"r\":null,\"x\":1e+20}\n");
     buf_free(&b);
     buf_init(&b, 10);
     assert_int_equal(table_print(t, false, &b), ERR_LIMIT);

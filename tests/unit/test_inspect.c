@@ -42,21 +42,29 @@ static int inspect(struct buf *out, const char *a, const char *b, const char *c)
     return code;
 }
 
-/* The bytes of the row whose `key` is `value`; -1: there is none. */
-static double bytes_of(const struct buf *out, const char *key, const char *value)
+/* The number `field` of the row whose `key` is `value`; -1: there is none. */
+static double number_of(const struct buf *out, const char *key, const char *value,
+                        const char *field)
 {
-    double bytes = -1;
+    double number = -1;
     for (const char *p = buf_str(out); *p != 0;) {
         size_t n = strcspn(p, "\n");
         json_t *row = json_loadb(p, n, 0, NULL);
         assert_non_null(row);
         const char *s = json_string_value(json_object_get(row, key));
-        if (s != NULL && strcmp(s, value) == 0)
-            bytes = json_number_value(json_object_get(row, "bytes"));
+        if (s != NULL && strcmp(s, value) == 0) {
+            assert_true(json_is_number(json_object_get(row, field)));
+            number = json_number_value(json_object_get(row, field));
+        }
         json_decref(row);
         p += n + (p[n] == '\n');
     }
-    return bytes;
+    return number;
+}
+
+static double bytes_of(const struct buf *out, const char *key, const char *value)
+{
+    return number_of(out, key, value, "bytes");
 }
 
 static void prints_objects(void **state)
@@ -65,6 +73,8 @@ static void prints_objects(void **state)
     struct buf out;
     assert_int_equal(inspect(&out, "--json", "--ctx=100", "--kv-type=f32"), 0);
     int head = TOY_DIM / TOY_HEADS;
+    assert_true(number_of(&out, "property", "layers", "value") == TOY_LAYERS);
+    assert_true(number_of(&out, "property", "norm epsilon", "value") == 1e-5);
     /* As the pool of a server counts it: four pages, with the queries of four tokens each and the biases of narrow ones. */
     const struct kv_shape shape = { .n_layers = TOY_LAYERS,
                                     .n_kv_heads = TOY_KV_HEADS,
