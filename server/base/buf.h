@@ -37,6 +37,9 @@ char *buf_detach(struct buf *b);
 
 /* Reads a whole file, at most max bytes: ERR_NOTFOUND, ERR_IO, ERR_LIMIT, ERR_NOMEM. */
 int buf_read_file(struct buf *b, const char *path, struct err *e) WARN_UNUSED;
+/* What buf_read_file() would say of a file that is not there, may not be read or is a folder; before work that takes long. Does not
+ * open it: a pipe can be read once. */
+int file_check(const char *path, struct err *e) WARN_UNUSED;
 /* Writes path atomically: a temporary file beside it, fsync, rename. Nothing is left behind on failure. */
 int file_write_atomic(const char *path, const void *p, size_t n, struct err *e) WARN_UNUSED;
 /* All n bytes, however many calls it takes; -1 with errno. */

@@ -30,11 +30,25 @@ static int read_all(struct buf *b, int fd, const char *path, struct err *e)
     }
 }
 
+static int cannot_open(const char *path, struct err *e)
+{
+    return err_errno(e, errno == ENOENT ? ERR_NOTFOUND : ERR_IO, "%s: cannot open", path);
+}
+
+int file_check(const char *path, struct err *e)
+{
+    struct stat st;
+    if (stat(path, &st) < 0 || access(path, R_OK) < 0)
+        return cannot_open(path, e);
+    errno = EISDIR;
+    return S_ISDIR(st.st_mode) ? err_errno(e, ERR_IO, "%s: cannot read", path) : 0;
+}
+
 int buf_read_file(struct buf *b, const char *path, struct err *e)
 {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
-        return err_errno(e, errno == ENOENT ? ERR_NOTFOUND : ERR_IO, "%s: cannot open", path);
+        return cannot_open(path, e);
     int rc = read_all(b, fd, path, e);
     close(fd);
     return rc;

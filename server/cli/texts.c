@@ -10,11 +10,15 @@
 
 enum { PATH_SIZE = 4096, MAX_TEXTS = 64, MAX_TEXT = 64 << 20 };
 
+/* t without room for texts only counts them. */
 static int add_text(struct texts *t, const char *path, struct err *e)
 {
     if (t->n == MAX_TEXTS)
         return err_set(e, ERR_LIMIT, "more than %d texts", MAX_TEXTS);
-    struct buf *b = &t->text[t->n++];
+    int i = t->n++;
+    if (t->text == NULL)
+        return file_check(path, e);
+    struct buf *b = &t->text[i];
     buf_init(b, MAX_TEXT);
     return buf_read_file(b, path, e);
 }
@@ -52,9 +56,6 @@ static int add_list(struct texts *t, const char *list, struct err *e)
     char word[PATH_SIZE];
     char path[PATH_SIZE];
     struct stat st;
-    t->text = mem_zalloc(MAX_TEXTS, sizeof *t->text);
-    if (t->text == NULL)
-        return err_set(e, ERR_NOMEM, "no memory for texts");
     for (const char *p = list; *p != 0;) {
         size_t n = strcspn(p, ",");
         snprintf(word, sizeof word, "%.*s", (int)n, p);
@@ -68,11 +69,18 @@ static int add_list(struct texts *t, const char *list, struct err *e)
 
 int texts_open(struct texts *t, const char *list, struct err *e)
 {
-    *t = (struct texts){ 0 };
+    *t = (struct texts){ .text = mem_zalloc(MAX_TEXTS, sizeof *t->text) };
+    if (t->text == NULL)
+        return err_set(e, ERR_NOMEM, "no memory for texts");
     int rc = add_list(t, list, e);
     if (rc < 0)
         texts_close(t);
     return rc;
+}
+
+int texts_check(const char *list, struct err *e)
+{
+    return add_list(&(struct texts){ 0 }, list, e);
 }
 
 void texts_close(struct texts *t)

@@ -12,6 +12,8 @@ struct texts {
 /* list: comma separated; a file, a folder (its .txt files by name), or a recipe that has been pulled. ERR_NOTFOUND, ERR_LIMIT
  * (64 texts of 64 MiB), ERR_INVALID: none. On failure t needs no close. */
 int texts_open(struct texts *t, const char *list, struct err *e) WARN_UNUSED;
+/* The same errors of what is not there or may not be read, without reading it: before work that takes long. */
+int texts_check(const char *list, struct err *e) WARN_UNUSED;
 void texts_close(struct texts *t); /* a zeroed one is accepted */
 
 /* Appends the tokens of a text, which begins with BOS where the vocabulary asks for that. So does every document of it when

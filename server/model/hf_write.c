@@ -74,10 +74,24 @@ static int open_folder(struct hf_writer *w, struct err *e)
     w->fd = open(w->folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (w->fd < 0)
         return err_errno(e, ERR_IO, "%s: cannot open the folder", w->folder);
-    if (flock(w->fd, LOCK_EX | LOCK_NB) != 0)
-        return err_errno(e, errno == EWOULDBLOCK ? ERR_BUSY : ERR_IO, "%s: cannot lock the folder",
-                         w->folder);
-    return 0;
+    if (flock(w->fd, LOCK_EX | LOCK_NB) == 0)
+        return 0;
+    if (errno == EWOULDBLOCK)
+        return err_set(e, ERR_BUSY, "%s: another run is writing it", w->folder);
+    return err_errno(e, ERR_IO, "%s: cannot lock the folder", w->folder);
+}
+
+int hf_write_probe(const char *out, struct err *e)
+{
+    struct hf_writer w = { .fd = -1 };
+    TRY(set_paths(&w, out, e));
+    TRY(check_free(w.out, e));
+    int rc = open_folder(&w, e);
+    if (rc == 0)
+        (void)rmdir(w.folder); /* unless another run left something in it */
+    if (w.fd >= 0)
+        close(w.fd);
+    return rc;
 }
 
 static int remove_rest(const struct hf_writer *w, const char *entry, struct err *e)

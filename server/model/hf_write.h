@@ -32,6 +32,8 @@ struct hf_writer;
  * taken, or OUT.part has shards of another number; ERR_UNSUPPORTED: config.json has no words for c; ERR_IO, ERR_NOMEM. */
 int hf_write_open(struct hf_writer **w, const char *out, const struct source *src,
                   const struct model_config *c, int n_shards, struct err *e) WARN_UNUSED;
+/* Whether out and OUT.part can be written, before work that takes long; leaves nothing there. */
+int hf_write_probe(const char *out, struct err *e) WARN_UNUSED;
 /* OUT.part is left for the next run. NULL is accepted. */
 void hf_write_close(struct hf_writer *w);
 /* OUT.part, or OUT once it is finished. */

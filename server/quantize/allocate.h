@@ -40,6 +40,8 @@ int quantize_check_budget(struct quantize *q, struct err *e) WARN_UNUSED;
 /* Notes a choice for every matrix, where there is a budget and no choice yet. ERR_CANCELLED after a signal: what was measured
  * of layers that were done is kept. */
 int quantize_allocate(struct quantize *q, struct err *e) WARN_UNUSED;
+/* Of --pareto, before anything that takes long: whether its list can be read, and OUT be written. */
+int quantize_check_pareto(const struct config *c, struct err *e) WARN_UNUSED;
 /* --pareto, all of it: OUT holds pareto.csv, pareto.md, pareto.png and the notes, by which a run that was stopped goes on.
  * ERR_INVALID: a budget is too small, or the text has nothing left to judge with. */
 int quantize_pareto(struct quantize *q, struct err *e) WARN_UNUSED;

@@ -46,16 +46,16 @@ static void budget_key(char out[KEY], double bits)
 }
 
 /* In rising order. */
-static int parse_budgets(struct pareto *p, struct err *e)
+static int parse_budgets(struct pareto *p, const char *list, struct err *e)
 {
-    for (const char *at = p->a.q->config->pareto; *at != 0;) {
+    for (const char *at = list; *at != 0;) {
         char *end;
         double v = strtod(at, &end);
         if (end == at || (*end != ',' && *end != 0) || !(v > 0 && v <= 32) || p->n == PLOT_POINTS)
             return err_set(e, ERR_INVALID,
                            "pareto: \"%s\" is not a list of at most %d numbers of bits from 0 to "
                            "32, as 2.2,2.5,3",
-                           p->a.q->config->pareto, PLOT_POINTS);
+                           list, PLOT_POINTS);
         p->budget[p->n++] = v;
         at = *end == ',' ? end + 1 : end;
     }
@@ -66,7 +66,7 @@ static int parse_budgets(struct pareto *p, struct err *e)
 /* Before anything that takes long. */
 static int check_budgets(struct pareto *p, struct err *e)
 {
-    TRY(parse_budgets(p, e));
+    TRY(parse_budgets(p, p->a.q->config->pareto, e));
     for (int i = 0; i < p->n; i++) {
         allocation_set_bits(&p->a, p->budget[i]);
         TRY(allocation_check(&p->a, e));
@@ -277,7 +277,7 @@ int quantize_pareto_report(struct quantize *q)
     struct err e;
     int rc = allocation_open(&p.a, q, &e);
     if (rc == 0)
-        rc = parse_budgets(&p, &e);
+        rc = parse_budgets(&p, q->config->pareto, &e);
     if (rc == 0)
         rc = quantize_state_map(q, "points", &p.points, &e);
     int code = rc == 0 ? print(&p) : cli_fail(&e);
@@ -311,6 +311,18 @@ static int open_folder(const char *out, int *fd, struct err *e)
         return err_errno(e, errno == EWOULDBLOCK ? ERR_BUSY : ERR_IO, "%s: cannot lock the folder",
                          out);
     return 0;
+}
+
+int quantize_check_pareto(const struct config *c, struct err *e)
+{
+    struct pareto p = { .fd = -1 };
+    TRY(parse_budgets(&p, c->pareto, e));
+    int rc = open_folder(c->word[1], &p.fd, e);
+    if (rc == 0)
+        (void)rmdir(c->word[1]); /* unless it has something in it */
+    if (p.fd >= 0)
+        close(p.fd);
+    return rc;
 }
 
 static int run(struct pareto *p, struct err *e)

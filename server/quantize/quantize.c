@@ -43,21 +43,41 @@ static int check_head(struct be *be, const char *word, struct err *e)
     return 0;
 }
 
-int quantize_open_model(struct quantize *q, struct err *e)
+/* All but loading it, which takes long. */
+static int find_model(struct quantize *q, char path[PATH_SIZE], struct err *e)
 {
     const struct config *c = q->config;
-    struct model_options o;
-    char path[PATH_SIZE];
     TRY(session_device(&q->session.be, c, "cpu", e));
-    TRY(quantize_check_codec(q->session.be, c, e)); /* before anything that takes long */
+    TRY(quantize_check_codec(q->session.be, c, e));
     TRY(check_head(q->session.be, quantize_head(c), e));
-    TRY(recipe_resolve(c->word[0], path, sizeof path, e));
-    TRY(session_options(&o, c, q->session.be, true, e));
+    TRY(recipe_resolve(c->word[0], path, PATH_SIZE, e));
+    return source_open(&q->src, path, e);
+}
+
+static int load_model(struct quantize *q, const char *path, struct err *e)
+{
+    struct model_options o;
+    TRY(session_options(&o, q->config, q->session.be, true, e));
     o.int8 = false;
-    TRY(source_open(&q->src, path, e));
     TRY(model_open(&q->session.model, path, &o, q->session.be, e));
     q->model = q->session.model;
     return 0;
+}
+
+int quantize_open_model(struct quantize *q, struct err *e)
+{
+    char path[PATH_SIZE];
+    TRY(find_model(q, path, e));
+    return load_model(q, path, e);
+}
+
+/* Whether the texts can be read and OUT can be written. */
+static int check_paths(const struct config *c, struct err *e)
+{
+    TRY(c->pareto[0] != 0 ? quantize_check_pareto(c, e) : hf_write_probe(c->word[1], e));
+    if (c->align[0] != 0)
+        TRY(quantize_fetch_texts(c->align, e));
+    return quantize_fetch_texts(c->calibrate, e);
 }
 
 int quantize_open_text(struct quantize *q, struct err *e)
@@ -198,7 +218,10 @@ int quantize_whole(const struct quantize *q, const struct config *c, struct err 
 
 static int run(struct quantize *q, struct err *e)
 {
-    TRY(quantize_open_model(q, e));
+    char path[PATH_SIZE];
+    TRY(find_model(q, path, e));
+    TRY(check_paths(q->config, e));
+    TRY(load_model(q, path, e));
     TRY(quantize_check_budget(q, e));
     TRY(quantize_open_text(q, e));
     if (quantize_tunes(q->config) && q->text.n < 2)

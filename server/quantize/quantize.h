@@ -31,6 +31,8 @@ struct sequences {
     int *chunk;     /* [n] rising: which of the text's chunks of len tokens */
     int n, len;
 };
+/* Whether the texts of a list can be read (texts_check()); a recipe that is not here yet is pulled. */
+int quantize_fetch_texts(const char *list, struct err *e) WARN_UNUSED;
 /* n_tokens / len sequences (at least one), evenly spread over the texts of the list (server/cli/texts.h; a recipe is pulled
  * where it is not here yet). A sequence begins with BOS where the vocabulary asks for it. <|endoftext|> parts documents.
  * ERR_INVALID: the texts are too short; errors of texts_open and pull_recipe. */

@@ -17,17 +17,20 @@ static int fetch_recipe(const char *name, struct err *e)
     return rc;
 }
 
-/* A recipe that is not here yet is pulled. */
-static int open_texts(struct texts *t, const char *list, struct err *e)
+int quantize_fetch_texts(const char *list, struct err *e)
 {
-    int rc = texts_open(t, list, e);
+    int rc = texts_check(list, e);
     if (rc != ERR_NOTFOUND || strpbrk(list, "/,") != NULL || access(list, F_OK) == 0)
         return rc;
     struct err why;
     rc = fetch_recipe(list, &why);
-    if (rc == 0)
-        return texts_open(t, list, e);
-    return err_set(e, rc, "no text of this name: %s; a file will do", why.text);
+    return rc < 0 ? err_set(e, rc, "no text of this name: %s; a file will do", why.text) : 0;
+}
+
+static int open_texts(struct texts *t, const char *list, struct err *e)
+{
+    TRY(quantize_fetch_texts(list, e));
+    return texts_open(t, list, e);
 }
 
 static int encode_all(const struct tokenizer *tok, const char *list, struct tok_ids *out,

@@ -297,3 +297,25 @@ def test_exit_codes(command, code, told):
     r = run(*command.split())
     assert r.returncode == code and f"wring: {told}" in r.stderr and not r.stdout, r.stderr
     assert "2 asked for what cannot be" in run("help").stdout
+
+
+@pytest.mark.parametrize("code, options, told", [
+    (1, "nothing/there", "nothing/there.part: cannot create the folder"),
+    (2, "made --codec q8", "made: is there already"),
+    (2, "README.md", "README.md: is no folder to write"),
+    (1, "new --calibrate no/text", "no/text: there is no such file"),
+    (1, "new --calibrate README.md --align README.md,no/text", "no/text: there is no such file"),
+    (2, "new --codec trellis --pareto 2,x", 'pareto: "2,x" is not a list'),
+    (2, "made --codec trellis --pareto 2.5", "made: holds a model"),
+    (1, "README.md --codec trellis --pareto 2.5", "README.md: cannot open the folder"),
+    (1, "new --codec trellis --pareto 2.5 --calibrate no/text", "no/text: there is no such file"),
+])
+def test_quantize_tells_before_it_loads(folder, tmp_path, monkeypatch, code, options, told):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made/config.json").write_text("{}")
+    (tmp_path / "README.md").write_text("text")
+    r = run("quantize", folder, *options.split())
+    assert r.returncode == code and f"wring: {told}" in r.stderr, r.stderr
+    assert 'stage="load"' not in r.stderr
+    assert not os.path.exists("new") and not os.path.exists("new.part")
