@@ -271,6 +271,29 @@ static int read_document(const struct file *f, yaml_document_t *doc, struct err 
     return 0;
 }
 
+/* The next document, to be deleted; an empty one behind the last. */
+static int load(yaml_parser_t *parser, yaml_document_t *doc, struct err *e)
+{
+    if (yaml_parser_load(parser, doc))
+        return 0;
+    return err_set(e, ERR_FORMAT, "line %lu: not YAML: %s",
+                   (unsigned long)parser->problem_mark.line + 1,
+                   parser->problem != NULL ? parser->problem : "unreadable");
+}
+
+/* What stands behind a second "---" would not be kept to, an api-key for one. */
+static int check_end(yaml_parser_t *parser, struct err *e)
+{
+    yaml_document_t doc;
+    TRY(load(parser, &doc, e));
+    const yaml_node_t *root = yaml_document_get_root_node(&doc);
+    int rc = root == NULL ? 0
+                          : err_set(e, ERR_FORMAT, "line %lu: the file has more than one document",
+                                    (unsigned long)root->start_mark.line + 1);
+    yaml_document_delete(&doc);
+    return rc;
+}
+
 int config_read(struct config *c, enum config_command command, const char *text, size_t n,
                 struct err *e)
 {
@@ -279,15 +302,13 @@ int config_read(struct config *c, enum config_command command, const char *text,
     if (!yaml_parser_initialize(&parser))
         return err_set(e, ERR_NOMEM, "no memory to read the config");
     yaml_parser_set_input_string(&parser, (const unsigned char *)text, n);
-    int rc;
-    if (!yaml_parser_load(&parser, &doc)) {
-        rc = err_set(e, ERR_FORMAT, "line %lu: not YAML: %s",
-                     (unsigned long)parser.problem_mark.line + 1,
-                     parser.problem != NULL ? parser.problem : "unreadable");
-    } else {
+    int rc = load(&parser, &doc, e);
+    if (rc == 0) {
         rc = read_document(&(struct file){ c, command }, &doc, e);
         yaml_document_delete(&doc);
     }
+    if (rc == 0)
+        rc = check_end(&parser, e);
     yaml_parser_delete(&parser);
     return rc;
 }
@@ -341,6 +362,8 @@ static int take_option(const struct args *a, int i, struct err *e)
 
 static int take_word(struct config *c, const char *w, struct err *e)
 {
+    if (w[0] == '-')
+        return err_set(e, ERR_INVALID, "there is no option %s here; --help lists them", w);
     if (c->n_words == (int)(sizeof c->word / sizeof c->word[0]))
         return err_set(e, ERR_INVALID, "\"%s\" is one word too many", w);
     c->word[c->n_words++] = w;

@@ -62,6 +62,7 @@ static void says_what_is_wrong(void **state)
         { "--config=/nonexistent/x.yaml", "/nonexistent/x.yaml" },
         { "--config", "--config needs a value" },
         { "--config=", "--config needs a value" },
+        { "-p", "no option -p here" },
     };
     (void)state;
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
@@ -90,6 +91,8 @@ static void reads_yaml(void **state)
         { "- 1", "a mapping" },
         { "port: {", "not YAML" },
         { "port: 1\nhost: localhost\nport: 2\n", "line 3: port is there twice" },
+        { "port: 1\n---\napi-key: a\n", "line 3: the file has more than one document" },
+        { "port: 1\n---\n[", "not YAML" },
     };
     struct config c;
     struct err e = { 0 };
