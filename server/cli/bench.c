@@ -28,6 +28,7 @@ struct bench {
     struct runner run;
     struct table *table;
     struct cli_list prompts, batches, depths;
+    struct kv_grid grid;  /* of --kv */
     int32_t *token;       /* [ctx] */
     double gbs, gops;     /* the bounds; NaN: nobody knows */
     double seconds[1000]; /* of the repeats */
@@ -161,6 +162,17 @@ void bench_tokens(int32_t *token, int n, int vocab)
     }
 }
 
+/* What can be told before the model is loaded. */
+static int read_lists(struct bench *b, struct err *e)
+{
+    const struct config *c = b->config;
+    if (c->kv)
+        return bench_kv_read(&b->grid, c, e);
+    TRY(cli_numbers("prompts", c->tests, 1, 1 << 20, &b->prompts, e));
+    TRY(cli_numbers("batches", c->batches, 1, 4096, &b->batches, e));
+    return cli_numbers("depths", c->depths, 0, 1 << 20, &b->depths, e);
+}
+
 static int setup(struct bench *b, struct err *e)
 {
     static const struct table_col cols[] = {
@@ -169,9 +181,6 @@ static int setup(struct bench *b, struct err *e)
         { "gop_s", "GOP/s" }, { "peak_frac", "of bound" },
     };
     const struct config *c = b->config;
-    TRY(cli_numbers("prompts", c->tests, 1, 1 << 20, &b->prompts, e));
-    TRY(cli_numbers("batches", c->batches, 1, 4096, &b->batches, e));
-    TRY(cli_numbers("depths", c->depths, 0, 1 << 20, &b->depths, e));
     int steps = (int)c->repeat * BENCH_STEPS + 2;
     int ctx = max_of(&b->depths, 0) + steps;
     ctx = max_of(&b->prompts, ctx);
@@ -224,10 +233,10 @@ int cmd_bench(int argc, char **argv)
         return code;
     struct session s = { 0 };
     struct bench b = { .config = &c };
-    if (session_open(&s, &c, c.word[0], true, &e) < 0) {
+    if (read_lists(&b, &e) < 0 || session_open(&s, &c, c.word[0], true, &e) < 0) {
         code = cli_fail(&e);
     } else if (c.kv) {
-        code = bench_kv(s.model, &c);
+        code = bench_kv(s.model, &c, &b.grid);
     } else {
         b.model = s.model;
         code = setup(&b, &e) < 0 || run_tests(&b, &e) < 0 ? cli_fail(&e) : print_bench(&b);
@@ -235,6 +244,7 @@ int cmd_bench(int argc, char **argv)
     table_close(b.table);
     mem_free(b.token);
     runner_close(&b.run);
+    kv_grid_close(&b.grid);
     session_close(&s);
     config_free(&c);
     return code;

@@ -10,7 +10,6 @@
 #include "server/base/clock.h"
 #include "server/base/mem.h"
 #include "server/cli/bench.h"
-#include "server/cli/eval_kv.h"
 #include "server/cli/runner.h"
 
 enum { LENGTH = 8192, SHORT = 512, STEPS = 24, LONGEST = 1024, WHOLE = 0, COPY = 1 };
@@ -20,7 +19,7 @@ struct bench_kv {
     const struct model *model;
     struct runner run;
     struct table *table;
-    struct kv_grid grid; /* its variants and budgets */
+    const struct kv_grid *grid; /* its variants and budgets */
     int32_t *token;
     int length;
     double prefill_s, short_tok_s, whole_tok_s;
@@ -110,7 +109,7 @@ static int whole(struct bench_kv *b, struct err *e)
     TRY(runner_prefill(&b->run, COPY, b->token, SHORT, e));
     short_bytes = (double)kv_seq_bytes(&b->run.seq[COPY], b->run.pool);
     TRY(decode(b, COPY, &b->short_tok_s, e));
-    o = b->grid.variant[0].opt;
+    o = b->grid->variant[0].opt;
     o.budget = KV_BUDGET_MIN;
     TRY(runner_begin(&b->run, WHOLE, &o, b->length, e));
     double t0 = clock_s();
@@ -123,6 +122,18 @@ static int whole(struct bench_kv *b, struct err *e)
     add_row(b, "whole, 512 tokens", 0, short_bytes, NAN, b->short_tok_s, NAN);
     add_row(b, "whole", 0, b->whole_bytes, NAN, b->whole_tok_s, NAN);
     return 0;
+}
+
+static int length_of(const struct config *c)
+{
+    return c->length > 0 ? (int)c->length : LENGTH;
+}
+
+int bench_kv_read(struct kv_grid *g, const struct config *c, struct err *e)
+{
+    if (length_of(c) < SHORT)
+        return err_set(e, ERR_INVALID, "length: %d is less than %d", length_of(c), SHORT);
+    return kv_grid_open(g, c, "256", 1, e);
 }
 
 static int setup(struct bench_kv *b, struct err *e)
@@ -140,10 +151,7 @@ static int setup(struct bench_kv *b, struct err *e)
         { "again", "pressing, % of decode" },
     };
     const struct config *c = b->config;
-    b->length = c->length > 0 ? (int)c->length : LENGTH;
-    if (b->length < SHORT)
-        return err_set(e, ERR_INVALID, "length: %d is less than %d", b->length, SHORT);
-    TRY(kv_grid_open(&b->grid, c, "256", 1, e));
+    b->length = length_of(c);
     int n = b->length + LONGEST + (int)c->repeat * STEPS + 2;
     enum kv_type type = cli_kv_type(c, b->model->be);
     TRY(runner_open_kv(&b->run, b->model, type, cli_kv_narrow(c, type), 2, n, (int)c->max_batch, 1,
@@ -159,13 +167,13 @@ static int run(struct bench_kv *b, struct err *e)
 {
     TRY(setup(b, e));
     TRY(whole(b, e));
-    for (int v = 0; v < b->grid.n_variants; v++)
-        for (int k = 0; k < b->grid.budget.n; k++)
-            TRY(pressed(b, &b->grid.variant[v], b->grid.budget.v[k], e));
+    for (int v = 0; v < b->grid->n_variants; v++)
+        for (int k = 0; k < b->grid->budget.n; k++)
+            TRY(pressed(b, &b->grid->variant[v], b->grid->budget.v[k], e));
     return 0;
 }
 
-int bench_kv(const struct model *m, const struct config *c)
+int bench_kv(const struct model *m, const struct config *c, const struct kv_grid *g)
 {
     struct err e;
     struct bench_kv *b = mem_zalloc(1, sizeof *b);
@@ -176,6 +184,7 @@ int bench_kv(const struct model *m, const struct config *c)
     }
     b->config = c;
     b->model = m;
+    b->grid = g;
     if (run(b, &e) < 0) {
         code = cli_fail(&e);
         table_close(b->table);
@@ -189,7 +198,6 @@ int bench_kv(const struct model *m, const struct config *c)
     }
     mem_free(b->token);
     runner_close(&b->run);
-    kv_grid_close(&b->grid);
     mem_free(b);
     return code;
 }

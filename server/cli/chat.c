@@ -198,7 +198,7 @@ static int take_line(struct chat *c, const struct buf *line, struct err *e)
 static int converse(struct chat *c, struct err *e)
 {
     struct buf line;
-    int rc = reset(c, e);
+    int rc = 0;
     buf_init(&line, 1 << 20);
     while (rc == 0 && read_line(&line)) {
         if (strcmp(buf_str(&line), "/clear") == 0)
@@ -217,13 +217,15 @@ static int run_chat(const struct config *config, bool *refused, struct err *e)
     struct chat c = { .config = config, .tty = isatty(STDOUT_FILENO) };
     buf_init(&c.answer, 64 << 20);
     sem_init(&c.done, 0, 0);
-    int rc = session_engine(&s, &c.engine, config, 1, true, e);
+    c.messages = json_array();
+    int rc = c.messages != NULL ? reset(&c, e) : err_set(e, ERR_NOMEM, "no memory");
+    if (rc == 0)
+        rc = session_engine(&s, &c.engine, config, 1, true, e);
     if (rc == 0) {
         c.model = s.model;
         struct sigaction sa = { .sa_handler = on_sigint };
         sigaction(SIGINT, &sa, NULL);
-        c.messages = json_array();
-        rc = c.messages != NULL ? converse(&c, e) : err_set(e, ERR_NOMEM, "no memory");
+        rc = converse(&c, e);
     }
     *refused = c.refused;
     json_decref(c.messages);

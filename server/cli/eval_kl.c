@@ -279,6 +279,7 @@ static int open_ref(struct session *s, const struct config *c, struct err *e)
 static int run(struct session s[SIDES], const struct config *c, struct kl_result *out,
                struct err *e)
 {
+    TRY(file_check(c->word[3], e)); /* read in no time, models are not */
     TRY(session_open(&s[MODEL], c, c->word[1], true, e));
     TRY(open_ref(&s[REF], c, e));
     return kl_measure(s[MODEL].model, s[REF].model, c, c->word[3], out, e);

@@ -1,4 +1,5 @@
 /* wring eval kv: tasks x policies x budgets, one prefill for each sample. See eval_kv.h. */
+#include <errno.h>
 #include <fcntl.h>
 #include <math.h>
 #include <stdio.h>
@@ -26,7 +27,8 @@ struct eval {
     struct runner run; /* two sequences: the prompt, and a copy of it that is pressed */
     struct kv_judge judge;
     struct progress bar;
-    int log; /* DIR/kv.jsonl */
+    int log;   /* DIR/kv.jsonl */
+    bool made; /* DIR was not there */
     double prefill_ms;
 };
 
@@ -173,6 +175,16 @@ static uint64_t settings_of(const struct eval *v)
     return h;
 }
 
+static int make_folder(struct eval *v, struct err *e)
+{
+    char inside[PATH_SIZE];
+    TRY(path_in(inside, v, ".", e));
+    v->made = mkdir(v->config->out, 0755) == 0;
+    if (v->made || (errno == EEXIST && access(inside, W_OK) == 0))
+        return 0;
+    return err_errno(e, ERR_IO, "%s: cannot write into the folder", v->config->out);
+}
+
 /* A line cut short, by a kill or a full disk, must not swallow the next. */
 static int end_line(int fd)
 {
@@ -187,8 +199,6 @@ static int open_log(struct eval *v, struct err *e)
 {
     char path[PATH_SIZE];
     TRY(path_in(path, v, "kv.jsonl", e));
-    if (mkdir(v->config->out, 0755) < 0 && access(v->config->out, W_OK) < 0)
-        return err_errno(e, ERR_IO, "%s: cannot create the folder", v->config->out);
     TRY(kv_grid_load(&v->grid, path, e));
     v->log = open(path, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
     if (v->log < 0 || end_line(v->log) < 0)
@@ -230,7 +240,6 @@ static int setup(struct eval *v, struct err *e)
 {
     const struct config *c = v->config;
     int length = c->length > 0 ? (int)c->length : LENGTH;
-    TRY(kv_grid_open(&v->grid, c, "64,128,256,512", (int)c->samples, e));
     TRY(check_length(v, length, e));
     TRY(kv_maker_open(&v->maker, v->model, c->text, length, (int)c->ctx, e));
     int rows = c->max_batch > KV_JUDGED ? (int)c->max_batch : KV_JUDGED;
@@ -329,8 +338,20 @@ static int print(const struct eval *v)
     return cli_table(t, v->config->json);
 }
 
-static int run(struct eval *v, struct err *e)
+/* What can be told before the model is loaded. */
+static int check_asked(struct eval *v, struct err *e)
 {
+    const struct config *c = v->config;
+    TRY(kv_grid_open(&v->grid, c, "64,128,256,512", (int)c->samples, e));
+    TRY(texts_check(c->text, e));
+    return make_folder(v, e);
+}
+
+static int run(struct eval *v, struct session *s, struct err *e)
+{
+    TRY(check_asked(v, e));
+    TRY(session_open(s, v->config, v->config->word[1], true, e));
+    v->model = s->model;
     TRY(setup(v, e));
     TRY(measure(v, e));
     return report(v, e);
@@ -349,15 +370,14 @@ int eval_kv(int argc, char **argv)
     if (v == NULL) {
         err_set(&e, ERR_NOMEM, "no memory to start");
         code = cli_fail(&e);
-    } else if (session_open(&s, &c, c.word[1], true, &e) < 0) {
-        code = cli_fail(&e);
     } else {
         v->config = &c;
-        v->model = s.model;
         v->log = -1;
-        code = run(v, &e) < 0 ? cli_fail(&e) : print(v);
+        code = run(v, &s, &e) < 0 ? cli_fail(&e) : print(v);
         if (v->log >= 0)
             close(v->log);
+        else if (v->made)
+            (void)rmdir(c.out);
         kv_judge_close(&v->judge);
         runner_close(&v->run);
         kv_maker_close(&v->maker);

@@ -106,7 +106,7 @@ int eval_ppl(int argc, char **argv)
         return code;
     struct session s = { 0 };
     struct ppl p = { 0 };
-    if (session_open(&s, &c, c.word[1], true, &e) < 0)
+    if (file_check(c.word[2], &e) < 0 || session_open(&s, &c, c.word[1], true, &e) < 0)
         code = cli_fail(&e);
     else {
         p.model = s.model;

@@ -291,11 +291,27 @@ def test_help_names_every_command(folder):
     (1, "serve nothing/there", "nothing/there: there is no such file or folder"),
     (2, "serve nothing/there --kv-policy nonsense", "kv-policy: "),
     (2, "quantize nothing/there out --codec nonsense", "codec: "),
+    (2, "bench nothing/there --prompts 1,x", 'prompts: "1,x" is not a list'),
+    (2, "bench nothing/there --kv --policies nonsense", 'policies: there is no "nonsense"'),
+    (2, "bench nothing/there --kv --length 5", "length: 5"),
+    (2, "eval kv nothing/there --tasks nonsense", 'tasks: there is no "nonsense"'),
+    (2, "eval kv nothing/there --budgets 1,x", 'budgets: "1,x" is not a list'),
+    (1, "eval kv nothing/there --text no/text", "no/text: there is no such file"),
+    (1, "eval kv nothing/there --text README.md --out no/folder", "no/folder: cannot write into the folder: No such file"),
+    (1, "eval kv nothing/there --text README.md --out Makefile/folder", "Makefile/folder: cannot write into the folder: Not a dir"),
+    (1, "eval kv nothing/there --text README.md --out Makefile", "Makefile: cannot write"),
+    (1, "eval kv nothing/there --text README.md --out new-folder", "nothing/there: there is no such file"),
+    (1, "eval ppl nothing/there no/text", "no/text: cannot open: No such file"),
+    (1, "eval ppl nothing/there tests", "tests: cannot read: Is a directory"),
+    (1, "eval kl nothing/there nothing/there no/text", "no/text: cannot open: No such file"),
+    (1, "eval tasks nothing/there no/text", "no/text: cannot open: No such file"),
 ])
-def test_exit_codes(command, code, told):
+def test_exit_codes(monkeypatch, command, code, told):
     """2: what was asked for cannot be; with a model that is not there, for that must be told before one is loaded."""
+    monkeypatch.chdir(wire.ROOT)
     r = run(*command.split())
     assert r.returncode == code and f"wring: {told}" in r.stderr and not r.stdout, r.stderr
+    assert not os.path.exists("new-folder")
     assert "2 asked for what cannot be" in run("help").stdout
 
 
