@@ -30,7 +30,8 @@ static int set_number(struct kv_options *o, const struct key *k, const char *tex
 {
     char *end;
     double v = strtod(text, &end);
-    if (end == text || *end != 0 || v < 0 || v > 1e9)
+    if (end == text || *end != 0 || !(v >= 0 && v <= 1e9) ||
+        (k->kind != REAL && v != (double)(int64_t)v))
         return ERR_INVALID;
     void *field = (char *)o + k->at;
     if (v == 0 && k->zero_is_minus)

@@ -77,9 +77,9 @@ static void parses_variants(void **state)
     assert_int_equal(v.opt.merge, KV_MERGE_NONE);
     assert_int_equal(v.opt.split, KV_SPLIT_UNIFORM);
     assert_true(v.opt.phi == -1 && v.opt.pool == 5 && v.opt.lambda == .5f && v.opt.seed == 7);
-    static const char *const wrong[] = {
-        "phi", "phi=", "phi=x", "phi=-2", "merge=maybe", "nope=1"
-    };
+    static const char *const wrong[] = { "phi",         "phi=",     "phi=x",    "phi=-2",
+                                         "phi=nan",     "pool=nan", "pool=1.5", "seed=inf",
+                                         "merge=maybe", "nope=1" };
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         snprintf(word, sizeof word, "%s:%s", name, wrong[i]);
         assert_int_equal(kv_variant_parse(&v, word, &e), ERR_INVALID);
