@@ -65,10 +65,6 @@ static void on_event(struct job *j, const struct job_event *ev)
 static int encode_prompt(struct chat *c, struct err *e)
 {
     const struct tokenizer *tok = c->model->tok;
-    if (c->model->tmpl == NULL)
-        return err_set(e, ERR_UNSUPPORTED,
-                       "%s has no chat template; `wring serve` and /v1/completions can run it",
-                       c->model->config.name);
     struct tmpl_output out = { 0 };
     struct tmpl_input in = {
         .messages = c->messages,
@@ -199,6 +195,10 @@ static int converse(struct chat *c, struct err *e)
 {
     struct buf line;
     int rc = 0;
+    if (c->model->tmpl == NULL)
+        return err_set(e, ERR_UNSUPPORTED,
+                       "%s has no chat template; `wring serve` and /v1/completions can run it",
+                       c->model->config.name);
     buf_init(&line, 1 << 20);
     while (rc == 0 && read_line(&line)) {
         if (strcmp(buf_str(&line), "/clear") == 0)

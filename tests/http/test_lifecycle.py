@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -230,6 +231,14 @@ def test_chat_outgrows_its_context(folder):
     many = chat(folder, *["Once upon a time there was a girl."] * 12, "/clear", "Once")
     assert many.returncode == 0 and many.stderr.count("/clear") > 1
     assert many.stdout.count("\n") > alone.stdout.count("\n")
+
+
+def test_chat_says_that_there_is_no_template(folder, tmp_path):
+    """Before anything is asked."""
+    shutil.copytree(folder, tmp_path / "plain")
+    (tmp_path / "plain/tokenizer_config.json").write_text("{}")
+    r = chat(tmp_path / "plain")
+    assert r.returncode == 1 and "has no chat template" in r.stderr and not r.stdout
 
 
 def test_chat_says_that_the_system_prompt_is_not_utf8(folder):
