@@ -16,12 +16,15 @@ V      ?=
 Q      := $(if $(V),,@)
 BUILD  ?= build
 
-# SIMT=1: the CUDA backend on the host, its kernels run by tests/simt. Otherwise it is built by nvcc where there is one
-# (CUDA=0: without it, CUDA=1: nvcc must be there), into the plain tree only.
+# SIMT=1: the CUDA backend on the host, its kernels run by tests/simt. Otherwise it is built by nvcc where there is one of CUDA 12
+# or later, which Debian's own is not (CUDA=0: without it, CUDA=1: nvcc must be there), into the plain tree only.
 SIMT   ?=
 NVCC   ?= nvcc
 plain  := $(if $(SIMT)$(SAN)$(COV)$(filter-out gcc,$(notdir $(CC))),,yes)
-CUDA   ?= $(if $(plain),$(if $(shell command -v $(NVCC) 2>/dev/null),1,0),0)
+nvcc_release = $(shell $(NVCC) --version 2>/dev/null | sed -n 's/.*release \([0-9]*\).*/\1/p')
+ifeq ($(origin CUDA),undefined)
+CUDA   := $(if $(plain),$(shell [ '0$(nvcc_release)' -ge 12 ] && echo 1 || echo 0),0)
+endif
 # sm_8x share one front end: nothing asks for more than compute_80, and nvcc takes a fifth less time.
 CUDA_ARCHS ?= 80 86 89 90a
 

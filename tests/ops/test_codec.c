@@ -376,6 +376,27 @@ static void test_open(void **state)
     }
 }
 
+static bool is_form_of(const struct codec *c, const struct form *f)
+{
+    struct weight w;
+    struct err e;
+    return weight_set_form(&w, f->form, 16, 256, &e) == 0 && w.codec == c;
+}
+
+/* What stands in codec_list is tested, by its forms; one that is made of others is tested beside them. */
+static void test_all_there(void **state)
+{
+    (void)state;
+    for (int i = 0; codec_list[i] != NULL; i++) {
+        bool there = codec_list[i]->split != NULL;
+        for (int f = 0; f < FORMS; f++)
+            there |= is_form_of(codec_list[i], &form_list[f]);
+        for (int f = 0; f < FORMS_PUBLISHED; f++)
+            there |= is_form_of(codec_list[i], &form_published[f]);
+        assert_true(there); /* else its words are missing in tests/tools/forms.c */
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -383,7 +404,7 @@ int main(void)
         cmocka_unit_test(test_encode),     cmocka_unit_test(test_products),
         cmocka_unit_test(test_invariance), cmocka_unit_test(test_many),
         cmocka_unit_test(test_not_finite), cmocka_unit_test(test_int8_cost),
-        cmocka_unit_test(test_rescale),
+        cmocka_unit_test(test_rescale),    cmocka_unit_test(test_all_there),
     };
     return cmocka_run_group_tests(tests, levels_open, levels_close);
 }
