@@ -3,6 +3,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
+#include <utf8proc.h>
 
 #include "server/base/mem.h"
 
@@ -59,9 +60,24 @@ static void add(struct table *t, const char *text, bool number)
         t->cell[t->n++] = (struct cell){ copy, number };
 }
 
+/* A file may call itself anything: control characters would reach the terminal, and what is no UTF-8 makes no JSON. */
+static void clean(char *s)
+{
+    for (size_t n; *s != 0; s += n) {
+        utf8proc_int32_t c = 0;
+        utf8proc_ssize_t got = utf8proc_iterate((const utf8proc_uint8_t *)s, -1, &c);
+        n = got > 0 ? (size_t)got : 1;
+        if (got <= 0 || c < 0x20 || (c >= 0x7f && c < 0xa0))
+            memset(s, '?', n);
+    }
+}
+
 void table_str(struct table *t, const char *s)
 {
+    int n = t->n;
     add(t, s, false);
+    if (t->n > n)
+        clean(t->cell[n].text);
 }
 
 void table_int(struct table *t, int64_t v)
@@ -146,8 +162,6 @@ static void json_text(struct buf *out, const char *s)
     for (; *s != 0; s++) {
         if (*s == '"' || *s == '\\')
             buf_addf(out, "\\%c", *s);
-        else if ((unsigned char)*s < 0x20)
-            buf_addf(out, "\\u%04x", *s);
         else
             buf_addc(out, *s);
     }

@@ -20,7 +20,8 @@ struct table;
 int table_open(struct table **out, const struct table_col *cols, int n_cols) WARN_UNUSED;
 void table_close(struct table *t);
 /* Cells fill the current row from left to right; a row ends when its last column is filled. A failure to allocate is
- * remembered and reported by table_print. digits: decimals shown. NaN shows as "-" and as null in JSON. */
+ * remembered and reported by table_print. digits: decimals shown. NaN shows as "-" and as null in JSON. Bytes of s that are
+ * control characters or no UTF-8 show as "?". */
 void table_str(struct table *t, const char *s);
 void table_int(struct table *t, int64_t v);
 void table_num(struct table *t, double v, int digits);

@@ -229,7 +229,7 @@ static void test_table(void **state)
     table_num(t, 0.5, 2);
     table_num(t, 99.94, 1);
     table_real(t, 1e-5);
-    table_str(t, "a");
+    table_str(t, "a\x1B[m\xC2\x9B\xFF");
     table_int(t, 123456);
     table_num(t, NAN, 2);
     table_num(t, INFINITY, 1);
@@ -237,12 +237,12 @@ static void test_table(void **state)
     assert_int_equal(table_print(t, false, &b), 0);
     assert_string_equal(buf_str(&b), "name      count     %\n"
                                      "\xC3\xA9t\xC3\xA9 \"x\"      -7  99.9\n"
-                                     "a        123456     -\n");
+                                     "a?[m???  123456     -\n");
     buf_clear(&b);
     assert_int_equal(table_print(t, true, &b), 0);
     assert_string_equal(
         buf_str(&b), "{\"name\":\"\xC3\xA9t\xC3\xA9 \\\"x\\\"\",\"n\":-7,\"r\":0.50,\"x\":1e-05}\n"
-                     "{\"name\":\"a\",\"n\":123456,\"r\":null,\"x\":1e+20}\n");
+                     "{\"name\":\"a?[m???\",\"n\":123456,\"r\":null,\"x\":1e+20}\n");
     buf_free(&b);
     buf_init(&b, 10);
     assert_int_equal(table_print(t, false, &b), ERR_LIMIT);
