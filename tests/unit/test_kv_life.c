@@ -10,6 +10,8 @@
 #include "kvcache/compact_internal.h"
 #include "server/base/mem.h"
 #include "tests/tools/kv_world.h"
+#include "tests/tools/pressing.h"
+#include "tests/tools/small.h"
 
 enum { N = 300 };
 
@@ -86,17 +88,16 @@ static void test_forks(void **state)
     kv_world_open(&w, KV_BF16, 2, false);
     kv_world_start(&w, &src, &some, N, N + 50);
     kv_world_start(&w, &next, &some, N - 30, N + 50);
-    for (int i = 0; kv_policy_list[i] != NULL; i++) {
+    for (int i = 0; i < n_pressing(); i += check_small() ? 4 : 1) {
+        const struct kv_policy *policy = pressing(i);
         uint64_t ns = 0;
-        if (kv_policy_list[i]->keeps_all)
-            continue;
         for (int budget = 40; budget < 200; budget += 60) {
-            struct kv_options o = { .policy = kv_policy_list[i], .budget = budget, .seed = 1 };
+            struct kv_options o = { .policy = policy, .budget = budget, .seed = 1 };
             check_pressed(&w, &src, &o);
             assert_true(budget == 40 || w.c->probe_ns == ns);
             ns = w.c->probe_ns;
         }
-        struct kv_options o = { .policy = kv_policy_list[i], .budget = 64, .queries = 32 };
+        struct kv_options o = { .policy = policy, .budget = 64, .queries = 32 };
         check_pressed(&w, &src, &o);
         o.question0 = N - 50;
         o.question1 = N - 40;
