@@ -262,7 +262,7 @@ static struct tokenizer *open_byte_level(const char *pre, uint32_t kind)
 {
     struct file f;
     struct source *s;
-    struct tokenizer *t;
+    struct tokenizer *t = NULL;
     struct err e;
     start_good(&f);
     byte_level(&f, pre, kind);
