@@ -37,3 +37,12 @@ def start():
     yield begin
     for s in running:
         s.stop()
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """A model that needs none to be pulled: stories260K."""
+    if not wire.BINARY.exists():
+        pytest.skip(f"{wire.BINARY} is not built")
+    return wire.import_small(tmp_path_factory.mktemp("models") / "stories260K",
+                             "{% for m in messages %}{{ m.content }} {% endfor %}")

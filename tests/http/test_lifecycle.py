@@ -172,14 +172,6 @@ def test_port_is_held_while_loading(tmp_path):
         proc.wait()
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    if not wire.BINARY.exists():
-        pytest.skip(f"{wire.BINARY} is not built")
-    return wire.import_small(tmp_path_factory.mktemp("models") / "stories260K",
-                             "{% for m in messages %}{{ m.content }} {% endfor %}")
-
-
 @pytest.mark.parametrize("path", [".", "./", "../stories260K/.", "configs/..", "../stories260K//"])
 def test_folder_has_a_name(folder, monkeypatch, path):
     """A server in its model's folder does not serve a model called "."."""
