@@ -136,3 +136,38 @@ def test_slow_reader_does_not_hold_up_others(server):
     assert time.time() - t < 10
     leave(s, False)
     server.wait_idle()
+
+
+def test_reader_that_takes_nothing(folder):
+    """Its stream is ended, on a connection that it keeps open, and nobody else's."""
+    server = wire.Server("--device", "cpu", "--kv-size", "16M", "--max-seqs", "24", model=folder)
+    body = {"prompt": "Once", "max_tokens": 64, "temperature": 0, "ignore_eos": True}
+
+    def ask():
+        return server.post("/v1/completions", body).json()["choices"][0]["text"]
+
+    alone = ask()
+    with wire.socket.socket() as s:
+        s.settimeout(30)
+        s.setsockopt(wire.socket.SOL_SOCKET, wire.socket.SO_RCVBUF, 4096)
+        s.setsockopt(wire.socket.IPPROTO_TCP, wire.socket.TCP_MAXSEG, 536)  # keeps the sender's buffer small
+        s.connect((server.host, server.port))
+        s.sendall(wire.request_bytes("/v1/completions", {**body, "n": 16, "max_tokens": 500, "stream": True}))
+
+        def ended():
+            assert ask() == alone
+            return server.metric("wring_slow_readers_total") == 1
+
+        wire.wait_for(ended, 60)
+        server.wait_idle()
+        got = b""
+        while part := s.recv(1 << 16):
+            got += part
+    assert got.startswith(b"HTTP/1.1 200") and b"data: " in got
+    assert b"finish_reason\":\"" not in got and b"[DONE]" not in got, "it did not come to its end"
+    assert server.metric("wring_slow_readers_total") == 1 and cancelled(server) == 0
+    assert ask() == alone
+    assert server.stop() == 0
+    server.reader.join()
+    line, = [line for line in server.log if "event=generation" in line and "choices=16" in line]
+    assert " finish=cancelled " in line, line
