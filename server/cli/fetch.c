@@ -17,6 +17,7 @@
 
 enum { PATH_SIZE = 4096, HASH_PART = 1 << 20 };
 enum { CONNECT_SECONDS = 30, STALL_SECONDS = 60, STALL_BYTES = 100, MAX_REDIRECTS = 10 };
+enum { RANGE_STATUS = 416 };
 
 /* ---- signals ----------------------------------------------------------------------------------------------------- */
 
@@ -104,12 +105,21 @@ static CURLcode transfer(CURL *c, struct download *d, const char *url, char erro
     return curl_easy_perform(c);
 }
 
+/* By ignoring what was asked for, or by refusing it. */
+static bool cannot_continue(CURL *c, CURLcode rc)
+{
+    long status = 0;
+    curl_easy_getinfo(c, CURLINFO_RESPONSE_CODE, &status);
+    return rc == CURLE_RANGE_ERROR || rc == CURLE_BAD_DOWNLOAD_RESUME ||
+           (rc == CURLE_HTTP_RETURNED_ERROR && status == RANGE_STATUS);
+}
+
 /* A server that cannot continue is asked for everything. */
 static CURLcode transfer_all(CURL *c, struct download *d, const char *url,
                              char error[CURL_ERROR_SIZE])
 {
     CURLcode rc = transfer(c, d, url, error);
-    if (rc != CURLE_RANGE_ERROR && rc != CURLE_BAD_DOWNLOAD_RESUME)
+    if (!cannot_continue(c, rc))
         return rc;
     d->at = 0;
     if (ftruncate(d->fd, 0) < 0 || lseek(d->fd, 0, SEEK_SET) < 0)

@@ -25,7 +25,8 @@ OTHERS = {"short": CONTENT[:-1], "long": CONTENT + b"x", "other": CONTENT[::-1],
 
 class Handler(http.server.BaseHTTPRequestHandler):
     """/404: that status; /moved/PATH, /loop, /file: redirects; else the content, or the one of OTHERS that the path ends with.
-    /cut and /stuck send no more than the half of it, and the latter waits for the client to go; /plain ignores ranges."""
+    /cut and /stuck send no more than the half of it, and the latter waits for the client to go; /plain ignores ranges, /refuse
+    refuses them."""
 
     def log_message(self, *args):
         pass
@@ -55,6 +56,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def send(self, how, data, asked):
         at = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and how[0] != "plain" else 0
+        if at and how[0] == "refuse":
+            self.begin(416, Content_Range=f"bytes */{len(data)}", Content_Length="0")
+            return
         span = {"Content_Range": f"bytes {at}-{len(data) - 1}/{len(data)}"} if at else {}
         self.begin(206 if at else 200, Content_Length=str(len(data) - at), **span)
         self.wfile.write(data[at:HALF] if how[0] in ("cut", "stuck") else data[at:])
@@ -154,6 +158,7 @@ def test_redirects(tiny):
     ("/cut", "/whole", [("/whole", REST)]),
     ("/cut", "/moved/whole", [("/moved/whole", REST), ("/whole", REST)]),
     ("/cut", "/plain", [("/plain", REST), ("/plain", None)]),
+    ("/cut", "/refuse", [("/refuse", REST), ("/refuse", None)]),
     ("/cut/other", "/whole", [("/whole", REST), ("/whole", None)]),
 ])
 def test_goes_on_after_a_cut(tiny, first, then, asked):
