@@ -148,7 +148,7 @@ static void check_exact(const char *file, const char *golden)
     }
     print_message("%s: KL to PyTorch %.2e over %d positions\n", golden, r.kl, r.n);
     assert_true(r.n >= 1700);
-    assert_true(fabs(r.kl) <= 1e-5);
+    assert_true(fabs(r.kl) <= 1e-9); /* it goes with the square of an error */
 }
 
 static void smollm2_equals_pytorch(void **state)
