@@ -209,8 +209,8 @@ static int plan(struct press *w, struct err *e)
     w->n_samples = (s->n_tokens - s->wide_pos0) / pool_stride(w->pool);
     w->n_window = s->n_query == 0 ? 0 : s->n_prompt - seq_window0(s);
     plan_references(w);
-    struct probe_key key = key_of(w);
-    w->known = key.root != 0 && memcmp(&key, &w->c->key, sizeof key) == 0;
+    w->key = key_of(w);
+    w->known = w->key.root != 0 && memcmp(&w->key, &w->c->key, sizeof w->key) == 0;
     TRY(room_reserve(&w->c->heads, lay_out(w, NULL), e));
     lay_out(w, w->c->heads.at);
     if (w->pool->be->host)
@@ -385,7 +385,7 @@ static int probe(struct press *w, struct err *e)
     uint64_t start = clock_ns();
     c->key.root = 0;
     TRY(press_run(w, press_probe, true, e));
-    c->key = key_of(w);
+    c->key = w->key;
     if (!w->known)
         c->probe_ns = clock_ns() - start;
     return 0;

@@ -85,9 +85,10 @@ struct press {
     int n_samples; /* records in wide pages, the tail's included */
     int n_window;  /* records in query pages */
     int strided0, strided_n,
-        n_strided; /* references: n_strided of samples strided0 ... + strided_n */
-    int n_ref;     /* those and the window's */
-    bool known;    /* a fork of it was pressed just before: what its probe found is there */
+        n_strided;        /* references: n_strided of samples strided0 ... + strided_n */
+    int n_ref;            /* those and the window's */
+    struct probe_key key; /* of its probe */
+    bool known;           /* a fork of it was pressed just before: what its probe found is there */
     bool raised;
     bool probed;           /* by the device; its pages are not on the host */
     struct be_probe asked; /* then: what it was asked, in c->stage */
