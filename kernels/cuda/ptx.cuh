@@ -1,6 +1,7 @@
 /* Instructions that CUDA C++ has no words for. Each function has a host twin in tests/simt/include/simt_ptx.h with the same lanes.
  *
- * All need sm_80. Source: PTX ISA 8.x, sections "cvt", "cp.async", "ldmatrix", "mma". Lanes: kernels/cuda/cu.cuh.
+ * All need sm_80, except where it is said. Source: PTX ISA 8.x, sections "cvt", "cp.async", "ldmatrix", "mma", "wgmma", "Matrix
+ * descriptor". Lanes: kernels/cuda/cu.cuh.
  */
 #ifndef WRING_KERNELS_CUDA_PTX_CUH
 #define WRING_KERNELS_CUDA_PTX_CUH
@@ -91,6 +92,101 @@ static __device__ __forceinline__ void cu_mma_s8(int32_t d[4], const uint32_t a[
                  : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
+
+/* ---- tensor cores of sm_90a: a warpgroup (four warps) together, while it goes on ------------------------------- */
+
+/* Whether there are any; where not, the functions do nothing and the host must not launch what calls them. */
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#    define CU_WGMMA 1
+#else
+#    define CU_WGMMA 0
+#endif
+
+/* The operand B in shared memory, aligned to 1024 bytes: rows (columns of B) of 64 16-bit k, 128 bytes, 16-byte piece i of
+ * row r at piece i ^ r % 8. */
+typedef uint64_t cu_tile;
+
+static __device__ __forceinline__ cu_tile cu_tile_of(const void *shared)
+{
+    const uint64_t swizzle = (uint64_t)1 << 62, next8 = (uint64_t)(1024 >> 4) << 32;
+    return swizzle | next8 | (uint64_t)1 << 16 |
+           ((uint32_t)__cvta_generic_to_shared(shared) >> 4 & 0x3fff);
+}
+
+/* The tile from row `row` (a multiple of 8) and k `k` (a multiple of 16) on. */
+static __device__ __forceinline__ cu_tile cu_tile_at(cu_tile t, int row, int k)
+{
+    return t + (uint64_t)((row * 128 + k * 2) >> 4);
+}
+
+/* Behind writes to shared memory that cu_wgmma_* is to read, by each thread that wrote, before the barrier. */
+static __device__ __forceinline__ void cu_wgmma_visible()
+{
+#if CU_WGMMA
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
+/* Before the first cu_wgmma_* behind anything that touched its registers. */
+static __device__ __forceinline__ void cu_wgmma_begin()
+{
+#if CU_WGMMA
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#endif
+}
+
+static __device__ __forceinline__ void cu_wgmma_commit() /* ends a group of products */
+{
+#if CU_WGMMA
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#endif
+}
+
+#define CU_FOUR(i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
+
+/* d = a b, or += (ADD): each warp has 16 rows of A, a and d[column / 8] as in cu_mma_bf16, and the bits are those of
+ * cu_mma_bf16. Until cu_wgmma_wait nobody may touch d, change a's registers or write to the tile. */
+template <int COLUMNS, bool ADD>
+static __device__ __forceinline__ void cu_wgmma_bf16(float (&d)[COLUMNS / 8][4],
+                                                     const uint32_t a[4], cu_tile b)
+{
+    static_assert(COLUMNS == 32 || COLUMNS == 64, "");
+#if CU_WGMMA
+    if constexpr (COLUMNS == 32)
+        asm volatile("{ .reg .pred add; setp.ne.b32 add, %21, 0;"
+                     "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
+                     "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
+                     "{%16, %17, %18, %19}, %20, add, 1, 1, 0; }"
+                     : CU_FOUR(0), CU_FOUR(1), CU_FOUR(2), CU_FOUR(3)
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"((int)ADD));
+    else
+        asm volatile("{ .reg .pred add; setp.ne.b32 add, %37, 0;"
+                     "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+                     "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+                     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, "
+                     "%31}, {%32, %33, %34, %35}, %36, add, 1, 1, 0; }"
+                     : CU_FOUR(0), CU_FOUR(1), CU_FOUR(2), CU_FOUR(3), CU_FOUR(4), CU_FOUR(5),
+                       CU_FOUR(6), CU_FOUR(7)
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"((int)ADD));
+#else
+    (void)d, (void)a, (void)b;
+#endif
+}
+
+/* Waits for all but the N latest groups; d, which they were to give, may be touched from there on. */
+template <int N, int TILES>
+static __device__ __forceinline__ void cu_wgmma_wait(float (&d)[TILES][4])
+{
+#if CU_WGMMA
+    asm volatile("wgmma.wait_group.sync.aligned %0;" : : "n"(N) : "memory");
+    for (int i = 0; i < TILES; i++)
+        asm volatile("" : CU_FOUR(i) : : "memory");
+#else
+    (void)d;
+#endif
+}
+
+#undef CU_FOUR
 
 /* ---- kernels that overlap (CU_CHAIN), from sm_90 on; nothing on older ones -------------------------------------- */
 

@@ -227,6 +227,9 @@ bool block_run(device *d)
         t->prior_done = false;
         t->groups = 0;
         t->copies.clear();
+        t->product_groups = 0;
+        t->products.clear();
+        t->tiles.clear();
     }
     shared_begin(b);
     b->home = fiber{};

@@ -120,11 +120,8 @@ void simt_launch(const char *name, cudaStream_t s, dim3 grid, dim3 block, size_t
 {
     device_call([&](device *d) {
         size_t limit = dynamic_limit(d, kernel);
-        launch l = { name,
-                     grid,
-                     block,
-                     shared_bytes,
-                     limit > SHARED_PLAIN ? SHARED_MOST : SHARED_PLAIN,
+        bool asked = limit > SHARED_PLAIN || d->dynamic_limits.count(kernel) != 0;
+        launch l = { name,           grid, block, shared_bytes, asked ? SHARED_MOST : SHARED_PLAIN,
                      std::move(body) };
         cudaError_t e = launch_check(d, &l, limit);
         if (e != cudaSuccess)

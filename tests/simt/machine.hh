@@ -97,6 +97,18 @@ struct async_copy {
     uint64_t group;
 };
 
+/* What tensor cores of sm_90a have under way for a lane: numbers that d gets, and for lane 0 a tile as it was read. */
+struct async_product {
+    float *d;
+    std::vector<float> value;
+    uint64_t group;
+};
+struct async_tile {
+    uint64_t tile;
+    std::vector<uint16_t> read; /* [columns][16] */
+    uint64_t group;
+};
+
 struct thread {
     simt::fiber *fiber;  /* null until its first turn */
     simt_request *waits; /* for this, or null */
@@ -105,6 +117,9 @@ struct thread {
     bool prior_done; /* it has called cu_wait_prior */
     uint64_t groups; /* of copies, closed ones */
     std::vector<async_copy> copies;
+    uint64_t product_groups; /* closed ones */
+    std::vector<async_product> products;
+    std::vector<async_tile> tiles;
 };
 
 struct warp {
@@ -155,6 +170,8 @@ const char *op_name(simt_op op);
 
 /* Does what all lanes of r->mask have asked for. */
 void mma_perform(warp *w, const simt_request *r);
+/* The same for cu_wgmma_*: the results are under way. */
+void wgmma_perform(warp *w, const simt_request *r);
 
 /* ---- shared.cc ------------------------------------------------------------------------------------------------- */
 

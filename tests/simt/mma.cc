@@ -139,6 +139,77 @@ void mma_perform(warp *w, const simt_request *r)
         ldmatrix(w, r, r->op == SIMT_LDMATRIX_TRANS);
 }
 
+/* ---- warpgroups -------------------------------------------------------------------------------------------------- */
+
+/* 16 k of the rows of a tile: pieces of 16 bytes are swapped by bits 7 to 9 of the address. */
+static std::vector<uint16_t> tile_read(const simt_request *r, uint64_t tile, int columns)
+{
+    std::vector<uint16_t> b((size_t)columns * 16);
+    const block *on = &machine.block;
+    uint64_t from = tile * 16;
+    shared_check(on->arena + from / 1024 * 1024, (size_t)columns * 128, r);
+    for (uint64_t i = 0; i < (uint64_t)columns * 2; i++) {
+        uint64_t at = from + i / 2 * 128 + i % 2 * 16;
+        memcpy(&b[i * 8], on->arena + (at ^ (at >> 7 & 7) << 4), 16);
+    }
+    return b;
+}
+
+/* What d will hold by what is under way for it: it is `value` long. */
+static async_product *product_of(thread *t, const simt_wgmma *f)
+{
+    for (async_product &p : t->products)
+        if (p.d == f->d)
+            return &p;
+    size_t n = (size_t)f->columns / 2;
+    t->products.push_back(async_product{ f->d, std::vector<float>(f->d, f->d + n), 0 });
+    return &t->products.back();
+}
+
+static const simt_wgmma *wgmma_of(const warp *w, int lane)
+{
+    return (const simt_wgmma *)(uintptr_t)w->request[lane]->value;
+}
+
+void wgmma_perform(warp *w, const simt_request *r)
+{
+    block *on = &machine.block;
+    thread *first = &on->threads[(w - on->warps) * LANES];
+    const simt_wgmma *f = wgmma_of(w, 0);
+    std::vector<uint16_t> tile = tile_read(r, f->b, f->columns);
+    float a[16][16];
+    async_product *out[LANES];
+    for (int lane = 0; lane < LANES; lane++) {
+        const simt_wgmma *own = wgmma_of(w, lane);
+        if (own->b != f->b || own->columns != f->columns || own->add != f->add)
+            simt_fault(cudaErrorLaunchFailure, r->file, r->line,
+                       "%s: lane %d asks for another product than lane 0", op_name(r->op), lane);
+        for (int i = 0; i < 4; i++) {
+            int row = lane / 4 + (i & 1) * 8, k = 2 * (lane % 4) + (i >> 1) * 8;
+            a[row][k] = decode_bf16::low(own->a[i]);
+            a[row][k + 1] = decode_bf16::high(own->a[i]);
+        }
+        out[lane] = product_of(&first[lane], own);
+        out[lane]->group = first[lane].product_groups;
+    }
+    for (int n = 0; n < f->columns; n += 8) {
+        float b[16][8], d[16][8] = {};
+        for (int k = 0; k < 16; k++)
+            for (int i = 0; i < 8; i++)
+                b[k][i] = decode_bf16::low(tile[(size_t)((n + i) * 16 + k)]);
+        for (int i = 0; i < LANES * 4 && f->add; i++)
+            d[i / 16 + (i >> 1 & 1) * 8][2 * (i / 4 % 4) + (i & 1)] =
+                out[i / 4]->value[(size_t)(n / 2 + i % 4)];
+        multiply(a, b, d);
+        for (int i = 0; i < LANES * 4; i++)
+            out[i / 4]->value[(size_t)(n / 2 + i % 4)] =
+                d[i / 16 + (i >> 1 & 1) * 8][2 * (i / 4 % 4) + (i & 1)];
+    }
+    for (int lane = 0; lane < LANES; lane++)
+        memory_poison(&machine, out[lane]->d, out[lane]->value.size() * sizeof(float));
+    first->tiles.push_back(async_tile{ f->b, std::move(tile), first->product_groups });
+}
+
 /* a b + c rounded to bf16 once. The product is exact in a double. The sum and each narrowing round to odd, that is to
  * the neighbour with an odd last bit when inexact, which keeps what the last rounding has to know. */
 static uint32_t fma_bf16(float a, float b, float c)
@@ -161,6 +232,40 @@ static uint32_t fma_bf16(float a, float b, float c)
 }
 
 } // namespace simt
+
+cu_tile cu_tile_of(const void *shared, const char *file, int line)
+{
+    uint32_t at = cu_shared_address(shared);
+    simt_check_aligned((const void *)(uintptr_t)at, 1024, "cu_tile_of", file, line);
+    return at / 16;
+}
+
+void cu_wgmma_commit()
+{
+    simt::machine.block.now->product_groups++;
+}
+
+void simt_wgmma_wait(int n, const char *file, int line)
+{
+    using namespace simt;
+    thread *me = machine.block.now;
+    simt_request r = { SIMT_WGMMA_BF16, file, line, 0, 0, 0, 0, 0 };
+    size_t left = 0;
+    for (const async_tile &t : me->tiles)
+        if (t.group + (uint64_t)n < me->product_groups &&
+            tile_read(&r, t.tile, (int)t.read.size() / 16) != t.read)
+            simt_fault(cudaErrorLaunchFailure, file, line,
+                       "cu_wgmma_wait: a tile was written to while a product read it");
+    for (async_product &p : me->products) {
+        if (p.group + (uint64_t)n < me->product_groups)
+            memcpy(p.d, p.value.data(), p.value.size() * sizeof(float));
+        else
+            std::swap(me->products[left++], p);
+    }
+    me->products.resize(left);
+    while (!me->tiles.empty() && me->tiles.front().group + (uint64_t)n < me->product_groups)
+        me->tiles.erase(me->tiles.begin());
+}
 
 uint32_t cu_fma_bf16x2(uint32_t a, uint32_t b, uint32_t c)
 {

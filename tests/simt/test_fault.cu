@@ -437,6 +437,52 @@ static void test_chained_kernel_that_does_not_wait(void **)
     device_take(p, 1);
 }
 
+/* Ones times ones: 16 in each place of d. */
+enum misuse { SOUND, NO_WAIT, WRITTEN_EARLY, UNALIGNED, OTHER_TILES };
+static __global__ void warpgroup(enum misuse how, float *d)
+{
+    CU_DYNAMIC(unsigned char, room);
+    uint16_t *tile = (uint16_t *)(room + (1024 - cu_shared_address(room) % 1024) % 1024);
+    const uint32_t one = cu_pack_bf16(1, 1), a[4] = { one, one, one, one };
+    float out[4][4];
+    for (int i = (int)threadIdx.x; i < 40 * 32; i += (int)blockDim.x)
+        ((uint32_t *)tile)[i] = one;
+    __syncthreads();
+    cu_tile x = cu_tile_of(tile + (how == UNALIGNED ? 64 : 0));
+    int row = how == OTHER_TILES && cu_lane() == 7 ? 8 : 0;
+    lines[0] = __LINE__ + 1;
+    cu_wgmma_bf16<32, false>(out, a, cu_tile_at(x, row, 0));
+    cu_wgmma_commit();
+    __syncthreads();
+    if (how == WRITTEN_EARLY && threadIdx.x == 9)
+        tile[5 * 64 + (0 ^ 5) * 8] = 0; /* k = 0 */
+    __syncthreads();
+    if (how != NO_WAIT)
+        cu_wgmma_wait<0>(out);
+    for (int i = 0; i < 16; i++)
+        d[threadIdx.x * 16 + i] = out[i / 4][i % 4];
+}
+
+static void test_warpgroup_misused(void **)
+{
+    enum { SHARED = 1024 + 40 * 128, N = 128 * 16 };
+    float *d = device_array<float>(N);
+    CU_LAUNCH(nullptr, 1, 128, SHARED, warpgroup, SOUND, d);
+    for (float x : device_values(d, N))
+        assert_true(x == 16);
+    CU_LAUNCH(nullptr, 1, 128, SHARED, warpgroup, NO_WAIT, d);
+    for (float x : device_values(d, N))
+        assert_true(x != x);
+    CU_LAUNCH(nullptr, 1, 128, SHARED, warpgroup, WRITTEN_EARLY, d);
+    expect_fault(cudaErrorLaunchFailure, { "warpgroup", "a tile was written to" });
+    CU_LAUNCH(nullptr, 1, 128, SHARED, warpgroup, UNALIGNED, d);
+    expect_fault(cudaErrorMisalignedAddress, { "warpgroup", "cu_tile_of" });
+    CU_LAUNCH(nullptr, 1, 128, SHARED, warpgroup, OTHER_TILES, d);
+    expect_fault(cudaErrorLaunchFailure,
+                 { "cu_wgmma_bf16", "lane 7 asks for another product", place(lines[0]) });
+    device_take(d, N);
+}
+
 /* ---- a device that goes away ----------------------------------------------------------------------------------- */
 
 static __global__ void increment(int *p)
@@ -477,6 +523,7 @@ int main()
         SIMT_TEST(test_barrier_not_reached_by_all),
         SIMT_TEST(test_divergent_barrier),
         SIMT_TEST(test_warp_that_is_not_complete),
+        SIMT_TEST(test_warpgroup_misused),
         SIMT_TEST(test_trap),
         SIMT_TEST(test_chained_kernel_that_does_not_wait),
         SIMT_TEST(test_lost_device),

@@ -207,6 +207,81 @@ static void test_mma_8bit(void **)
     expect_success(cudaFree(db));
 }
 
+/* ---- warpgroups -------------------------------------------------------------------------------------------------- */
+
+enum { WG_K = 64, WG_COLUMNS = 96 };
+
+/* d[64][96] += A[64][64] B, of B[64][96] the columns from 32 on by one product, the others by another. */
+static __global__ void warpgroup(const uint16_t *a, const uint16_t *b, float *d)
+{
+    CU_DYNAMIC(unsigned char, room);
+    uint16_t *tile = (uint16_t *)(room + (1024 - cu_shared_address(room) % 1024) % 1024);
+    int t = (int)threadIdx.x, g = cu_lane() / 4, q = cu_lane() % 4;
+    for (int i = t; i < WG_COLUMNS * WG_K; i += (int)blockDim.x) {
+        int n = i / WG_K, k = i % WG_K;
+        tile[n * WG_K + (k / 8 ^ n % 8) * 8 + k % 8] = b[k * WG_COLUMNS + n];
+    }
+    cu_wgmma_visible();
+    __syncthreads();
+    float few[4][4], many[8][4];
+    uint32_t fa[WG_K / 16][4];
+    cu_tile x = cu_tile_of(tile);
+    cu_wgmma_begin();
+    for (int step = 0; step < WG_K / 16; step++) {
+        for (int i = 0; i < 4; i++)
+            memcpy(&fa[step][i],
+                   a + (cu_warp() * 16 + g + i % 2 * 8) * WG_K + step * 16 + 2 * q + i / 2 * 8, 4);
+        if (step == 0) {
+            cu_wgmma_bf16<32, false>(few, fa[step], cu_tile_at(x, 0, 16 * step));
+            cu_wgmma_bf16<64, false>(many, fa[step], cu_tile_at(x, 32, 16 * step));
+        } else {
+            cu_wgmma_bf16<32, true>(few, fa[step], cu_tile_at(x, 0, 16 * step));
+            cu_wgmma_bf16<64, true>(many, fa[step], cu_tile_at(x, 32, 16 * step));
+        }
+    }
+    cu_wgmma_commit();
+    cu_wgmma_wait<0>(few);
+    cu_wgmma_wait<0>(many);
+    for (int c = 0; c < WG_COLUMNS / 8; c++)
+        for (int i = 0; i < 4; i++) {
+            int row = cu_warp() * 16 + g + i / 2 * 8;
+            d[row * WG_COLUMNS + c * 8 + 2 * q + i % 2] += c < 4 ? few[c][i] : many[c - 4][i];
+        }
+}
+
+static void test_warpgroup(void **)
+{
+    random_numbers r;
+    std::vector<float> fa(64 * WG_K), fb(WG_K * WG_COLUMNS), d(64 * WG_COLUMNS);
+    std::vector<uint16_t> a, b;
+    for (float &x : fa) {
+        x = r.small();
+        a.push_back((uint16_t)cu_pack_bf16(x, 0));
+    }
+    for (float &x : fb) {
+        x = r.small();
+        b.push_back((uint16_t)cu_pack_bf16(x, 0));
+    }
+    for (float &x : d)
+        x = r.small();
+    for (uint64_t seed = 0; seed < SEEDS; seed++) {
+        simt_seed(seed);
+        uint16_t *da = device_array(a), *db = device_array(b);
+        float *dd = device_array(d);
+        CU_LAUNCH(nullptr, 1, 128, 1024 + WG_COLUMNS * WG_K * 2, warpgroup, da, db, dd);
+        std::vector<float> got = device_take(dd, d.size());
+        for (size_t i = 0; i < 64; i++)
+            for (size_t j = 0; j < WG_COLUMNS; j++) {
+                float sum = d[i * WG_COLUMNS + j]; /* all sums are exact */
+                for (size_t k = 0; k < WG_K; k++)
+                    sum += fa[i * WG_K + k] * fb[k * WG_COLUMNS + j];
+                assert_true(got[i * WG_COLUMNS + j] == sum);
+            }
+        expect_success(cudaFree(da));
+        expect_success(cudaFree(db));
+    }
+}
+
 /* ---- ldmatrix -------------------------------------------------------------------------------------------------- */
 
 /* A 16 x 16 matrix of numbers as four tiles: upper left, lower left, upper right, lower right. */
@@ -311,6 +386,7 @@ int main()
         cmocka_unit_test(test_fma_rounds_once),
         SIMT_TEST(test_mma_16bit),
         SIMT_TEST(test_mma_8bit),
+        SIMT_TEST(test_warpgroup),
         SIMT_TEST(test_ldmatrix),
         SIMT_TEST(test_copies),
     };

@@ -13,13 +13,13 @@ namespace simt
 const char *op_name(simt_op op)
 {
     static const char *const names[] = {
-        "__syncthreads",     "__syncthreads_and",   "__syncthreads_or",  "__syncthreads_count",
-        "__syncwarp",        "__shfl_sync",         "__shfl_up_sync",    "__shfl_down_sync",
-        "__shfl_xor_sync",   "__ballot_sync",       "__any_sync",        "__all_sync",
-        "__match_any_sync",  "__reduce_add_sync",   "__reduce_min_sync", "__reduce_min_sync",
-        "__reduce_max_sync", "__reduce_max_sync",   "__reduce_and_sync", "__reduce_or_sync",
-        "__reduce_xor_sync", "cu_mma_bf16",         "cu_mma_f16",        "cu_mma_s8",
-        "cu_ldmatrix_x4",    "cu_ldmatrix_x4_trans"
+        "__syncthreads",     "__syncthreads_and",    "__syncthreads_or",  "__syncthreads_count",
+        "__syncwarp",        "__shfl_sync",          "__shfl_up_sync",    "__shfl_down_sync",
+        "__shfl_xor_sync",   "__ballot_sync",        "__any_sync",        "__all_sync",
+        "__match_any_sync",  "__reduce_add_sync",    "__reduce_min_sync", "__reduce_min_sync",
+        "__reduce_max_sync", "__reduce_max_sync",    "__reduce_and_sync", "__reduce_or_sync",
+        "__reduce_xor_sync", "cu_mma_bf16",          "cu_mma_f16",        "cu_mma_s8",
+        "cu_ldmatrix_x4",    "cu_ldmatrix_x4_trans", "cu_wgmma_bf16"
     };
     return names[op];
 }
@@ -124,6 +124,7 @@ static void warp_perform(warp *w, const simt_request *r)
     case SIMT_MMA_S8:
     case SIMT_LDMATRIX:
     case SIMT_LDMATRIX_TRANS: mma_perform(w, r); return;
+    case SIMT_WGMMA_BF16: wgmma_perform(w, r); return;
     }
     for (uint32_t m = mask; m; m &= m - 1)
         w->request[lane_first(m)]->result = result;

@@ -76,7 +76,8 @@ enum simt_op : int {
     SIMT_MMA_F16,
     SIMT_MMA_S8,
     SIMT_LDMATRIX,
-    SIMT_LDMATRIX_TRANS
+    SIMT_LDMATRIX_TRANS,
+    SIMT_WGMMA_BF16
 };
 
 /* One thread's part of something that threads do together. It lies on that thread's stack while it waits; the thread

@@ -85,6 +85,7 @@ struct cudaDeviceProp {
 
 struct cudaFuncAttributes {
     int ptxVersion, binaryVersion; /* what the code was compiled for, as 10 * major + minor */
+    int maxThreadsPerBlock; /* of a kernel whose bounds are those only with CU_WGMMA, which 9.0 has */
 };
 
 /* Kernels are what the device is. */

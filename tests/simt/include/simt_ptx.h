@@ -115,6 +115,51 @@ static inline void cu_ldmatrix_x4_trans(uint32_t r[4], const void *row, SIMT_SIT
     simt_mma(SIMT_LDMATRIX_TRANS, r, (const uint32_t *)row, nullptr, file, line);
 }
 
+/* ---- tensor cores of sm_90a: see tests/simt/mma.cc ------------------------------------------------------------------
+ * Each warp multiplies by itself. Results come with cu_wgmma_wait, until then d holds poison; a tile that has changed by then
+ * is a fault. */
+
+#    define CU_WGMMA 1
+typedef uint64_t cu_tile; /* offset in the block's shared memory, in units of 16 bytes */
+
+cu_tile cu_tile_of(const void *shared, SIMT_SITE);
+
+static inline cu_tile cu_tile_at(cu_tile t, int row, int k)
+{
+    return t + (uint64_t)((row * 128 + k * 2) >> 4);
+}
+
+static inline void cu_wgmma_visible()
+{
+}
+static inline void cu_wgmma_begin()
+{
+}
+void cu_wgmma_commit();
+void simt_wgmma_wait(int n, const char *file, int line);
+
+template <int N, int TILES> static inline void cu_wgmma_wait(float (&)[TILES][4], SIMT_SITE)
+{
+    simt_wgmma_wait(N, file, line);
+}
+
+/* What one lane brings. */
+struct simt_wgmma {
+    float *d;
+    const uint32_t *a;
+    cu_tile b;
+    int columns;
+    bool add;
+};
+
+template <int COLUMNS, bool ADD>
+static inline void cu_wgmma_bf16(float (&d)[COLUMNS / 8][4], const uint32_t a[4], cu_tile b,
+                                 SIMT_SITE)
+{
+    simt_wgmma f = { &d[0][0], a, b, COLUMNS, ADD };
+    simt_collect(SIMT_WGMMA_BF16, 0xffffffffu, (uint64_t)(uintptr_t)&f, file, line);
+}
+
 /* ---- shared memory: see tests/simt/shared.cc ------------------------------------------------------------------- */
 
 uint32_t cu_shared_address(const void *p);
