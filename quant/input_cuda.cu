@@ -38,8 +38,8 @@ __device__ __forceinline__ void load_four(const float *row, int k, int cols, flo
 }
 
 template <int PARTS>
-__global__ void __launch_bounds__(THREADS)
-    prepare(const float *x, uint16_t *to, float *sum, int n, int cols, int pitch)
+__global__ void __launch_bounds__(THREADS) prepare(const float *x, uint16_t *to, float *sum, int n,
+                                                   int cols, int pitch, enum input_order order)
 {
     cu_start_next();
     cu_wait_prior();
@@ -55,8 +55,9 @@ __global__ void __launch_bounds__(THREADS)
     }
     if (k < pitch)
         for (int p = 0; p < PARTS; p++)
-            *(uint2 *)(to + ((size_t)p * (size_t)n + (size_t)row) * (size_t)pitch + k) = make_uint2(
-                cu_pack_bf16(s[0].part[p], s[2].part[p]), cu_pack_bf16(s[1].part[p], s[3].part[p]));
+            cu_input_put(to + ((size_t)p * (size_t)n + (size_t)row) * (size_t)pitch, k, order,
+                         cu_pack_bf16(s[0].part[p], s[2].part[p]),
+                         cu_pack_bf16(s[1].part[p], s[3].part[p]));
     float total = (all[0] + all[2]) + (all[1] + all[3]);
     for (int m = INPUT_GROUP / QUAD / 2; m > 0; m /= 2)
         total += __shfl_xor_sync(CU_ALL, total, m);
@@ -86,9 +87,10 @@ void input_prepare_cuda(struct input *in, struct be *be, enum prep kind)
     uint16_t *to = (uint16_t *)in->prep[kind];
     float *sum = const_cast<float *>(x.sum);
     dim3 grid(cu_div_up((size_t)x.pitch, THREADS * QUAD), (unsigned)in->n);
+    enum input_order order = cu_input_order(s, x.parts, in->n);
     if (x.parts == 1)
-        CU_CHAIN(s, grid, THREADS, 0, prepare<1>, in->x, to, sum, in->n, in->cols, x.pitch);
+        CU_CHAIN(s, grid, THREADS, 0, prepare<1>, in->x, to, sum, in->n, in->cols, x.pitch, order);
     else
-        CU_CHAIN(s, grid, THREADS, 0, prepare<3>, in->x, to, sum, in->n, in->cols, x.pitch);
+        CU_CHAIN(s, grid, THREADS, 0, prepare<3>, in->x, to, sum, in->n, in->cols, x.pitch, order);
     CU_LAUNCHED(s);
 }

@@ -3,13 +3,13 @@
  * F is what kernels/cuda/matmul.cuh asks for, and
  *   four(m, row, k, v[4])     weights k ... k+3 of a row in f32; k < cols is a multiple of 4, inputs behind cols give 0
  *
- * A product takes gemv up to 16 rows of x, there several matrices to a launch, and gemm beyond; the two give the same bits. With cuBLASLt at hand and many rows
- * the matrix is unpacked to bf16, slice by slice, and multiplied there.
+ * A product takes gemv up to 16 rows of x, there several matrices to a launch, and gemm or gemm_wide beyond; they give the
+ * same bits. With cuBLASLt at hand and many rows the matrix is unpacked to bf16, slice by slice, and multiplied there.
  */
 #ifndef WRING_QUANT_MUL_CUDA_CUH
 #define WRING_QUANT_MUL_CUDA_CUH
 
-#include "kernels/cuda/gemm.cuh"
+#include "kernels/cuda/gemm_wide.cuh"
 #include "kernels/cuda/gemv.cuh"
 #include "quant/input_cuda.cuh"
 
@@ -49,12 +49,11 @@ static __global__ void __launch_bounds__(MUL_THREADS)
     }
 }
 
-/* Rows row0 ... of W to bf16, [n][pitch], a block for 16 rows and 64 inputs, four inputs in the order that
- * quant/input_cuda.cuh has for x, and zeros behind cols; pitch is a multiple of 4. Bytes moved: W once, 2 a weight
- * written. */
+/* Rows row0 ... of W to bf16, [n][pitch], a block for 16 rows and 64 inputs, in the order that x has, and zeros behind cols;
+ * pitch is a multiple of 32. Bytes moved: W once, 2 a weight written. */
 template <class F>
 static __global__ void __launch_bounds__(MUL_THREADS)
-    mul_unpack(const cu_matmul m, int row0, int n, uint16_t *to, int pitch)
+    mul_unpack(const cu_matmul m, int row0, int n, uint16_t *to, int pitch, enum input_order order)
 {
     int i_row = (int)blockIdx.y * MATMUL_PANEL + (int)threadIdx.x / (MUL_UNPACK_INPUTS / 4);
     int k =
@@ -65,8 +64,8 @@ static __global__ void __launch_bounds__(MUL_THREADS)
     float v[4] = { 0, 0, 0, 0 };
     if (k < m.cols)
         F::four(m, row0 + i_row, k, v);
-    *(uint2 *)(to + (size_t)i_row * (size_t)pitch + k) =
-        make_uint2(cu_pack_bf16(v[0], v[2]), cu_pack_bf16(v[1], v[3]));
+    cu_input_put(to + (size_t)i_row * (size_t)pitch, k, order, cu_pack_bf16(v[0], v[2]),
+                 cu_pack_bf16(v[1], v[3]));
 }
 
 template <class F>
@@ -81,21 +80,30 @@ static void cu_rows(struct be *be, const struct weight *w, const int32_t *id, in
 
 template <class F>
 static void mul_unpack_launch(struct cu_state *s, const struct weight *w, int row0, int n,
-                              uint16_t *to, int pitch)
+                              uint16_t *to, int pitch, enum input_order order)
 {
     CU_LAUNCH(s->stream, dim3(cu_div_up(pitch, MUL_UNPACK_INPUTS), cu_div_up(n, MATMUL_PANEL)),
-              MUL_THREADS, 0, mul_unpack<F>, mul_matrix(w), row0, n, to, pitch);
+              MUL_THREADS, 0, mul_unpack<F>, mul_matrix(w), row0, n, to, pitch, order);
 }
 
 /* ---- products ---------------------------------------------------------------------------------------------------- */
 
 static_assert((int)GEMV_LIST == (int)MATMUL_MAX, "a launch takes what weight_matmul may ask for");
+static_assert((int)INPUT_FEW == GEMV_TILES_MAX * MATMUL_COLUMNS, "gemv reads INPUT_QUADS");
 
-/* Three parts of x take three times the registers and are there for precision: half as many columns do for them. */
+/* Many rows of x: whole warpgroups where there are such. Three parts of x take three times the registers and are there for
+ * precision: half as many columns do for them. */
 template <class F, int XPARTS> static void mul_many(struct cu_state *s, const struct cu_matmul &m)
 {
     enum { WIDE = XPARTS == 1 ? 8 : 4 };
-    if (m.n <= 4 * MATMUL_COLUMNS)
+    bool halves = cu_input_order(s, XPARTS, m.n) == INPUT_HALVES;
+    if (halves && m.n <= 32)
+        gemm_wide_launch<F, 32>(s, m, s->partial, CU_PARTIAL_BYTES, s->n_sm);
+    else if (halves && m.n <= 64)
+        gemm_wide_launch<F, 64>(s, m, s->partial, CU_PARTIAL_BYTES, s->n_sm);
+    else if (halves)
+        gemm_wide_launch<F, F::WIDEST>(s, m, s->partial, CU_PARTIAL_BYTES, s->n_sm);
+    else if (m.n <= 4 * MATMUL_COLUMNS)
         gemm_launch<F, XPARTS, 4>(s->stream, m, s->partial, CU_PARTIAL_BYTES, s->n_sm);
     else
         gemm_launch<F, XPARTS, WIDE>(s->stream, m, s->partial, CU_PARTIAL_BYTES, s->n_sm);
@@ -120,7 +128,7 @@ template <class F, int XPARTS> static void mul_few(struct cu_state *s, const str
 template <class F, int XPARTS>
 static void mul_launch(struct cu_state *s, const struct gemv_list &list)
 {
-    if (list.m[0].n <= (XPARTS == 1 ? 2 : 1) * MATMUL_COLUMNS) {
+    if (list.m[0].n <= (XPARTS == 1 ? GEMV_TILES_MAX : 1) * MATMUL_COLUMNS) {
         mul_few<F, XPARTS>(s, list);
         return;
     }
@@ -139,7 +147,7 @@ static bool mul_blas(struct cu_state *s, const struct weight *w, const struct cu
     bool ok = slice > 0;
     for (int row = 0; row < w->rows && ok; row += slice) {
         int n = w->rows - row < slice ? w->rows - row : slice;
-        mul_unpack_launch<F>(s, w, row, n, scratch, x.pitch);
+        mul_unpack_launch<F>(s, w, row, n, scratch, x.pitch, cu_input_order(s, x.parts, x.n));
         ok = blas_matmul(s->blas, x.x, scratch, bias != NULL ? bias + row : NULL, y + row, x.n, n,
                          x.pitch, w->rows);
     }

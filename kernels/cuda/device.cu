@@ -145,8 +145,10 @@ static int no_device(cudaError_t rc, struct err *e)
     return err_set(e, ERR_DEVICE, "no NVIDIA GPU here: %s", cudaGetErrorString(rc));
 }
 
-/* Which of this file's codes the driver took speaks for all files: each is compiled for the same architectures. */
-static __global__ void which_code(void)
+/* Which of this file's codes the driver took speaks for all files: each is compiled for the same architectures. The most
+ * threads it allows tell what no other attribute does, code for sm_90a from that for sm_90. */
+enum { CODE_PLAIN = 32, CODE_WGMMA = 1024 };
+static __global__ void __launch_bounds__(CU_WGMMA ? CODE_WGMMA : CODE_PLAIN) which_code(void)
 {
 }
 
@@ -163,6 +165,7 @@ static int load_code(struct cu_state *s, const struct cudaDeviceProp *prop, stru
             s->device, prop->name, prop->major, prop->minor, s->error.text, prop->major,
             prop->minor);
     s->overlaps = code.ptxVersion >= 90;
+    s->wgmma = code.maxThreadsPerBlock == CODE_WGMMA;
     return 0;
 }
 
@@ -228,6 +231,9 @@ static int open_state(struct be *be, const struct be_config *c, int device, stru
     }
     s->partial = (float *)partial;
     s->pinned = (char *)pinned;
+    s->wgmma = s->wgmma && cu_wide_works(s);
+    if (!cu_ok(s))
+        return err_set(e, s->error.code, "%s", s->error.text);
     if (!cu_graphs_open(s))
         return err_set(e, ERR_NOMEM, "no memory for the CUDA backend");
     return c->cublas ? blas_open(&s->blas, s, e) : 0;

@@ -1,4 +1,5 @@
-/* y = W x for many rows of x: blocks of 128 rows of W by 32 or 64 rows of x.
+/* y = W x for many rows of x: blocks of 128 rows of W by 32 or 64 rows of x. Where a GPU has CU_WGMMA inputs of one part are
+ * gemm_wide.cuh's.
  *
  * Each of the 8 warps decodes one panel, straight into fragments, and uses them for all columns of the block; the tile of
  * x that they share goes through shared memory, chunk by chunk: the next one is copied asynchronously, and a warp's words of
@@ -178,25 +179,38 @@ static __global__ void __launch_bounds__(GEMM_SUM_THREADS) gemm_add_ranges(const
     m.y[i] = m.bias != nullptr ? total + m.bias[i % (size_t)m.rows] : total;
 }
 
-/* scratch: of scratch_bytes, for the sums of ranges; n_sm: multiprocessors to be kept busy. */
+/* Cuts the work of `tiles` blocks so that n_sm multiprocessors are kept busy: blocks of a tile share the ranges when scratch,
+ * of scratch_bytes, has room for their sums. Returns how many blocks a tile has. */
+static inline unsigned gemm_share(cu_matmul *m, unsigned tiles, float *scratch,
+                                  size_t scratch_bytes, int n_sm)
+{
+    size_t all = (size_t)m->n * (size_t)m->rows;
+    int share = (int)((unsigned)n_sm / tiles);
+    share = share < m->ranges ? share : m->ranges;
+    if (share < 2 || (size_t)m->ranges * all * sizeof(float) > scratch_bytes)
+        share = 1;
+    m->block_ranges = (m->ranges + share - 1) / share;
+    m->range_sum = m->block_ranges < m->ranges ? scratch : nullptr;
+    return (unsigned)((m->ranges + m->block_ranges - 1) / m->block_ranges);
+}
+
+static inline void gemm_add_launch(cudaStream_t s, const cu_matmul &m)
+{
+    size_t all = (size_t)m.n * (size_t)m.rows;
+    CU_LAUNCH(s, (unsigned)((all + GEMM_SUM_THREADS - 1) / GEMM_SUM_THREADS), GEMM_SUM_THREADS, 0,
+              gemm_add_ranges, m);
+}
+
 template <class F, int XPARTS, int TILES>
 static inline void gemm_launch(cudaStream_t s, cu_matmul m, float *scratch, size_t scratch_bytes,
                                int n_sm)
 {
     unsigned across = (unsigned)((m.n + TILES * MATMUL_COLUMNS - 1) / (TILES * MATMUL_COLUMNS));
     unsigned down = (unsigned)((m.panels + GEMM_WARPS - 1) / GEMM_WARPS);
-    size_t all = (size_t)m.n * (size_t)m.rows;
-    int share = (int)((unsigned)n_sm / (across * down)); /* blocks to a tile */
-    share = share < m.ranges ? share : m.ranges;
-    if (share < 2 || (size_t)m.ranges * all * sizeof(float) > scratch_bytes)
-        share = 1;
-    m.block_ranges = (m.ranges + share - 1) / share;
-    m.range_sum = m.block_ranges < m.ranges ? scratch : nullptr;
-    CU_LAUNCH(s, dim3(across, down, (unsigned)((m.ranges + m.block_ranges - 1) / m.block_ranges)),
-              GEMM_WARPS * CU_WARP, 0, (gemm<F, XPARTS, TILES>), m);
+    unsigned shares = gemm_share(&m, across * down, scratch, scratch_bytes, n_sm);
+    CU_LAUNCH(s, dim3(across, down, shares), GEMM_WARPS * CU_WARP, 0, (gemm<F, XPARTS, TILES>), m);
     if (m.range_sum != nullptr)
-        CU_LAUNCH(s, (unsigned)((all + GEMM_SUM_THREADS - 1) / GEMM_SUM_THREADS), GEMM_SUM_THREADS,
-                  0, gemm_add_ranges, m);
+        gemm_add_launch(s, m);
 }
 
 #endif

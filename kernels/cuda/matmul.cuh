@@ -1,4 +1,4 @@
-/* Products y[n][rows] = x[n][cols] W^T with pressed weights on tensor cores: what gemv.cuh and gemm.cuh share.
+/* Products y[n][rows] = x[n][cols] W^T with pressed weights on tensor cores: what gemv.cuh, gemm.cuh and gemm_wide.cuh share.
  *
  * W is the A operand of m16n8k16, decoded in registers: a panel of 16 rows, 16 inputs. x is B: 8 rows of x, so that up to
  * 8 rows cost what one costs. A codec's pairs of numbers go straight into fragments without a shuffle because two orders
@@ -17,6 +17,7 @@
  *                 i + j <= 2 (what is left out is below 2^-26 of the product)
  *   enum RING     groups of a panel that a warp of gemv keeps on their way from memory
  *   enum SUMS     whether finish() wants sums of x
+ *   enum WIDEST   rows of x that a block of gemm_wide takes at most, 128 or, where registers are short, 64
  *   open()        what a block prepares in shared memory before its warps start, all its threads together, a barrier last
  *   struct walk   where the lane's words are, so that a loop adds to pointers once for several groups
  *     start(m, panel, group)    go(walk, groups)
@@ -31,9 +32,13 @@
 #include "kernels/cuda/cu.cuh"
 
 enum { MATMUL_PANEL = 16, MATMUL_GROUP = 32, MATMUL_STEP = 16, MATMUL_COLUMNS = 8 };
+enum {
+    MATMUL_STAGE = 4
+}; /* groups that gemm_wide.cuh takes at once: ranges are made of whole ones */
 
 /* The base of an F that prepares nothing. */
 struct matmul_bare {
+    enum { WIDEST = 128 };
     static __device__ __forceinline__ void open()
     {
     }
@@ -48,7 +53,7 @@ struct cu_matmul {
     const uint16_t *
         x; /* bf16 [parts][n][pitch], in the order above; pitch is a multiple of 32, zeros behind cols */
     const float *sum;        /* [cols / 32][sum_pitch] of each group and row of x */
-    int n, pitch, sum_pitch; /* rows of x; sum_pitch: n rounded up to 2 */
+    int n, pitch, sum_pitch; /* rows of x; sum_pitch: n rounded up to 4 */
     const float *bias;       /* [rows] or NULL */
     float *y;                /* [n][rows] */
     float *range_sum; /* gemm.cuh: [ranges][n][rows] when blocks share the ranges, else NULL */
@@ -56,7 +61,7 @@ struct cu_matmul {
 };
 
 /* Cuts the inputs into ranges: many where W has few panels, so that gemv.cuh has some 2000 warps, which fill a GPU once
- * and end together, each with 128 inputs or more. Depends on nothing but the shape. */
+ * and end together, each with a multiple of 128 inputs. Depends on nothing but the shape. */
 static inline void matmul_cut(struct cu_matmul *m, int rows, int cols)
 {
     m->rows = rows;
@@ -65,8 +70,7 @@ static inline void matmul_cut(struct cu_matmul *m, int rows, int cols)
     m->groups = (cols + MATMUL_GROUP - 1) / MATMUL_GROUP;
     int ranges = m->panels <= 256 ? 16 : m->panels <= 512 ? 8 : m->panels <= 1024 ? 4 : 2;
     m->range_groups = (m->groups + ranges - 1) / ranges;
-    if (m->range_groups < 4)
-        m->range_groups = 4;
+    m->range_groups = (m->range_groups + MATMUL_STAGE - 1) / MATMUL_STAGE * MATMUL_STAGE;
     m->ranges = (m->groups + m->range_groups - 1) / m->range_groups;
 }
 

@@ -50,6 +50,7 @@ struct cu_state {
     cudaStream_t stream;
     int device, n_sm; /* index, multiprocessors */
     bool overlaps;    /* a kernel may begin before the one ahead of it ends */
+    bool wgmma;       /* its code has CU_WGMMA, and gemm_wide.cuh the bits of gemm.cuh */
     size_t l2_bytes;
     struct err error; /* the first failure; code 0: none */
     struct cu_step step;
@@ -101,6 +102,7 @@ void cu_ops_probe(struct be_ops *ops);  /* probe.cu */
 void cu_ops_press(struct be_ops *ops);  /* press.cu */
 void cu_head_close(struct be *be);      /* frees s->head */
 
+bool cu_wide_works(struct cu_state *s); /* wide_check.cu; where the code has CU_WGMMA */
 bool cu_graphs_open(struct cu_state *s);
 void cu_graphs_close(struct be *be);
 void cu_graphs_drop(struct cu_state *s); /* memory they point to went away, or will */

@@ -18,7 +18,7 @@ namespace
 {
 
 struct decode : matmul_whole {
-    enum { PARTS = 2, RING = 1, SUMS = 0 };
+    enum { PARTS = 2, RING = 1, SUMS = 0, WIDEST = 64 };
 
     struct raw {
         uint32_t

@@ -102,7 +102,7 @@ template <> struct element<DENSE_F32> {
 
 template <int VARIANT> struct decode : matmul_whole {
     typedef element<VARIANT> el;
-    enum { PARTS = el::PARTS, RING = el::RING, SUMS = 0 };
+    enum { PARTS = el::PARTS, RING = el::RING, SUMS = 0, WIDEST = el::PARTS == 1 ? 128 : 64 };
     enum { APART = el::TURNED ? 1 : 4 }; /* inputs, from lane to lane of a quad */
 
     struct raw {

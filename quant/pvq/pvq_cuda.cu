@@ -165,6 +165,7 @@ template <int FORM> struct decode : matmul_whole {
         PARTS = 3,
         RING = 1,
         SUMS = 0,
+        WIDEST = 64,
         BYTES = FORM == PVQ2   ? 4
                 : FORM == PVQ3 ? 6
                                : 8, /* of a group, as in forms.inc */

@@ -59,6 +59,7 @@ template <int BITS> struct decode {
         PARTS = 1,
         RING = 1,
         SUMS = 0,
+        WIDEST = 64,
         FIELDS = BITS == 4 ? 2 : 4, /* positions of a lane of the format */
         LINES = BITS == 4 ? 4 : 2,  /* that those lanes are dealt out to */
         OWN = BITS == 4 ? 4 : 2,    /* bits that a position's shift grows by */

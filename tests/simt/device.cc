@@ -196,6 +196,7 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *a, const void *kernel)
         if (!a || !kernel)
             return cudaErrorInvalidValue;
         a->ptxVersion = a->binaryVersion = 10 * d->major + d->minor;
+        a->maxThreadsPerBlock = a->ptxVersion == 90 ? MAX_THREADS : LANES;
         return d->loads ? cudaSuccess : cudaErrorNoKernelImageForDevice;
     });
 }

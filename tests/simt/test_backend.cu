@@ -5,11 +5,14 @@
 #include <stdarg.h>
 #include <string.h>
 
+#include <vector>
+
 extern "C" {
 #include <cmocka.h>
 
 #include "kernels/backend.h"
 #include "server/base/mem.h"
+#include "tests/tools/forms.h"
 }
 #include "tests/simt/simt.h"
 
@@ -273,6 +276,56 @@ static void test_full_of_passes(void **)
     be_close(be);
 }
 
+enum { ROWS = 80, COLS = 256 };
+
+/* y = W x of n rows by a device of that capability. */
+static std::vector<float> product(const struct form *f, const uint8_t *raw, int major, int minor,
+                                  int n)
+{
+    struct err e;
+    struct weight w = {};
+    std::vector<float> x((size_t)n * COLS), y((size_t)n * ROWS);
+    simt_set_capability(major, minor);
+    struct be *be = open_cuda();
+    if (form_open(&w, be, f, true, ROWS, COLS, raw, &e) < 0)
+        fail_msg("%s: %s", f->form, e.text);
+    for (size_t i = 0; i < x.size(); i++)
+        x[i] = (float)(i * 2654435761u % 1001) / 500 - 1;
+    size_t ws_bytes = input_ws_bytes(be, n, COLS);
+    void *dx = be->ops->alloc(be, x.size() * sizeof(float));
+    float *dy = (float *)be->ops->alloc(be, y.size() * sizeof(float));
+    void *ws = be->ops->alloc(be, ws_bytes);
+    be->ops->upload(be, dx, x.data(), x.size() * sizeof(float));
+    struct input in;
+    input_set(&in, (const float *)dx, n, COLS, ws);
+    struct matmul to = { &w, NULL, dy };
+    weight_matmul(be, &in, &to, 1);
+    be->ops->download(be, y.data(), dy, y.size() * sizeof(float));
+    if (be->ops->sync(be, &e) < 0)
+        fail_msg("%s, %d rows on sm_%d%d: %s; %s", f->form, n, major, minor, e.text, simt_report());
+    be->ops->free(be, dx, x.size() * sizeof(float));
+    be->ops->free(be, dy, y.size() * sizeof(float));
+    be->ops->free(be, ws, ws_bytes);
+    weight_close(&w, be);
+    be_close(be);
+    return y;
+}
+
+/* Products of many rows are another kernel's where a warpgroup multiplies together: with the same bits, for all forms. */
+static void test_products_of_both_kinds(void **)
+{
+    static const int rows[] = { 20, 40, 72 };
+    std::vector<uint8_t> raw(ROWS * COLS * 4);
+    for (const struct form &f : form_list)
+        for (int n : rows) {
+            form_blocks(f.from, raw.data(), ROWS, COLS);
+            std::vector<float> old = product(&f, raw.data(), 8, 0, n);
+            std::vector<float> wide = product(&f, raw.data(), 9, 0, n);
+            if (memcmp(old.data(), wide.data(), old.size() * sizeof(float)) != 0)
+                fail_msg("%s, %d rows: other bits on sm_90", f.form, n);
+        }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -284,6 +337,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_many_uploads, reset, reset),
         cmocka_unit_test_setup_teardown(test_lost_device, reset, reset),
         cmocka_unit_test_setup_teardown(test_full_of_passes, reset, reset),
+        cmocka_unit_test_setup_teardown(test_products_of_both_kinds, reset, reset),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
