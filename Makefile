@@ -9,7 +9,7 @@ ifeq ($(origin CC),default)
 CC     := gcc
 endif
 CXX    ?= g++
-OPT    ?= $(if $(SIMT),-O2,-O3)
+OPT    ?=
 SAN    ?=
 WERROR ?=
 V      ?=
@@ -28,8 +28,11 @@ endif
 # sm_8x share one front end: nothing asks for more than compute_80, and nvcc takes a fifth less time.
 CUDA_ARCHS ?= 80 86 89 90a
 
-# One object tree per configuration; the plain one puts its programs straight into build/.
-O := $(BUILD)/obj/$(notdir $(CC))$(if $(SIMT),-simt)$(if $(SAN),-$(subst $(,),+,$(SAN)))$(if $(COV),-cov)
+# One object tree per configuration; the plain one puts its programs straight into build/. S has what does not see CUDA: SIMT=1
+# takes these objects from the tree that is otherwise the same.
+tree = $(BUILD)/obj/$(notdir $(CC))$1$(if $(SAN),-$(subst $(,),+,$(SAN)))$(if $(COV),-cov)
+O := $(call tree,$(if $(SIMT),-simt))
+S := $(call tree)
 BIN := $(if $(plain),$(BUILD),$(O)/bin)
 
 PKGS := libmicrohttpd jansson liburing libpcre2-8 libutf8proc yaml-0.1 libxxhash libcurl libcrypto libprotobuf-c zlib
@@ -38,15 +41,15 @@ PKG_LIBS   := $(shell pkg-config --libs $(PKGS) 2>/dev/null)
 
 WARN := -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wno-sign-conversion -Wstrict-prototypes -Wmissing-prototypes \
   -Wvla -Wundef -Wformat=2 -Wwrite-strings -Wpointer-arith -Wswitch-enum $(if $(WERROR),-Werror)
-CPPFLAGS := -I. -I$(O)/gen -D_GNU_SOURCE $(PKG_CFLAGS)
+CPPFLAGS := -I. -I$(S)/gen -D_GNU_SOURCE $(PKG_CFLAGS)
 # Where only tests run (sanitizers, tests/simt) line numbers are all that is asked of debug information; the rest is a quarter of
 # the compiler's time.
-DEBUG  := $(if $(SAN)$(SIMT),-g1,-g)
+DEBUG  := $(if $(SAN),-g1,-g)
 SAN_FLAGS := $(if $(SAN),-fsanitize=$(SAN) -fno-sanitize-recover=all)
 # Checks make thousands of blocks of a long function, in which gcc gives out registers loop by loop. For all of it at once
 # planes_avx512.c takes gcc 17 CPU seconds instead of 34 under ASan, and a quarter of attend.cu 28 instead of 42.
 one_region = $(if $(SAN),$(if $(filter gcc g++,$(notdir $1)), -fira-region=one))
-CFLAGS := -std=c11 $(DEBUG) $(OPT) -fno-math-errno -ffp-contract=off -fno-omit-frame-pointer -pthread $(WARN) \
+CFLAGS := -std=c11 $(DEBUG) $(or $(OPT),-O3) -fno-math-errno -ffp-contract=off -fno-omit-frame-pointer -pthread $(WARN) \
   $(SAN_FLAGS)$(call one_region,$(CC)) $(if $(COV),-fprofile-instr-generate -fcoverage-mapping)
 # libgd draws plots. Its archive, where there is one: the shared library brings fifty others along, of which PNG needs two.
 GD_LIBS := $(if $(filter /%,$(shell $(CC) -print-file-name=libgd.a)),-l:libgd.a -lpng16 -lz,-lgd)
@@ -55,21 +58,21 @@ LDLIBS := $(PKG_LIBS) $(GD_LIBS) -lm -pthread
 # Long functions: here gcc makes calls of ASan's checks. attend.cu takes g++ 120 s instead of more than 300, tiles_avx2.c gcc 32
 # instead of 82. Not in all of C: test_engine_layers then takes 398 s instead of 79.
 asan_calls = $(if $(findstring address,$(SAN)),$(if $(filter gcc g++,$(notdir $1)),--param asan-instrumentation-with-call-threshold=0))
-$(O)/tests/tools/tiles_%.o: CFLAGS += $(call asan_calls,$(CC))
+$(S)/tests/tools/tiles_%.o: CFLAGS += $(call asan_calls,$(CC))
 
 # The CUDA backend: .cu files by nvcc, or as host C++ against tests/simt.
 CU_SRC := $(sort $(wildcard kernels/cuda/*.cu quant/*_cuda.cu quant/*/*_cuda.cu kvcache/*/*_cuda.cu))
-CXXFLAGS := -std=c++17 $(DEBUG) $(OPT) -fno-math-errno -ffp-contract=off -fno-omit-frame-pointer -pthread -Wall -Wextra -Wno-unknown-pragmas \
+CXXFLAGS := -std=c++17 -g1 $(or $(OPT),-O2) -fno-math-errno -ffp-contract=off -fno-omit-frame-pointer -pthread -Wall -Wextra -Wno-unknown-pragmas \
   $(if $(WERROR),-Werror) $(SAN_FLAGS)$(call one_region,$(CXX))
 ifneq ($(SIMT),)
 CXXFLAGS += $(call asan_calls,$(CXX))
-CPPFLAGS += -Itests/simt/include -DWRING_CUDA -DWRING_SIMT
+CUDA_CPPFLAGS := -Itests/simt/include -DWRING_CUDA -DWRING_SIMT
 CU_OBJ := $(CU_SRC:%.cu=$(O)/%.o) $(patsubst %.cc,$(O)/%.o,$(sort $(wildcard tests/simt/*.cc)))
 LDLIBS += -lstdc++
 else ifneq ($(CUDA),0)
 CUDA_HOME := $(shell $(NVCC) --dryrun -x cu -c /dev/null -o /dev/null 2>&1 | sed -n 's/^\#\$$ TOP=//p')
 CUBLAS_INCLUDE := $(firstword $(wildcard $(CUDA_HOME)/include/cublasLt.h .cache/cublas/include/cublasLt.h))
-CPPFLAGS += -DWRING_CUDA
+CUDA_CPPFLAGS := -DWRING_CUDA
 NVCCFLAGS := -std=c++17 -O3 -Xptxas -v $(if $(WERROR),-Werror all-warnings) -Xcompiler -Wall,-Wextra -I. -D_GNU_SOURCE -DWRING_CUDA \
   $(if $(CUBLAS_INCLUDE),-I$(dir $(CUBLAS_INCLUDE))) \
   $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a:8%=80)$(,)code=sm_$a) -gencode arch=compute_80$(,)code=compute_80
@@ -88,14 +91,17 @@ LIB_SRC := $(sort $(wildcard server/base/*.c server/text/*.c server/model/*.c se
   server/quantize/*.c server/cli/*.c kernels/*.c kernels/cpu/*.c quant/*.c quant/*/*.c kvcache/*.c kvcache/*/*.c api/*.c) \
   $(filter-out server/main.c,$(wildcard server/*.c)))
 PROTO    := $(wildcard server/*/*.proto api/*.proto)
-GEN      := $(PROTO:%.proto=$(O)/gen/%.pb-c)
-LIB_OBJ  := $(LIB_SRC:%.c=$(O)/%.o) $(GEN:%=%.o) $(CU_OBJ)
 TEST_SRC := $(sort $(wildcard tests/unit/*.c tests/ops/test_*.c))
 CHECK_SRC := $(sort $(wildcard tests/ops/check*.c))
+# The C files that see whether there is a CUDA backend. They name a word of these: tests/lint/text keeps it out of headers.
+CUDA_C   := $(shell grep -lE 'WRING_CUDA|WRING_SIMT|CODEC_CUDA' $(LIB_SRC) $(CHECK_SRC))
+objects_of = $(patsubst %.c,$(O)/%.o,$(filter $(CUDA_C),$1)) $(patsubst %.c,$(S)/%.o,$(filter-out $(CUDA_C),$1))
+GEN      := $(PROTO:%.proto=$(S)/gen/%.pb-c)
+LIB_OBJ  := $(call objects_of,$(LIB_SRC)) $(GEN:%=%.o) $(CU_OBJ)
 FUZZ_SRC := $(sort $(wildcard tests/fuzz/fuzz_*.c))
 LIB    := $(O)/libwring.a
 TEST_LIB_SRC := $(sort $(wildcard tests/tools/*.c))
-TEST_LIB := $(O)/libtest.a
+TEST_LIB := $(S)/libtest.a
 TESTS  := $(patsubst tests/%.c,$(O)/test/%,$(TEST_SRC))
 REPLAY := $(patsubst tests/fuzz/fuzz_%.c,$(O)/test/fuzz/%,$(FUZZ_SRC))
 FUZZ   := $(patsubst tests/fuzz/fuzz_%.c,$(O)/fuzz/%,$(FUZZ_SRC))
@@ -106,75 +112,84 @@ AGAIN = +$(MAKE) --no-print-directory -j$(JOBS)
 .PHONY: all help FORCE clean
 all: $(BIN)/wring ## build the program (build/wring)
 
-FLAGS := $(CC) $(CPPFLAGS) $(CFLAGS) $(isa_bf16) $(CXXFLAGS) $(NVCCFLAGS) $(LDLIBS)
-$(O)/.flags: FORCE
+FLAGS := $(CC) $(CPPFLAGS) $(CFLAGS) $(isa_bf16)
+CUDA_FLAGS := $(FLAGS) $(CUDA_CPPFLAGS) $(CXXFLAGS) $(NVCCFLAGS) $(LDLIBS)
+$(S)/.flags: FORCE
 	@mkdir -p $(@D); printf '%s\n' '$(FLAGS)' | cmp -s - $@ || { CC='$(CC)' tests/tools/probe $(PKGS) gdlib && \
 	printf '%s\n' '$(FLAGS)' > $@; }
 
-$(O)/%.o: %.c $(O)/.flags
+$(O)/.flags-cuda: FORCE
+	@mkdir -p $(@D); printf '%s\n' '$(CUDA_FLAGS)' | cmp -s - $@ || printf '%s\n' '$(CUDA_FLAGS)' > $@
+
+define compile_c
 	@mkdir -p $(@D); [ -z "$(Q)" ] || echo "  CC   $<"
-	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) $(call isa_of,$<) -MMD -MP -c -o $@ $<
+	$(Q)$(CC) $(CPPFLAGS) $(if $(filter $(CUDA_C),$<),$(CUDA_CPPFLAGS)) $(CFLAGS) $(call isa_of,$<) -MMD -MP -c -o $@ $<
+endef
+$(S)/%.o: %.c $(S)/.flags
+	$(compile_c)
+$(CUDA_C:%.c=$(O)/%.o): $(O)/%.o: %.c $(O)/.flags-cuda
+	$(compile_c)
 
 ifneq ($(SIMT),)
-$(O)/%.o: %.cu $(O)/.flags
+$(O)/%.o: %.cu $(O)/.flags-cuda
 	@mkdir -p $(@D); [ -z "$(Q)" ] || echo "  CXX  $<"
-	$(Q)$(CXX) $(CPPFLAGS) $(CXXFLAGS) -MMD -MP -c -o $@ -x c++ $<
+	$(Q)$(CXX) $(CPPFLAGS) $(CUDA_CPPFLAGS) $(CXXFLAGS) -MMD -MP -c -o $@ -x c++ $<
 
-$(O)/%.o: %.cc $(O)/.flags
+$(O)/%.o: %.cc $(O)/.flags-cuda
 	@mkdir -p $(@D); [ -z "$(Q)" ] || echo "  CXX  $<"
-	$(Q)$(CXX) $(CPPFLAGS) $(CXXFLAGS) -MMD -MP -c -o $@ $<
+	$(Q)$(CXX) $(CPPFLAGS) $(CUDA_CPPFLAGS) $(CXXFLAGS) -MMD -MP -c -o $@ $<
 else
 # What ptxas says of registers and spills stays beside the object: tests/lint/spills reads it.
-$(O)/%.o: %.cu $(O)/.flags
+$(O)/%.o: %.cu $(O)/.flags-cuda
 	@mkdir -p $(@D); [ -z "$(Q)" ] || echo "  NVCC $<"
 	$(Q)$(NVCC) $(NVCCFLAGS) -MMD -MP -c -o $@ $< 2>$(@:.o=.ptxas) || { cat $(@:.o=.ptxas); rm -f $@; exit 1; }
 endif
 
 # The chat page is embedded with .incbin, which -MMD does not see.
-$(O)/api/chat_page.o: api/chat.html
+$(S)/api/chat_page.o: api/chat.html
 
 # Protocol buffers: generated code is built without our warnings.
-$(O)/gen/%.pb-c.c $(O)/gen/%.pb-c.h &: %.proto
-	@mkdir -p $(O)/gen; [ -z "$(Q)" ] || echo "  GEN  $<"
-	$(Q)protoc-c --c_out=$(O)/gen $<
+$(S)/gen/%.pb-c.c $(S)/gen/%.pb-c.h &: %.proto
+	@mkdir -p $(S)/gen; [ -z "$(Q)" ] || echo "  GEN  $<"
+	$(Q)protoc-c --c_out=$(S)/gen $<
 
-$(O)/gen/%.pb-c.o: $(O)/gen/%.pb-c.c $(O)/.flags
+$(S)/gen/%.pb-c.o: $(S)/gen/%.pb-c.c $(S)/.flags
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -w -MMD -MP -c -o $@ $<
 
-$(filter-out $(O)/gen/%,$(LIB_OBJ)): | $(GEN:%=%.h)
+$(filter-out $(S)/gen/%,$(LIB_OBJ)): | $(GEN:%=%.h)
 
 $(LIB): $(LIB_OBJ)
 	$(Q)rm -f $@; ar rcs $@ $^
 
-$(BIN)/wring: $(O)/server/main.o $(LIB)
+$(BIN)/wring: $(S)/server/main.o $(LIB)
 	@mkdir -p $(@D); [ -z "$(Q)" ] || echo "  LD   $@"
-	$(Q)$(CC) $(CFLAGS) -o $@ $(O)/server/main.o $(LIB) $(LDLIBS)
+	$(Q)$(CC) $(CFLAGS) -o $@ $(S)/server/main.o $(LIB) $(LDLIBS)
 
 # The fuzz targets also link with a plain driver that replays their kept corpus.
-$(REPLAY): $(O)/test/fuzz/%: $(O)/tests/fuzz/fuzz_%.o $(O)/tests/fuzz/driver.o $(LIB)
+$(REPLAY): $(O)/test/fuzz/%: $(S)/tests/fuzz/fuzz_%.o $(S)/tests/fuzz/driver.o $(LIB)
 	@mkdir -p $(@D); [ -z "$(Q)" ] || echo "  LD   $@"
 	$(Q)$(CC) $(CFLAGS) -o $@ $(filter %.o,$^) $(LIB) $(LDLIBS)
 
-$(O)/fuzz/%: $(O)/tests/fuzz/fuzz_%.o $(LIB)
+$(O)/fuzz/%: $(S)/tests/fuzz/fuzz_%.o $(LIB)
 	@mkdir -p $(@D); [ -z "$(Q)" ] || echo "  LD   $@"
 	$(Q)$(CC) $(CFLAGS) -fsanitize=fuzzer -o $@ $< $(LIB) $(LDLIBS)
 
 # The op suite, one program for every backend.
-$(O)/test/checkops $(O)/test/emulated/checkops: $(CHECK_SRC:%.c=$(O)/%.o) $(TEST_LIB) $(LIB)
+$(O)/test/checkops $(O)/test/emulated/checkops: $(call objects_of,$(CHECK_SRC)) $(TEST_LIB) $(LIB)
 	@mkdir -p $(@D); [ -z "$(Q)" ] || echo "  LD   $@"
 	$(Q)$(CC) $(CFLAGS) -o $@ $(filter %.o,$^) $(TEST_LIB) $(LIB) $(LDLIBS)
 
 # Tests on a machine that tests/emulate makes up: the kernels for AVX-512 once more, in front of the library that has the real
 # ones. -O1 and nothing inlined: a minute of the compiler, not a quarter of an hour.
-EMULATED := $(O)/emulated
+EMULATED := $(S)/emulated
 EMULATED_OBJ := $(patsubst %.c,$(EMULATED)/%.o,kernels/cpu/cpu.c $(filter-out kernels/cpu/bound_%,$(filter %_avx512.c %_bf16.c,$(LIB_SRC))))
-$(EMULATED)/%.o: %.c $(O)/.flags
+$(EMULATED)/%.o: %.c $(S)/.flags
 	@mkdir -p $(@D); [ -z "$(Q)" ] || echo "  CC   $< (emulated)"
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -O1 $(isa_avx2) -Wno-psabi -include tests/emulate/avx512.h -MMD -MP -c -o $@ $<
 
 $(O)/test/emulated/checkops: $(EMULATED_OBJ)
 
-$(O)/test/emulated/%: $(O)/tests/%.o $(EMULATED_OBJ) $(TEST_LIB) $(LIB)
+$(O)/test/emulated/%: $(S)/tests/%.o $(EMULATED_OBJ) $(TEST_LIB) $(LIB)
 	@mkdir -p $(@D); [ -z "$(Q)" ] || echo "  LD   $@"
 	$(Q)$(CC) $(CFLAGS) -o $@ $(filter %.o,$^) $(TEST_LIB) $(LIB) $(LDLIBS) -lcmocka
 
@@ -185,10 +200,10 @@ $(SIMT_TESTS): $(O)/test/%: $(O)/tests/%.o $(TEST_LIB) $(LIB)
 	$(Q)$(CC) $(CFLAGS) -o $@ $< $(TEST_LIB) $(LIB) $(LDLIBS) -lcmocka
 
 # What tests share (a toy model, ...); an archive, so that each program takes what it uses.
-$(TEST_LIB): $(TEST_LIB_SRC:%.c=$(O)/%.o)
+$(TEST_LIB): $(TEST_LIB_SRC:%.c=$(S)/%.o)
 	$(Q)rm -f $@; ar rcs $@ $^
 
-$(O)/test/%: $(O)/tests/%.o $(TEST_LIB) $(LIB)
+$(O)/test/%: $(S)/tests/%.o $(TEST_LIB) $(LIB)
 	@mkdir -p $(@D); [ -z "$(Q)" ] || echo "  LD   $@"
 	$(Q)$(CC) $(CFLAGS) -o $@ $< $(TEST_LIB) $(LIB) $(LDLIBS) -lcmocka
 
@@ -207,7 +222,7 @@ models: all
 	@for m in smollm2-135m-instruct stories15m; do $(BIN)/wring pull $$m || echo "$$m: not there, its tests are skipped"; done
 
 # The host build of the CUDA backend has its tree beside the plain one.
-SIMT_O := $(BUILD)/obj/$(notdir $(CC))-simt$(if $(SAN),-$(subst $(,),+,$(SAN)))
+SIMT_O := $(call tree,-simt)
 test: deps deps-test ## build and run every test; T="unit ops" runs a part
 	$(AGAIN) all tests
 	$(AGAIN) SIMT=1 all simt-programs
@@ -230,8 +245,8 @@ fuzz: deps deps-test deps-ci ## fuzz each target for FUZZ_TIME=60 seconds
 	$(AGAIN) $(FUZZ_BUILD) fuzz-programs
 	FUZZ_TIME=$(FUZZ_TIME) tests/fuzz/run $(BUILD)/obj/clang-fuzzer-no-link+address+undefined/fuzz
 
-check: $(LIB) $(O)/server/main.o ## the lints: layers, headers, symbols, text, format
-	@O=$(O) CC=$(CC) CXX=$(CXX) CPPFLAGS='$(CPPFLAGS)' tests/lint/run
+check: $(LIB) $(S)/server/main.o ## the lints: layers, headers, symbols, text, format
+	@O=$(O) CC=$(CC) CXX=$(CXX) CPPFLAGS='$(CPPFLAGS) $(CUDA_CPPFLAGS)' tests/lint/run
 
 cov: deps deps-test deps-ci ## line coverage of the unit tests
 	$(AGAIN) CC=clang COV=1 tests
@@ -248,7 +263,7 @@ format: ## format every C file in place
 
 tidy: $(GEN:%=%.h) ## clang-tidy over the library
 	printf '%s\n' $(LIB_SRC) server/main.c | xargs -P$(JOBS) -n4 clang-tidy --quiet --warnings-as-errors='*' -- \
-	  -std=c11 $(CPPFLAGS) $(isa_bf16)
+	  -std=c11 $(CPPFLAGS) $(CUDA_CPPFLAGS) $(isa_bf16)
 
 PREFIX ?= /usr/local
 install: all ## copy the program and its configs to DESTDIR/PREFIX
@@ -279,4 +294,4 @@ clean: ## remove everything that was built
 	rm -rf $(BUILD)
 
 .SECONDARY:
--include $(shell find $(O) -name '*.d' 2>/dev/null)
+-include $(shell find $(sort $(O) $(S)) -name '*.d' 2>/dev/null)
