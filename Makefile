@@ -100,7 +100,8 @@ GEN      := $(PROTO:%.proto=$(S)/gen/%.pb-c)
 LIB_OBJ  := $(call objects_of,$(LIB_SRC)) $(GEN:%=%.o) $(CU_OBJ)
 FUZZ_SRC := $(sort $(wildcard tests/fuzz/fuzz_*.c))
 LIB    := $(O)/libwring.a
-TEST_LIB_SRC := $(sort $(wildcard tests/tools/*.c))
+TILES_SRC := $(sort $(wildcard tests/tools/tiles_*.c))
+TEST_LIB_SRC := $(filter-out $(TILES_SRC),$(sort $(wildcard tests/tools/*.c)))
 TEST_LIB := $(S)/libtest.a
 TESTS  := $(patsubst tests/%.c,$(O)/test/%,$(TEST_SRC))
 REPLAY := $(patsubst tests/fuzz/fuzz_%.c,$(O)/test/fuzz/%,$(FUZZ_SRC))
@@ -199,13 +200,16 @@ $(SIMT_TESTS): $(O)/test/%: $(O)/tests/%.o $(TEST_LIB) $(LIB)
 	@mkdir -p $(@D); [ -z "$(Q)" ] || echo "  LD   $@"
 	$(Q)$(CC) $(CFLAGS) -o $@ $< $(TEST_LIB) $(LIB) $(LDLIBS) -lcmocka
 
+# As long to compile as a quarter of the library, and for one test.
+$(O)/test/ops/test_tiledot $(O)/test/emulated/ops/test_tiledot: $(TILES_SRC:%.c=$(S)/%.o)
+
 # What tests share (a toy model, ...); an archive, so that each program takes what it uses.
 $(TEST_LIB): $(TEST_LIB_SRC:%.c=$(S)/%.o)
 	$(Q)rm -f $@; ar rcs $@ $^
 
 $(O)/test/%: $(S)/tests/%.o $(TEST_LIB) $(LIB)
 	@mkdir -p $(@D); [ -z "$(Q)" ] || echo "  LD   $@"
-	$(Q)$(CC) $(CFLAGS) -o $@ $< $(TEST_LIB) $(LIB) $(LDLIBS) -lcmocka
+	$(Q)$(CC) $(CFLAGS) -o $@ $(filter %.o,$^) $(TEST_LIB) $(LIB) $(LDLIBS) -lcmocka
 
 .PHONY: tests fuzz-programs simt-programs models demo test simt bench fuzz check cov format tidy install dist deps \
   deps-test deps-ci probe
