@@ -181,12 +181,12 @@ $(O)/test/checkops $(O)/test/emulated/checkops: $(call objects_of,$(CHECK_SRC)) 
 	$(Q)$(CC) $(CFLAGS) -o $@ $(filter %.o,$^) $(TEST_LIB) $(LIB) $(LDLIBS)
 
 # Tests on a machine that tests/emulate makes up: the kernels for AVX-512 once more, in front of the library that has the real
-# ones. -O1 and nothing inlined: a minute of the compiler, not a quarter of an hour.
+# ones. -O1, line numbers only and nothing inlined: a minute of the compiler, not a quarter of an hour.
 EMULATED := $(S)/emulated
 EMULATED_OBJ := $(patsubst %.c,$(EMULATED)/%.o,kernels/cpu/cpu.c $(filter-out kernels/cpu/bound_%,$(filter %_avx512.c %_bf16.c,$(LIB_SRC))))
 $(EMULATED)/%.o: %.c $(S)/.flags
 	@mkdir -p $(@D); [ -z "$(Q)" ] || echo "  CC   $< (emulated)"
-	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -O1 $(isa_avx2) -Wno-psabi -include tests/emulate/avx512.h -MMD -MP -c -o $@ $<
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -O1 -g1 $(isa_avx2) -Wno-psabi -include tests/emulate/avx512.h -MMD -MP -c -o $@ $<
 
 $(O)/test/emulated/checkops: $(EMULATED_OBJ)
 
