@@ -28,7 +28,7 @@ template <int COLUMNS> struct wide_shape {
         PIECE = COLUMNS == 128 ? 64 : 32, /* columns of a product */
         PIECES = COLUMNS / PIECE,
         TILES = PIECE / MATMUL_COLUMNS,
-        AHEAD = 2, /* chunks */
+        AHEAD = 2, /* stages */
         STAGES = 3,
         TILE = COLUMNS * WIDE_TILE, /* elements */
         STAGE = WIDE_INPUTS / WIDE_TILE * TILE,
