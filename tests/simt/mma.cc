@@ -144,10 +144,10 @@ void mma_perform(warp *w, const simt_request *r)
 /* 16 k of the rows of a tile: pieces of 16 bytes are swapped by bits 7 to 9 of the address. */
 static std::vector<uint16_t> tile_read(const simt_request *r, uint64_t tile, int columns)
 {
-    std::vector<uint16_t> b((size_t)columns * 16);
     const block *on = &machine.block;
     uint64_t from = tile * 16;
     shared_check(on->arena + from / 1024 * 1024, (size_t)columns * 128, r);
+    std::vector<uint16_t> b((size_t)columns * 16); /* a fault leaves behind what a frame holds */
     for (uint64_t i = 0; i < (uint64_t)columns * 2; i++) {
         uint64_t at = from + i / 2 * 128 + i % 2 * 16;
         memcpy(&b[i * 8], on->arena + (at ^ (at >> 7 & 7) << 4), 16);
@@ -176,14 +176,17 @@ void wgmma_perform(warp *w, const simt_request *r)
     block *on = &machine.block;
     thread *first = &on->threads[(w - on->warps) * LANES];
     const simt_wgmma *f = wgmma_of(w, 0);
-    std::vector<uint16_t> tile = tile_read(r, f->b, f->columns);
-    float a[16][16];
-    async_product *out[LANES];
     for (int lane = 0; lane < LANES; lane++) {
         const simt_wgmma *own = wgmma_of(w, lane);
         if (own->b != f->b || own->columns != f->columns || own->add != f->add)
             simt_fault(cudaErrorLaunchFailure, r->file, r->line,
                        "%s: lane %d asks for another product than lane 0", op_name(r->op), lane);
+    }
+    std::vector<uint16_t> tile = tile_read(r, f->b, f->columns);
+    float a[16][16];
+    async_product *out[LANES];
+    for (int lane = 0; lane < LANES; lane++) {
+        const simt_wgmma *own = wgmma_of(w, lane);
         for (int i = 0; i < 4; i++) {
             int row = lane / 4 + (i & 1) * 8, k = 2 * (lane % 4) + (i >> 1) * 8;
             a[row][k] = decode_bf16::low(own->a[i]);
