@@ -32,9 +32,8 @@
 #include "kernels/cuda/cu.cuh"
 
 enum { MATMUL_PANEL = 16, MATMUL_GROUP = 32, MATMUL_STEP = 16, MATMUL_COLUMNS = 8 };
-enum {
-    MATMUL_STAGE = 4
-}; /* groups that gemm_wide.cuh takes at once: ranges are made of whole ones */
+/* Groups that gemm_wide.cuh takes at once: ranges are made of whole ones. */
+enum { MATMUL_STAGE = 4 };
 
 /* The base of an F that prepares nothing. */
 struct matmul_bare {
