@@ -249,7 +249,7 @@ fuzz: deps deps-test deps-ci ## fuzz each target for FUZZ_TIME=60 seconds
 	$(AGAIN) $(FUZZ_BUILD) fuzz-programs
 	FUZZ_TIME=$(FUZZ_TIME) tests/fuzz/run $(BUILD)/obj/clang-fuzzer-no-link+address+undefined/fuzz
 
-check: $(LIB) $(S)/server/main.o ## the lints: layers, headers, symbols, text, format
+check: $(LIB) $(S)/server/main.o ## the lints: layers, headers, symbols, prefetches, text, format
 	@O=$(O) CC=$(CC) CXX=$(CXX) CPPFLAGS='$(CPPFLAGS) $(CUDA_CPPFLAGS)' tests/lint/run
 
 cov: deps deps-test deps-ci ## line coverage of the unit tests
