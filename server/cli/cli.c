@@ -88,6 +88,14 @@ void cli_show(FILE *to, const char *text, size_t n)
     }
 }
 
+bool cli_asks_help(int argc, char **argv)
+{
+    for (int i = 0; i < argc; i++)
+        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0)
+            return true;
+    return false;
+}
+
 int cli_numbers(const char *option, const char *text, int min, int max, struct cli_list *out,
                 struct err *e)
 {
@@ -96,12 +104,13 @@ int cli_numbers(const char *option, const char *text, int min, int max, struct c
     for (const char *p = text; *p != 0;) {
         char *end;
         long v = strtol(p, &end, 10);
-        if (end == p || (*end != ',' && *end != 0) || v < min || v > max || out->n == MOST)
+        bool more = *end == ',' && end[1] != 0;
+        if (end == p || (*end != 0 && !more) || v < min || v > max || out->n == MOST)
             return err_set(e, ERR_INVALID,
                            "%s: \"%s\" is not a list of at most %d numbers from %d to %d, as 1,2,8",
                            option, text, (int)MOST, min, max);
         out->v[out->n++] = (int)v;
-        p = *end == ',' ? end + 1 : end;
+        p = more ? end + 1 : end;
     }
     return 0;
 }

@@ -45,6 +45,9 @@ int cli_table(struct table *t, bool json);
  * U+FFFD. The text is whole UTF-8. */
 void cli_show(FILE *to, const char *text, size_t n);
 
+/* Whether one of a command's words is --help or -h: for those without a config. */
+bool cli_asks_help(int argc, char **argv);
+
 struct cli_list {
     int v[32];
     int n;

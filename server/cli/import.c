@@ -305,7 +305,7 @@ static const char help[] =
 int cmd_import(int argc, char **argv)
 {
     struct err e;
-    if (argc == 1 && (strcmp(argv[0], "--help") == 0 || strcmp(argv[0], "-h") == 0))
+    if (cli_asks_help(argc, argv))
         return fputs(help, stdout) < 0;
     if (argc < 1 || strcmp(argv[0], "llama2c") != 0)
         return cli_usage("the only format to import is llama2c; --help tells more");

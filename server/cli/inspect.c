@@ -484,9 +484,8 @@ int cmd_inspect(int argc, char **argv)
 {
     struct inspect in = { .kv_type = -1 };
     struct err e;
-    for (int i = 0; i < argc; i++)
-        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0)
-            return fputs(help, stdout) < 0;
+    if (cli_asks_help(argc, argv))
+        return fputs(help, stdout) < 0;
     int code = parse(&in, argc, argv);
     if (code != 0)
         return code;

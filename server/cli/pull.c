@@ -237,7 +237,7 @@ static const char help[] =
 
 int cmd_pull(int argc, char **argv)
 {
-    if (argc == 1 && (strcmp(argv[0], "--help") == 0 || strcmp(argv[0], "-h") == 0))
+    if (cli_asks_help(argc, argv))
         return fputs(help, stdout) < 0;
     if (argc != 1 || argv[0][0] == '-')
         return cli_usage("usage: wring pull NAME; --help tells more");

@@ -281,6 +281,9 @@ def test_help_names_every_command(folder):
         r = run("help", name)
         assert r.returncode == 0 and r.stdout and not r.stderr, name
     assert run("help", "serve").stdout == run("serve", "--help").stdout != run("help").stdout
+    for words in [["import", "llama2c"], ["pull", "nothing"], ["inspect", "nothing/there"], ["eval", "ppl"]]:
+        r = run(*words, "--help")
+        assert r.returncode == 0 and r.stdout.startswith(f"Usage: wring {words[0]}") and not r.stderr
     r = run("help", "nothing")
     assert r.returncode == 2 and 'no command "nothing"' in r.stderr and not r.stdout
     for command in ["options", "sample-config", "version"]:
@@ -293,6 +296,7 @@ def test_help_names_every_command(folder):
     (2, "serve nothing/there --kv-policy nonsense", "kv-policy: "),
     (2, "quantize nothing/there out --codec nonsense", "codec: "),
     (2, "bench nothing/there --prompts 1,x", 'prompts: "1,x" is not a list'),
+    (2, "bench nothing/there --prompts 1,", 'prompts: "1," is not a list'),
     (2, "bench nothing/there --kv --policies nonsense", 'policies: there is no "nonsense"'),
     (2, "bench nothing/there --kv --length 5", "length: 5"),
     (2, "eval kv nothing/there --tasks nonsense", 'tasks: there is no "nonsense"'),
