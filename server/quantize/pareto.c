@@ -51,13 +51,14 @@ static int parse_budgets(struct pareto *p, const char *list, struct err *e)
     for (const char *at = list; *at != 0;) {
         char *end;
         double v = strtod(at, &end);
-        if (end == at || (*end != ',' && *end != 0) || !(v > 0 && v <= 32) || p->n == PLOT_POINTS)
+        bool more = *end == ',' && end[1] != 0;
+        if (end == at || (*end != 0 && !more) || !(v > 0 && v <= 32) || p->n == PLOT_POINTS)
             return err_set(e, ERR_INVALID,
                            "pareto: \"%s\" is not a list of at most %d numbers of bits from 0 to "
                            "32, as 2.2,2.5,3",
                            list, PLOT_POINTS);
         p->budget[p->n++] = v;
-        at = *end == ',' ? end + 1 : end;
+        at = more ? end + 1 : end;
     }
     cli_sort(p->budget, p->n);
     return 0;

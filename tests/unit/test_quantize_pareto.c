@@ -212,6 +212,7 @@ static void says_what_is_wrong(void **state)
     } bad[] = {
         { { PLANES, "--pareto=2.5,x", forms, NULL }, "pareto: \"2.5,x\" is not a list" },
         { { PLANES, "--pareto=2.5,0", forms, NULL }, "is not a list" },
+        { { PLANES, "--pareto=2.5,", forms, NULL }, "is not a list" },
         { { PLANES, "--pareto=0.5,3", forms, NULL }, "0.5 bits a weight are too few" },
         { { "--codec=q4", "--pareto=3", forms, NULL }, "pareto: q4 is one form" },
         { { PLANES, "--pareto=3", "--bits=3", NULL }, "one of them says" },
