@@ -410,7 +410,8 @@ static double number(const json_t *o, const char *key)
 
 static void prints_what_it_found(void **state)
 {
-    static const char *const json[] = { "--json", "--weights=q8", "--activations=f32", NULL };
+    static const char *const json[] = { "--json", "--weights=q8", "--activations=f32",
+                                        "--kv-type=f16", NULL };
     static const char *const exactly[] = { "--json", "--activations=f32", NULL };
     static const char *const table[] = { "--weights=q4", NULL };
     static const char *const one[] = { "--json", "--chunks=1", NULL };
