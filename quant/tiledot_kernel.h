@@ -18,8 +18,12 @@
 #include "quant/vec16.h"
 
 enum {
-    TILEDOT_CHUNK =
-        4, /* tiles unpacked at a time: they, some records and sums fit the first-level cache */
+    /* tiles unpacked at a time: they, some records and sums fit the first-level cache */
+    TILEDOT_CHUNK = 4,
+    /* Panels times rows worked on together, and rows. With int8 inputs a load serves two panels of four rows, or eight panels of
+     * one: 16 ns a tile and row where one panel of eight rows took 37 (Zen 5, AVX-512). */
+    TILEDOT_SUMS = V16_ROWS,
+    TILEDOT_ROWS = V16_ROWS < 4 ? V16_ROWS : 4,
     TILEDOT_PART = 64, /* rows whose sums are kept: a multiple of INPUT_BLOCK */
 };
 
@@ -27,7 +31,7 @@ enum {
 struct tiledot_part {
     int row, end; /* input rows */
     int unit, a, b;
-    float sum[2][TILEDOT_PART][TILE_ROWS];
+    _Alignas(64) float sum[2][TILEDOT_PART][TILE_ROWS];
 };
 
 /* ---- int8 inputs ------------------------------------------------------------------------------------------------- */
@@ -56,81 +60,149 @@ ROWDOT_INLINE v16q tiledot_line_s8(const uint8_t *code, int j)
     return v16q_load_s8(code + j * TILE_ROWS * 4);
 }
 
-/* Half of a panel's inputs: a line of codes at a time for all rows, so that there are as many chains as rows. */
-ROWDOT_INLINE void tiledot_half(tiledot_line_fn *line, const uint8_t *code, const char *rec, int h,
-                                v16i *s, int rows, struct tiledot how)
+/* Sums of half a group's inputs, of some panels side by side with some rows: a line of codes at a time, so that there are as many
+ * chains as sums. */
+ROWDOT_INLINE void tiledot_dots(tiledot_line_fn *line, const uint8_t *code, const char *rec, int h,
+                                v16i (*s)[TILEDOT_ROWS], int panels, int rows, struct tiledot how)
 {
 #pragma GCC unroll 4
     for (int j = 4 * h; j < 4 * h + 4; j++) {
-        v16q c = line(code, j);
+        v16q c[TILEDOT_SUMS];
 #pragma GCC unroll 8
-        for (int r = 0; r < rows; r++)
-            s[r] = tiledot_dot(s[r], c, (const int8_t *)rec + r * INPUT_GROUP + 4 * j, how);
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; r++)
-        s[r] = how.narrow ? v16i_sum_u5(s[r]) : s[r];
-}
-
-/* One panel of a tile with some rows of the tile's record. d: scales of the first and the second half. */
-ROWDOT_INLINE void tiledot_panel_i8(tiledot_line_fn *line, const uint8_t *code, const v16 *d,
-                                    v16 base, const char *rec, struct rowdot_at at, v16 *acc,
-                                    int rows, struct tiledot how)
-{
-    const float *scale = (const float *)(rec + at.numbers);
-    const float *sum = scale + 2 * at.width;
-    const int32_t *neg128 = (const int32_t *)(scale + 5 * at.width);
-#pragma GCC unroll 2
-    for (int h = 0; h < 2; h++) {
-        v16i s[V16_ROWS];
-#pragma GCC unroll 8
-        for (int r = 0; r < rows; r++)
-            s[r] = tiledot_start(neg128[h * at.width + r], how.offset);
-        tiledot_half(line, code, rec, h, s, rows, how);
+        for (int p = 0; p < panels; p++)
+            c[p] = line(code + p * CODEC_PANEL * 4, j);
 #pragma GCC unroll 8
         for (int r = 0; r < rows; r++) {
-            v16 x = v16_set1(scale[h * at.width + r]);
-            acc[r] = v16_fma(v16i_float(s[r]), how.kind == TILE_ROW ? x : v16_mul(d[h], x), acc[r]);
+            const int8_t *x = (const int8_t *)rec + r * INPUT_GROUP + 4 * j;
+#pragma GCC unroll 8
+            for (int p = 0; p < panels; p++)
+                s[p][r] = tiledot_dot(s[p][r], c[p], x, how);
         }
+    }
+}
+
+/* Adds half a group's inputs. d: scales of each panel's rows. */
+ROWDOT_INLINE void tiledot_half_i8(tiledot_line_fn *line, const uint8_t *code, const v16 *d,
+                                   const char *rec, struct rowdot_at at, int h,
+                                   v16 (*acc)[TILEDOT_ROWS], int panels, int rows,
+                                   struct tiledot how)
+{
+    const float *scale = (const float *)(rec + at.numbers) + h * at.width;
+    const int32_t *neg128 = (const int32_t *)(rec + at.numbers) + (5 + h) * at.width;
+    v16i s[TILEDOT_SUMS][TILEDOT_ROWS];
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+        for (int p = 0; p < panels; p++)
+            s[p][r] = tiledot_start(neg128[r], how.offset);
+    tiledot_dots(line, code, rec, h, s, panels, rows, how);
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++) {
+        v16 x = v16_set1(scale[r]);
+#pragma GCC unroll 8
+        for (int p = 0; p < panels; p++) {
+            v16i sum = how.narrow ? v16i_sum_u5(s[p][r]) : s[p][r];
+            acc[p][r] =
+                v16_fma(v16i_float(sum), how.kind == TILE_ROW ? x : v16_mul(d[p], x), acc[p][r]);
+        }
+    }
+}
+
+/* Adds a group's base, times the sums of its inputs. */
+ROWDOT_INLINE void tiledot_base_i8(const v16 *base, const char *rec, struct rowdot_at at,
+                                   v16 (*acc)[TILEDOT_ROWS], int panels, int rows)
+{
+    const float *sum = (const float *)(rec + at.numbers) + 2 * at.width;
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+        for (int p = 0; p < panels; p++)
+            acc[p][r] = v16_fma(base[p], v16_set1(sum[r]), acc[p][r]);
+}
+
+/* A tile of some panels, `lane` the first one's first row, with some rows of the tile's record. */
+ROWDOT_INLINE void tiledot_tile_i8(const struct tile *t, int lane, const char *rec,
+                                   struct rowdot_at at, v16 (*acc)[TILEDOT_ROWS], int panels,
+                                   int rows, struct tiledot how)
+{
+    v16 v[TILEDOT_SUMS];
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; h++) {
+#pragma GCC unroll 8
+        for (int p = 0; p < panels; p++)
+            v[p] = v16_load(t->scale[how.kind == TILE_HALF ? h : 0] + lane + p * CODEC_PANEL);
+        if (how.offset == 128)
+            tiledot_half_i8(tiledot_line_s8, t->code[0][lane], v, rec, at, h, acc, panels, rows,
+                            how);
+        else
+            tiledot_half_i8(tiledot_line, t->code[0][lane], v, rec, at, h, acc, panels, rows, how);
     }
     if (!how.has_base)
         return;
 #pragma GCC unroll 8
-    for (int r = 0; r < rows; r++)
-        acc[r] = v16_fma(base, v16_set1(sum[r]), acc[r]);
+    for (int p = 0; p < panels; p++)
+        v[p] = v16_load(t->base + lane + p * CODEC_PANEL);
+    tiledot_base_i8(v, rec, at, acc, panels, rows);
 }
 
-ROWDOT_INLINE void tiledot_tile_i8(const struct tile *t, int lane, const char *rec,
-                                   struct rowdot_at at, v16 *acc, int rows, struct tiledot how)
+/* Adds n tiles, of some panels for some rows. */
+ROWDOT_INLINE void tiledot_block_i8(const struct tile *t, int n, struct rowdot_at at,
+                                    float (*sum)[TILE_ROWS], int panel, int panels, int rows,
+                                    struct tiledot how)
 {
-    v16 d[2] = { v16_load(t->scale[0] + lane),
-                 v16_load(t->scale[how.kind == TILE_HALF ? 1 : 0] + lane) };
-    v16 base = how.has_base ? v16_load(t->base + lane) : v16_set1(0);
-    const uint8_t *code = t->code[0][lane];
-    if (how.offset == 128)
-        tiledot_panel_i8(tiledot_line_s8, code, d, base, rec, at, acc, rows, how);
-    else
-        tiledot_panel_i8(tiledot_line, code, d, base, rec, at, acc, rows, how);
+    int lane = panel * CODEC_PANEL;
+    const char *rec = at.rec;
+    v16 acc[TILEDOT_SUMS][TILEDOT_ROWS];
+#pragma GCC unroll 8
+    for (int p = 0; p < panels; p++)
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; r++)
+            acc[p][r] = v16_load(sum[r] + lane + p * CODEC_PANEL);
+    for (int i = 0; i < n; i++, rec += (size_t)at.width * INPUT_RECORD)
+        tiledot_tile_i8(&t[i], lane, rec, at, acc, panels, rows, how);
+#pragma GCC unroll 8
+    for (int p = 0; p < panels; p++)
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; r++)
+            v16_store(sum[r] + lane + p * CODEC_PANEL, acc[p][r]);
+}
+
+/* Where the records of a row lie. */
+ROWDOT_INLINE struct rowdot_at tiledot_at(const struct input *in, int row, int g)
+{
+    int i = row % INPUT_BLOCK;
+    struct rowdot_at at = { .row = row, .width = input_width(in, row / INPUT_BLOCK) };
+    at.rec = input_records(in, row / INPUT_BLOCK) + (size_t)g * (size_t)at.width * INPUT_RECORD +
+             i * INPUT_GROUP;
+    at.numbers = at.width * INPUT_GROUP - i * (INPUT_GROUP - 4);
+    return at;
 }
 
 /* Adds n tiles, of groups g on, for some rows. */
 ROWDOT_INLINE void tiledot_rows_i8(const struct tile *t, int n, int g, const struct input *in,
                                    struct tiledot_part *p, int row, int rows, struct tiledot how)
 {
-    struct rowdot_at at = rowdot_at(in, PREP_I8, row, rows);
+    const int panels = TILEDOT_SUMS / rows;
+    struct rowdot_at at = tiledot_at(in, row, g);
     float(*sum)[TILE_ROWS] = p->sum[0] + (row - p->row);
-    size_t record = (size_t)at.width * INPUT_RECORD;
-    for (int lane = p->a * CODEC_PANEL; lane < p->b * CODEC_PANEL; lane += CODEC_PANEL) {
-        const char *rec = at.rec + (size_t)g * record;
-        v16 acc[V16_ROWS];
-#pragma GCC unroll 8
-        for (int r = 0; r < rows; r++)
-            acc[r] = v16_load(sum[r] + lane);
-        for (int i = 0; i < n; i++, rec += record)
-            tiledot_tile_i8(&t[i], lane, rec, at, acc, rows, how);
-#pragma GCC unroll 8
-        for (int r = 0; r < rows; r++)
-            v16_store(sum[r] + lane, acc[r]);
+    int panel = p->a;
+    for (; panel + panels <= p->b; panel += panels)
+        tiledot_block_i8(t, n, at, sum, panel, panels, rows, how);
+    for (; panels > 1 && panel < p->b; panel++)
+        tiledot_block_i8(t, n, at, sum, panel, 1, rows, how);
+}
+
+ROWDOT_INLINE void tiledot_chunk_i8(const struct tile *t, int n, int g, const struct input *in,
+                                    struct tiledot_part *p, struct tiledot how)
+{
+    int row = p->row;
+    for (; row + TILEDOT_ROWS <= p->end; row += TILEDOT_ROWS)
+        tiledot_rows_i8(t, n, g, in, p, row, TILEDOT_ROWS, how);
+    switch (p->end - row) {
+    case 1: tiledot_rows_i8(t, n, g, in, p, row, 1, how); break;
+    case 2: tiledot_rows_i8(t, n, g, in, p, row, TILEDOT_ROWS > 2 ? 2 : 1, how); break;
+    case 3: tiledot_rows_i8(t, n, g, in, p, row, TILEDOT_ROWS > 3 ? 3 : 1, how); break;
+    default: break;
     }
 }
 
@@ -191,6 +263,24 @@ ROWDOT_INLINE void tiledot_rows_f32(const struct tile *t, int n, int g, const st
     }
 }
 
+ROWDOT_INLINE void tiledot_chunk_f32(const struct tile *t, int n, int g, const struct input *in,
+                                     struct tiledot_part *p, struct tiledot how)
+{
+    int row = p->row;
+    for (; row + V16_ROWS <= p->end; row += V16_ROWS)
+        tiledot_rows_f32(t, n, g, in, p, row, V16_ROWS, how);
+    switch (p->end - row) {
+    case 1: tiledot_rows_f32(t, n, g, in, p, row, 1, how); break;
+    case 2: tiledot_rows_f32(t, n, g, in, p, row, V16_ROWS > 2 ? 2 : 1, how); break;
+    case 3: tiledot_rows_f32(t, n, g, in, p, row, V16_ROWS > 3 ? 3 : 1, how); break;
+    case 4: tiledot_rows_f32(t, n, g, in, p, row, V16_ROWS > 4 ? 4 : 1, how); break;
+    case 5: tiledot_rows_f32(t, n, g, in, p, row, V16_ROWS > 5 ? 5 : 1, how); break;
+    case 6: tiledot_rows_f32(t, n, g, in, p, row, V16_ROWS > 6 ? 6 : 1, how); break;
+    case 7: tiledot_rows_f32(t, n, g, in, p, row, V16_ROWS > 7 ? 7 : 1, how); break;
+    default: break;
+    }
+}
+
 /* ---- a part ------------------------------------------------------------------------------------------------------ */
 
 ROWDOT_INLINE void tiledot_zero(struct tiledot_part *p, int sums)
@@ -237,31 +327,19 @@ static inline void tiledot_panels(struct tiledot_part *p, int panel, int end)
 }
 
 #define TILEDOT_MUL_I8(name, fill, kind, offset, has_base, row_scale)                              \
-    TILEDOT_MUL(name, fill, 1, tiledot_rows_i8, row_scale, kind, offset, has_base, false)
+    TILEDOT_MUL(name, fill, 1, tiledot_chunk_i8, row_scale, kind, offset, has_base, false)
 #define TILEDOT_MUL_I8_U5(name, fill, kind, has_base, row_scale)                                   \
-    TILEDOT_MUL(name, fill, 1, tiledot_rows_i8, row_scale, kind, 0, has_base, true)
+    TILEDOT_MUL(name, fill, 1, tiledot_chunk_i8, row_scale, kind, 0, has_base, true)
 #define TILEDOT_MUL_F32(name, fill, kind, offset, has_base, row_scale)                             \
-    TILEDOT_MUL(name, fill, 2, tiledot_rows_f32, row_scale, kind, offset, has_base, false)
+    TILEDOT_MUL(name, fill, 2, tiledot_chunk_f32, row_scale, kind, offset, has_base, false)
 
-/* rows: one of the two functions above, inlined for each number of rows; sums: how many it keeps. */
-#define TILEDOT_MUL(name, fill, sums, rows, row_scale, ...)                                        \
+/* chunk: one of the two functions above; sums: how many it keeps. */
+#define TILEDOT_MUL(name, fill, sums, chunk, row_scale, ...)                                       \
     static void name##_chunk(const struct tile *t, int n, int g, const struct input *in,           \
                              struct tiledot_part *p)                                               \
     {                                                                                              \
         const struct tiledot how = { __VA_ARGS__ };                                                \
-        int row = p->row;                                                                          \
-        for (; row + V16_ROWS <= p->end; row += V16_ROWS)                                          \
-            rows(t, n, g, in, p, row, V16_ROWS, how);                                              \
-        switch (p->end - row) {                                                                    \
-        case 1: rows(t, n, g, in, p, row, 1, how); break;                                          \
-        case 2: rows(t, n, g, in, p, row, V16_ROWS > 2 ? 2 : 1, how); break;                       \
-        case 3: rows(t, n, g, in, p, row, V16_ROWS > 3 ? 3 : 1, how); break;                       \
-        case 4: rows(t, n, g, in, p, row, V16_ROWS > 4 ? 4 : 1, how); break;                       \
-        case 5: rows(t, n, g, in, p, row, V16_ROWS > 5 ? 5 : 1, how); break;                       \
-        case 6: rows(t, n, g, in, p, row, V16_ROWS > 6 ? 6 : 1, how); break;                       \
-        case 7: rows(t, n, g, in, p, row, V16_ROWS > 7 ? 7 : 1, how); break;                       \
-        default: break;                                                                            \
-        }                                                                                          \
+        chunk(t, n, g, in, p, how);                                                                \
     }                                                                                              \
     static void name##_unit(const struct weight *w, const struct input *in, const float *bias,     \
                             float *y, size_t ldy, struct tiledot_part *p)                          \
