@@ -80,11 +80,13 @@ CU_OBJ := $(CU_SRC:%.cu=$(O)/%.o)
 LDLIBS += $(if $(filter .cache/%,$(CUBLAS_INCLUDE)),-Wl$(,)-rpath$(,)$(abspath .cache/cublas/lib)) -L$(CUDA_HOME)/lib64 -lcudart_static -lstdc++ -ldl -lrt
 endif
 
-# ISA flags by file suffix: foo_avx2.c, foo_avx512.c (F BW DQ VL VNNI), foo_bf16.c (the same and BF16). Fuzzers do without
-# sanitizers there: no such kernel parses anything, the op suite runs them under gcc's, and they were 1,050 of clang's 1,190 s.
+# ISA flags by file suffix: foo_avx2.c, foo_avx512.c (F BW DQ VL VNNI), foo_bf16.c (the same and BF16), foo_vbmi.c (the same as
+# avx512 and VBMI). Fuzzers do without sanitizers there: no such kernel parses anything, the op suite runs them under gcc's, and
+# they were 1,050 of clang's 1,190 s.
 isa_avx2   := -mavx2 -mfma -mf16c $(if $(findstring fuzzer,$(SAN)),-fno-sanitize=all)
 isa_avx512 := $(isa_avx2) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni
 isa_bf16   := $(isa_avx512) -mavx512bf16
+isa_vbmi   := $(isa_avx512) -mavx512vbmi
 isa_of = $(isa_$(lastword $(subst _, ,$(basename $(notdir $1)))))
 
 LIB_SRC := $(sort $(wildcard server/base/*.c server/text/*.c server/model/*.c server/engine/*.c server/tune/*.c \
@@ -183,7 +185,8 @@ $(O)/test/checkops $(O)/test/emulated/checkops: $(call objects_of,$(CHECK_SRC)) 
 # Tests on a machine that tests/emulate makes up: the kernels for AVX-512 once more, in front of the library that has the real
 # ones. -O1, line numbers only and nothing inlined: a minute of the compiler, not a quarter of an hour.
 EMULATED := $(S)/emulated
-EMULATED_OBJ := $(patsubst %.c,$(EMULATED)/%.o,kernels/cpu/cpu.c $(filter-out kernels/cpu/bound_%,$(filter %_avx512.c %_bf16.c,$(LIB_SRC))))
+EMULATED_TESTS := $(O)/test/emulated/checkops $(O)/test/emulated/unit/test_aqlm
+EMULATED_OBJ := $(patsubst %.c,$(EMULATED)/%.o,kernels/cpu/cpu.c $(filter-out kernels/cpu/bound_%,$(filter %_avx512.c %_bf16.c %_vbmi.c,$(LIB_SRC))))
 $(EMULATED)/%.o: %.c $(S)/.flags
 	@mkdir -p $(@D); [ -z "$(Q)" ] || echo "  CC   $< (emulated)"
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -O1 -g1 $(isa_avx2) -Wno-psabi -include tests/emulate/avx512.h -MMD -MP -c -o $@ $<
@@ -213,7 +216,7 @@ $(O)/test/%: $(S)/tests/%.o $(TEST_LIB) $(LIB)
 
 .PHONY: tests fuzz-programs simt-programs models demo test simt bench fuzz check cov format tidy install dist deps \
   deps-test deps-ci probe
-tests: $(TESTS) $(REPLAY) $(O)/test/checkops $(if $(SAN)$(COV),,$(O)/test/emulated/checkops)
+tests: $(TESTS) $(REPLAY) $(O)/test/checkops $(if $(SAN)$(COV),,$(EMULATED_TESTS))
 simt-programs: $(O)/test/checkops $(SIMT_TESTS)
 fuzz-programs: $(FUZZ)
 

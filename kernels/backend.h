@@ -29,7 +29,7 @@ enum cpu_isa {
     CPU_REF,    /* plain C: the definition */
     CPU_AVX2,   /* AVX2, FMA, F16C */
     CPU_AVX512, /* AVX-512 F BW DQ VL VNNI */
-    CPU_BF16,   /* the same and AVX512-BF16 */
+    CPU_BF16,   /* the same, AVX512-BF16 and VBMI */
     CPU_ISA_N
 };
 

@@ -17,7 +17,8 @@ enum cpu_isa cpu_isa_best(void)
         !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl") ||
         !__builtin_cpu_supports("avx512vnni"))
         return CPU_AVX2;
-    return __builtin_cpu_supports("avx512bf16") ? CPU_BF16 : CPU_AVX512;
+    bool both = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi");
+    return both ? CPU_BF16 : CPU_AVX512;
 }
 
 static int pick_isa(enum cpu_isa *out, const char *word, struct err *e)

@@ -13,7 +13,9 @@
  *
  *   plane 0, codes    panel p (16 rows), group j, codebook m: the codes of the sixteen rows side by side, as in the file
  *                       code ((p * groups + j) * books + m) * 16 + r, of one byte, or two above 8 bits
- *   plane 1, books    struct aqlm_head, the codebooks as in the file, the same once more in integers
+ *   plane 1, books    struct aqlm_head, the codebooks as in the file, the same once more in integers, and where entries are eight
+ *                       bytes found by a byte (2x8g8, 1x8g8) these again, the first bytes of all entries side by side, the
+ *                       second ones, ...
  *   plane 2, scales   f16 [rows], rows rounded up to 16
  *
  * Two kinds of numbers. Exact ones (decode, f32 inputs) are the reference dequantiser's bits: aqlm 1.1.7 with torch on a CPU
@@ -101,8 +103,8 @@ static void size_aqlm(const struct weight *w, size_t bytes[CODEC_PLANES])
 {
     struct aqlm_shape s = aqlm_shape(w->variant);
     bytes[0] = (size_t)weight_panels(w) * CODEC_PANEL * row_bytes(w, s);
-    bytes[1] =
-        sizeof(struct aqlm_head) + aqlm_numbers(s) * (size_t)(2 + aqlm_fast_bytes(s)) + AQLM_SLACK;
+    size_t number = (size_t)(2 + aqlm_fast_bytes(s) + (aqlm_has_transposed(s) ? 1 : 0));
+    bytes[1] = sizeof(struct aqlm_head) + aqlm_numbers(s) * number + AQLM_SLACK;
     bytes[2] = (size_t)weight_panels(w) * CODEC_PANEL * sizeof(uint16_t);
 }
 
@@ -140,6 +142,16 @@ static int rounded(float v)
     return (int)fminf(fmaxf(rintf(v), -0x1p24f), 0x1p24f);
 }
 
+static void make_transposed(struct weight *w, struct aqlm_shape s)
+{
+    const uint8_t *byte = aqlm_fast(w);
+    uint8_t *column = aqlm_transposed(w);
+    for (int m = 0; m < s.books; m++)
+        for (int c = 0; c < 1 << s.bits; c++)
+            for (int t = 0; t < s.group; t++)
+                column[((m * s.group + t) << s.bits) + c] = *byte++;
+}
+
 /* The integer codebooks, from f16 ones of any bits. Sums are kept modulo the width of their numbers, so that single entries
  * may be larger than it as long as the sums are not: codebooks that cancel each other lose nothing. A step is kept free at either end of the 8 bits where two bytes are added:
  * their roundings may come to one. */
@@ -166,6 +178,8 @@ static void make_fast(struct weight *w)
         else
             fine[i] = (uint16_t)rounded(v * 256);
     }
+    if (aqlm_has_transposed(s))
+        make_transposed(w, s);
 }
 
 /* ---- parts ------------------------------------------------------------------------------------------------------- */
@@ -314,6 +328,6 @@ const struct codec codec_aqlm = {
     .rescale = rescale_aqlm,
     .moves = &aqlm_moves,
     .form = form_aqlm,
-    .cpu = { &aqlm_ref, &aqlm_avx2, &aqlm_avx512, NULL },
+    .cpu = { &aqlm_ref, &aqlm_avx2, &aqlm_avx512, &aqlm_vbmi },
     .cuda = CODEC_CUDA(aqlm_cuda),
 };

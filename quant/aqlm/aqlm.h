@@ -58,6 +58,16 @@ static inline void *aqlm_fast(const struct weight *w)
 {
     return aqlm_books(w) + aqlm_numbers(aqlm_shape(w->variant));
 }
+/* Whether the bytes of the integer codebooks are there once more, input by input: where a byte is looked up by a byte. */
+static inline bool aqlm_has_transposed(struct aqlm_shape s)
+{
+    return s.books <= 2 && s.bits == 8 && s.group == 8;
+}
+/* [books][group][2^bits], behind the integer codebooks and at a multiple of 64 bytes, if aqlm_has_transposed. */
+static inline uint8_t *aqlm_transposed(const struct weight *w)
+{
+    return (uint8_t *)aqlm_fast(w) + aqlm_numbers(aqlm_shape(w->variant));
+}
 /* Codes of sixteen rows, one behind the other, for a codebook and a group of inputs. */
 static inline const uint8_t *aqlm_codes(const struct weight *w, struct aqlm_shape s, int panel,
                                         int group, int book)
@@ -89,7 +99,7 @@ int aqlm_press_all(struct weight *w, const float *src, const struct moments *m, 
 
 extern const struct codec_moves aqlm_moves; /* moves.c */
 extern const struct codec codec_aqlm;
-extern const struct codec_cpu aqlm_ref, aqlm_avx2, aqlm_avx512;
+extern const struct codec_cpu aqlm_ref, aqlm_avx2, aqlm_avx512, aqlm_vbmi;
 extern const struct codec_cuda aqlm_cuda;
 
 #endif

@@ -21,6 +21,8 @@
 #undef _mm512_cmp_ps_mask
 #undef _mm512_cvtps_ph
 #undef _mm512_extractf32x8_ps
+#undef _mm512_inserti32x4
+#undef _mm512_mask_blend_epi8
 #undef _mm512_permute_ps
 #undef _mm512_reduce_ps
 #undef _mm512_setr_epi32
@@ -419,6 +421,61 @@ EMU __m512d emu_unpack_doubles(__m512d a, __m512d b, int half)
     return r.pd;
 }
 
+/* Numbers of n bytes, within quarters: the low (half 0) or the high ones of a and b in turn. */
+EMU __m512i emu_unpack_bytes(__m512i a, __m512i b, int n, int half)
+{
+    emu x = { .si = a }, y = { .si = b }, r;
+    for (int i = 0; i < 64; i++) {
+        int at = i % 16 / n; /* which number of the quarter */
+        r.b[i] = (at % 2 ? y.b : x.b)[i / 16 * 16 + 8 * half + at / 2 * n + i % n];
+    }
+    return r.si;
+}
+EMU __m512i emu_permute_bytes(__m512i a, __m512i index, __m512i b)
+{
+    emu x = { .si = a }, y = { .si = b }, at = { .si = index }, r;
+    for (int i = 0; i < 64; i++)
+        r.b[i] = (at.b[i] & 64 ? y.b : x.b)[at.b[i] % 64];
+    return r.si;
+}
+EMU __m512i emu_permute_ints(__m512i index, __m512i a)
+{
+    emu x = { .si = a }, at = { .si = index }, r;
+    EMU_LANE(r.u[l] = x.u[at.u[l] % 16]);
+    return r.si;
+}
+EMU __m512i emu_insert(__m512i a, __m128i b, int n)
+{
+    emu r = { .si = a };
+    r.q[n] = b;
+    return r.si;
+}
+EMU __mmask64 emu_top_bits(__m512i a)
+{
+    emu x = { .si = a };
+    __mmask64 k = 0;
+    for (int i = 0; i < 64; i++)
+        k |= (__mmask64)(x.b[i] >> 7) << i;
+    return k;
+}
+EMU __m512i emu_select_bytes(__mmask64 k, __m512i no, __m512i yes)
+{
+    emu a = { .si = yes }, b = { .si = no }, r;
+    for (int i = 0; i < 64; i++)
+        r.b[i] = k >> i & 1 ? a.b[i] : b.b[i];
+    return r.si;
+}
+
+#define _mm512_castsi128_si512(a)       (((emu){ .q = { (a) } }).si)
+#define _mm512_inserti32x4              emu_insert
+#define _mm512_movepi8_mask             emu_top_bits
+#define _mm512_mask_blend_epi8          emu_select_bytes
+#define _mm512_permutexvar_epi32        emu_permute_ints
+#define _mm512_permutex2var_epi8        emu_permute_bytes
+#define _mm512_unpacklo_epi8(a, b)      emu_unpack_bytes(a, b, 1, 0)
+#define _mm512_unpackhi_epi8(a, b)      emu_unpack_bytes(a, b, 1, 1)
+#define _mm512_unpacklo_epi16(a, b)     emu_unpack_bytes(a, b, 2, 0)
+#define _mm512_unpackhi_epi16(a, b)     emu_unpack_bytes(a, b, 2, 1)
 #define _mm512_shuffle_epi8             emu_shuffle_bytes
 #define _mm512_alignr_epi32             emu_align
 #define _mm512_permute_ps               emu_permute
