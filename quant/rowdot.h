@@ -66,18 +66,23 @@ static inline int rowdot_part(const struct weight *w)
     return (rows > 1 ? rows : 1) * INPUT_BLOCK;
 }
 
+/* Row i of a block of `width` rows in a prepared input. */
+ROWDOT_INLINE struct rowdot_at rowdot_record(const struct input *in, int row, int i, int width)
+{
+    return (struct rowdot_at){ .row = row,
+                               .width = width,
+                               .rec = input_records(in, row / INPUT_BLOCK) + i * INPUT_GROUP,
+                               .numbers = width * INPUT_GROUP - i * (INPUT_GROUP - 4) };
+}
+
 /* With whole blocks at a time everything but the address is a constant. */
 ROWDOT_INLINE struct rowdot_at rowdot_at(const struct input *in, enum prep prep, int row, int rows)
 {
-    int block = row / INPUT_BLOCK;
-    bool whole = (int)V16_ROWS == (int)INPUT_BLOCK;
-    int i = whole ? 0 : row % INPUT_BLOCK;
-    struct rowdot_at at = { .row = row, .width = whole ? rows : input_width(in, block) };
-    if (prep == PREP_I8) {
-        at.rec = input_records(in, block) + i * INPUT_GROUP;
-        at.numbers = at.width * INPUT_GROUP - i * (INPUT_GROUP - 4);
-    }
-    return at;
+    if (prep != PREP_I8)
+        return (struct rowdot_at){ .row = row };
+    if ((int)V16_ROWS == (int)INPUT_BLOCK)
+        return rowdot_record(in, row, 0, rows);
+    return rowdot_record(in, row, row % INPUT_BLOCK, input_width(in, row / INPUT_BLOCK));
 }
 
 /* Expands to the function that a codec_cpu slot holds. block is a ROWDOT_INLINE kernel. The whole width is a constant

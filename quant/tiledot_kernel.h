@@ -167,25 +167,16 @@ ROWDOT_INLINE void tiledot_block_i8(const struct tile *t, int n, struct rowdot_a
             v16_store(sum[r] + lane + p * CODEC_PANEL, acc[p][r]);
 }
 
-/* Where the records of a row lie. */
-ROWDOT_INLINE struct rowdot_at tiledot_at(const struct input *in, int row, int g)
-{
-    int i = row % INPUT_BLOCK;
-    struct rowdot_at at = { .row = row, .width = input_width(in, row / INPUT_BLOCK) };
-    at.rec = input_records(in, row / INPUT_BLOCK) + (size_t)g * (size_t)at.width * INPUT_RECORD +
-             i * INPUT_GROUP;
-    at.numbers = at.width * INPUT_GROUP - i * (INPUT_GROUP - 4);
-    return at;
-}
-
 /* Adds n tiles, of groups g on, for some rows. */
 ROWDOT_INLINE void tiledot_rows_i8(const struct tile *t, int n, int g, const struct input *in,
                                    struct tiledot_part *p, int row, int rows, struct tiledot how)
 {
     const int panels = TILEDOT_SUMS / rows;
-    struct rowdot_at at = tiledot_at(in, row, g);
+    struct rowdot_at at =
+        rowdot_record(in, row, row % INPUT_BLOCK, input_width(in, row / INPUT_BLOCK));
     float(*sum)[TILE_ROWS] = p->sum[0] + (row - p->row);
     int panel = p->a;
+    at.rec += (size_t)g * (size_t)at.width * INPUT_RECORD;
     for (; panel + panels <= p->b; panel += panels)
         tiledot_block_i8(t, n, at, sum, panel, panels, rows, how);
     for (; panels > 1 && panel < p->b; panel++)
