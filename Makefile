@@ -189,7 +189,8 @@ $(O)/test/checkops $(O)/test/emulated/checkops: $(call objects_of,$(CHECK_SRC)) 
 # Tests on a machine that tests/emulate makes up: the kernels for AVX-512 once more, in front of the library that has the real
 # ones. -O1, line numbers only and nothing inlined: a minute of the compiler, not a quarter of an hour.
 EMULATED := $(S)/emulated
-EMULATED_TESTS := $(O)/test/emulated/checkops $(O)/test/emulated/unit/test_aqlm
+EMULATED_TESTS := $(O)/test/emulated/checkops $(O)/test/emulated/unit/test_aqlm \
+	$(O)/test/emulated/unit/test_pvq
 EMULATED_OBJ := $(patsubst %.c,$(EMULATED)/%.o,kernels/cpu/cpu.c $(filter-out kernels/cpu/bound_%,$(filter %_avx512.c %_bf16.c %_vbmi.c,$(LIB_SRC))))
 $(EMULATED)/%.o: %.c $(S)/.flags
 	@mkdir -p $(@D); [ -z "$(Q)" ] || echo "  CC   $< (emulated)"

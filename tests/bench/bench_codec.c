@@ -35,7 +35,8 @@ static const struct form forms[] = {
     { "trellis2", BY_NAME, true, BOUND_I8 }, { "trellis3", BY_NAME, true, BOUND_I8 },
     { "trellis4", BY_NAME, true, BOUND_I8 }, { "planes2", BY_NAME, true, BOUND_I8 },
     { "planes3", BY_NAME, true, BOUND_I8 },  { "planes4", BY_NAME, true, BOUND_I8 },
-    { "pvq2", BY_NAME, true, BOUND_I8 },     { "aqlm2x8g8", BY_NAME, true, BOUND_I8 },
+    { "pvq2", BY_NAME, true, BOUND_I8 },     { "pvq3", BY_NAME, true, BOUND_I8 },
+    { "pvq4", BY_NAME, true, BOUND_I8 },     { "aqlm2x8g8", BY_NAME, true, BOUND_I8 },
 };
 static const struct form head = { "q8", DT_Q8_0, true, BOUND_I8 };
 

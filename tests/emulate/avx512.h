@@ -19,6 +19,7 @@
 /* Macros already, in some compiler, not functions that macros may hide. */
 #undef _mm512_alignr_epi32
 #undef _mm512_cmp_ps_mask
+#undef _mm512_cmplt_epi32_mask
 #undef _mm512_cvtps_ph
 #undef _mm512_extractf32x8_ps
 #undef _mm512_inserti32x4
@@ -188,6 +189,13 @@ EMU __mmask16 emu_cmp(__m512 a, __m512 b, int how)
         k |= (unsigned)(how == _CMP_EQ_OQ ? x.f[l] == y.f[l] : isunordered(x.f[l], y.f[l])) << l;
     return (__mmask16)k;
 }
+EMU __m512 emu_sqrt(__m512 a)
+{
+    emu x = { .ps = a };
+    for (int i = 0; i < 2; i++)
+        x.half[i] = _mm256_sqrt_ps(x.half[i]);
+    return x.ps;
+}
 /* VREDUCEPS by floor and without a fraction: x - floor(x), 0 of infinities. */
 EMU __m512 emu_reduce(__m512 a, int how)
 {
@@ -222,6 +230,7 @@ EMU __m512 emu_scale(__m512 a, __m512 b)
 #define _mm512_min_ps                   emu_min
 #define _mm512_max_ps                   emu_max
 #define _mm512_cmp_ps_mask              emu_cmp
+#define _mm512_sqrt_ps                  emu_sqrt
 #define _mm512_reduce_ps                emu_reduce
 #define _mm512_scalef_ps                emu_scale
 
@@ -237,6 +246,34 @@ EMU int emu_most(__m512i a)
     int most = x.i[0];
     EMU_LANE(most = x.i[l] > most ? x.i[l] : most);
     return most;
+}
+EMU __mmask16 emu_less(__m512i a, __m512i b)
+{
+    emu x = { .si = a }, y = { .si = b };
+    unsigned k = 0;
+    for (int l = 0; l < EMU_LANES; l++)
+        k |= (unsigned)(x.i[l] < y.i[l]) << l;
+    return (__mmask16)k;
+}
+EMU __m512i emu_least(__m512i a, __m512i b)
+{
+    emu x = { .si = a }, y = { .si = b }, r;
+    EMU_LANE(r.u[l] = x.u[l] < y.u[l] ? x.u[l] : y.u[l]);
+    return r.si;
+}
+/* Nothing is left of a number that is moved by 32 bits and more. */
+EMU __m512i emu_shift_each(__m512i a, __m512i n)
+{
+    emu x = { .si = a }, y = { .si = n }, r;
+    EMU_LANE(r.u[l] = y.u[l] < 32 ? x.u[l] >> y.u[l] : 0);
+    return r.si;
+}
+EMU __m512i emu_abs_bytes(__m512i a)
+{
+    emu x = { .si = a }, r;
+    for (int i = 0; i < 64; i++)
+        r.b[i] = (uint8_t)((int8_t)x.b[i] < 0 ? -x.b[i] : x.b[i]);
+    return r.si;
 }
 /* Four products of an unsigned byte with a signed one to each lane. */
 EMU __m512i emu_dot(__m512i s, __m512i a, __m512i b)
@@ -258,15 +295,24 @@ EMU __m128i emu_dot_128(__m128i s, __m128i a, __m128i b)
 #define _mm512_andnot_si512(a, b) (~(__m512i)(a) & (__m512i)(b))
 #define _mm512_mask_xor_ps(no, k, a, b)                                                            \
     _mm512_mask_blend_ps(k, no, (__m512)_mm512_xor_si512((__m512i)(a), (__m512i)(b)))
-#define _mm512_add_epi8(a, b)   ((__m512i)((emu_bytes)(a) + (emu_bytes)(b)))
-#define _mm512_add_epi32(a, b)  ((__m512i)((emu_longs)(a) + (emu_longs)(b)))
-#define _mm512_srli_epi16(a, n) ((__m512i)((emu_words)(a) >> (n)))
-#define _mm512_slli_epi16(a, n) ((__m512i)((emu_words)(a) << (n)))
-#define _mm512_srli_epi32(a, n) ((__m512i)((emu_longs)(a) >> (n)))
-#define _mm512_slli_epi32(a, n) ((__m512i)((emu_longs)(a) << (n)))
-#define _mm512_reduce_max_epi32 emu_most
-#define _mm512_dpbusd_epi32     emu_dot
-#define _mm_dpbusd_epi32        emu_dot_128
+#define _mm512_add_epi8(a, b)              ((__m512i)((emu_bytes)(a) + (emu_bytes)(b)))
+#define _mm512_add_epi32(a, b)             ((__m512i)((emu_longs)(a) + (emu_longs)(b)))
+#define _mm512_srli_epi16(a, n)            ((__m512i)((emu_words)(a) >> (n)))
+#define _mm512_slli_epi16(a, n)            ((__m512i)((emu_words)(a) << (n)))
+#define _mm512_srli_epi32(a, n)            ((__m512i)((emu_longs)(a) >> (n)))
+#define _mm512_slli_epi32(a, n)            ((__m512i)((emu_longs)(a) << (n)))
+#define _mm512_sub_epi32(a, b)             ((__m512i)((emu_longs)(a) - (emu_longs)(b)))
+#define _mm512_sub_epi8(a, b)              ((__m512i)((emu_bytes)(a) - (emu_bytes)(b)))
+#define _mm512_mullo_epi32(a, b)           ((__m512i)((emu_longs)(a) * (emu_longs)(b)))
+#define _mm512_mask_sub_epi32(no, k, a, b) emu_select(k, _mm512_sub_epi32(a, b), no)
+#define _mm512_mask_sub_epi8(no, k, a, b)  emu_select_bytes(k, no, _mm512_sub_epi8(a, b))
+#define _mm512_cmplt_epi32_mask            emu_less
+#define _mm512_min_epu32                   emu_least
+#define _mm512_srlv_epi32                  emu_shift_each
+#define _mm512_abs_epi8                    emu_abs_bytes
+#define _mm512_reduce_max_epi32            emu_most
+#define _mm512_dpbusd_epi32                emu_dot
+#define _mm_dpbusd_epi32                   emu_dot_128
 
 /* ---- one type to another ----------------------------------------------------------------------------------------- */
 
@@ -280,6 +326,12 @@ EMU __m512i emu_int(__m512 a)
 {
     emu x = { .ps = a }, r;
     EMU_LANE(r.i[l] = fabsf(x.f[l]) < 0x1p31f ? (int)rintf(x.f[l]) : INT32_MIN);
+    return r.si;
+}
+EMU __m512i emu_cut(__m512 a)
+{
+    emu x = { .ps = a }, r;
+    EMU_LANE(r.i[l] = fabsf(x.f[l]) < 0x1p31f ? (int)x.f[l] : INT32_MIN);
     return r.si;
 }
 EMU __m512 emu_from_f16(__m256i a)
@@ -361,6 +413,7 @@ EMU __m512 emu_dot_bf16(__m512 s, __m512bh a, __m512bh b)
 
 #define _mm512_cvtepi32_ps    emu_float
 #define _mm512_cvtps_epi32    emu_int
+#define _mm512_cvttps_epi32   emu_cut
 #define _mm512_cvtph_ps       emu_from_f16
 #define _mm512_cvtps_ph       emu_to_f16
 #define _mm512_cvtepi8_epi32  emu_from_i8
@@ -466,17 +519,24 @@ EMU __m512i emu_select_bytes(__mmask64 k, __m512i no, __m512i yes)
     return r.si;
 }
 
-#define _mm512_castsi128_si512(a)       (((emu){ .q = { (a) } }).si)
-#define _mm512_inserti32x4              emu_insert
-#define _mm512_movepi8_mask             emu_top_bits
-#define _mm512_mask_blend_epi8          emu_select_bytes
-#define _mm512_permutexvar_epi32        emu_permute_ints
-#define _mm512_permutex2var_epi8        emu_permute_bytes
-#define _mm512_unpacklo_epi8(a, b)      emu_unpack_bytes(a, b, 1, 0)
-#define _mm512_unpackhi_epi8(a, b)      emu_unpack_bytes(a, b, 1, 1)
-#define _mm512_unpacklo_epi16(a, b)     emu_unpack_bytes(a, b, 2, 0)
-#define _mm512_unpackhi_epi16(a, b)     emu_unpack_bytes(a, b, 2, 1)
-#define _mm512_shuffle_epi8             emu_shuffle_bytes
+#define _mm512_castsi128_si512(a)   (((emu){ .q = { (a) } }).si)
+#define _mm512_castsi256_si512(a)   (((emu){ .halfi = { (a), (a) } }).si)
+#define _mm512_inserti32x4          emu_insert
+#define _mm512_movepi8_mask         emu_top_bits
+#define _mm512_mask_blend_epi8      emu_select_bytes
+#define _mm512_permutexvar_epi32    emu_permute_ints
+#define _mm512_permutex2var_epi8    emu_permute_bytes
+#define _mm512_unpacklo_epi8(a, b)  emu_unpack_bytes(a, b, 1, 0)
+#define _mm512_unpackhi_epi8(a, b)  emu_unpack_bytes(a, b, 1, 1)
+#define _mm512_unpacklo_epi16(a, b) emu_unpack_bytes(a, b, 2, 0)
+#define _mm512_unpackhi_epi16(a, b) emu_unpack_bytes(a, b, 2, 1)
+#define _mm512_unpacklo_epi32(a, b) emu_unpack_bytes(a, b, 4, 0)
+#define _mm512_unpackhi_epi32(a, b) emu_unpack_bytes(a, b, 4, 1)
+#define _mm512_unpacklo_epi64(a, b) emu_unpack_bytes(a, b, 8, 0)
+#define _mm512_unpackhi_epi64(a, b) emu_unpack_bytes(a, b, 8, 1)
+#define _mm512_shuffle_epi8         emu_shuffle_bytes
+#define _mm512_mask_shuffle_epi8(no, k, a, index)                                                  \
+    emu_select_bytes(k, no, emu_shuffle_bytes(a, index))
 #define _mm512_alignr_epi32             emu_align
 #define _mm512_permute_ps               emu_permute
 #define _mm512_permutexvar_ps(index, a) emu_permute_two(a, index, a)
