@@ -199,7 +199,7 @@ static void fill_answer(const struct press *w, const struct kv_seq *s, const str
         memcpy(a->block + block, s->narrow[w->head0 + i], pages * sizeof *a->block);
         memcpy(a->weight + (size_t)i * rows, h->ref_weight, rows * sizeof *a->weight);
         for (size_t c = 0; c < n; c++)
-            kv_fit_range(h->beta[h->keep[c]], w->s->n_tokens, &a->low[slot + c],
+            kv_fit_range(h->exact[c], h->beta[h->keep[c]], w->s->n_tokens, &a->low[slot + c],
                          &a->high[slot + c]);
         slot += n;
         block += pages;

@@ -12,13 +12,12 @@
 
 enum { KV_FIT_ROUNDS = 10 };
 
-/* Fits kept->beta and kept->v against h->ref_*; mode: VOTES, VALUES or FIT. Slots that are exact keep their values; votes of
- * all are fitted. One call moves votes by a factor of e^-2 to e^4, and all calls together no lower than e^-2 and no higher
+/* Fits kept->beta and kept->v against h->ref_*; mode: VOTES, VALUES or FIT. Slots that are exact keep votes and values. One call moves votes by a factor of e^-2 to e^4, and all calls together no lower than e^-2 and no higher
  * than e^4 or h->n_tokens, whichever is more. Without reference queries nothing changes. ERR_NOMEM only: then kept may be
  * half done. Where a system is not positive definite or a result is not finite, what was there stays. */
 int kv_fit(const struct kv_head *h, struct kv_kept *kept, enum kv_merge mode) WARN_UNUSED;
-/* By what factors a fit may move the votes of a slot whose bias is beta. */
-void kv_fit_range(float beta, int n_tokens, float *lo, float *hi);
+/* By what factors a fit may move the votes of a slot whose bias is beta: by none where it is exact. */
+void kv_fit_range(bool exact, float beta, int n_tokens, float *lo, float *hi);
 
 /* EMS+: every evicted candidate joins the kept slot whose key is nearest by cosine, if that is at least 0.8; sinks and exact
  * slots take nobody in. v_c = mean of the cluster's values weighted by votes, beta_c = log of the sum of its votes, at most

@@ -130,7 +130,7 @@ struct kv_head {
 struct kv_kept {
     int n;
     int32_t *keep; /* [n] candidates, rising */
-    bool *exact;   /* [n] its value is not to be touched */
+    bool *exact;   /* [n] a merge leaves its votes and value as they are */
     float *k, *v;  /* [n][dim] */
     float *beta;   /* [n] */
     int merged;    /* candidates that a merge took in; 0 before */

@@ -44,7 +44,8 @@ static void choose_head(struct check *c, struct press_case *p, int item, int n, 
     choose(p->keep + at, n, slots_of(p, item));
     for (int i = at; i < at + n; i++) {
         p->exact[i] = (int)(rnd_bits() % 4) < exact;
-        kv_fit_range(press_case_bias(p, &h, p->keep[i]), N_TOKENS, &p->low[i], &p->high[i]);
+        kv_fit_range(p->exact[i], press_case_bias(p, &h, p->keep[i]), N_TOKENS, &p->low[i],
+                     &p->high[i]);
     }
 }
 

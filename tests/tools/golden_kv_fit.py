@@ -59,12 +59,13 @@ def head(rng, rows, n, slots, dim, exact, clusters, before):
     return f32(q), f32(k), f32(v), f32(beta), f32(weight / weight.mean()), keep, is_exact
 
 
-def fit_votes(x, lse, u, beta, n_tokens):
-    """fitB2; further pressings keep the sum of all moves between -2 and max(4, log n_tokens)."""
+def fit_votes(x, lse, u, beta, n_tokens, exact):
+    """fitB2, exact slots left alone; further pressings keep the sum of all moves between -2 and max(4, log n_tokens)."""
     a = np.exp(x - lse[:, None])
     most = max(4.0, np.log(n_tokens))
     lo = np.exp(np.minimum(0, np.maximum(-2, -2 - beta)))
     hi = np.exp(np.maximum(0, np.minimum(4, most - beta)))
+    lo[exact] = hi[exact] = 1
     w = np.ones(x.shape[1])
     for _ in range(ROUNDS):
         y = np.maximum(a @ w, 1e-6)
@@ -98,7 +99,7 @@ def main():
         kept = [np.float64(z) for z in (x[:, keep], lse, u, beta[keep], o, v[keep], lam)]
         xk, lse64, u64, bk, o64, vk, lam64 = kept
         n_tokens = 5000 if before else n
-        w = fit_votes(xk, lse64, u64, bk, n_tokens)
+        w = fit_votes(xk, lse64, u64, bk, n_tokens, is_exact)
         fit = fit_values(xk, w, o64, u64, vk, ~is_exact, lam64)
         values = fit_values(xk, np.ones(keep.size), o64, u64, vk, ~is_exact, lam64)
         with open(os.path.join(folder, name + ".bin"), "wb") as f:

@@ -48,7 +48,7 @@ static int run(const char *tasks)
     char policies[128];
     const char *name = pressing(0)->name;
     snprintf(policies, sizeof policies, "--policies=%s,%s:sinks=0", name, name);
-    return run_with("model", "out", policies, "--budgets=32,64,512", tasks);
+    return run_with("model", "out", policies, "--budgets=16,64,512", tasks);
 }
 
 /* Lines of the CSV without the two columns of times at the end. */
@@ -133,7 +133,7 @@ static void runs_and_goes_on(void **state)
     for (int i = 0; i < 3; i++) {
         double small[N_NUMBERS];
         double large[N_NUMBERS];
-        row_of(&csv[0], task[i], "32", small);
+        row_of(&csv[0], task[i], "16", small);
         row_of(&csv[0], task[i], "512", large);
         assert_true(large[KL_AT] == 0 && large[TOP1_AT] == 1 && large[SHARE_AT] == 1);
         assert_true(large[PPL_AT] == 1 && large[MASS_AT] == 1 && large[PRESSINGS_AT] == 0);
