@@ -95,7 +95,7 @@ int kv_options_fill(struct kv_options *o, int n_prompt, int64_t slot_bytes, stru
         o->policy = kv_policy_list[0];
     TRY(check_ranges(o, n_prompt, e));
     TRY(fill_weight("local", &o->local, o->policy->local > 0 ? o->policy->local : 0.5f, e));
-    TRY(fill_weight("phi", &o->phi, o->question0 < o->question1 ? 0.75f : 0.5f, e));
+    TRY(fill_weight("phi", &o->phi, o->question0 < o->question1 ? 0.9f : 0.5f, e));
     if (o->lambda == 0)
         o->lambda = 0.02f;
     if (o->queries == 0)

@@ -56,7 +56,7 @@ struct kv_options {
         question1; /* tokens of the question: [question0, question1); empty: the last tokens */
     float local; /* weight of the local score against the global one; 0: the policy's own; -1: 0 */
     int pool;    /* reach of pooling over positions; 0: the policy's own, -1: none */
-    /* ems: share of the budget chosen by pooled score and kept exact; 0: 0.75 where a question is marked, else 0.5; -1: 0 */
+    /* ems: share of the budget chosen by pooled score and kept exact; 0: 0.9 where a question is marked, else 0.5; -1: 0 */
     float phi;
     float lambda; /* ridge of the value fit; 0: 0.02 */
     int queries; /* reference positions strided over the prompt; 0: 224, in long prompts fewer, down to 96 */

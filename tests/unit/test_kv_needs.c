@@ -297,7 +297,7 @@ static void test_options(void **state)
     assert_true(o.local == 0);
     o = (struct kv_options){ .policy = kv_policy_find("ems"), .question0 = 990, .question1 = 1000 };
     assert_int_equal(kv_options_fill(&o, 1000, 100, &e), 0);
-    assert_true(o.local == 1 && o.phi == 0.75f);
+    assert_true(o.local == 1 && o.phi == 0.9f);
     o = (struct kv_options){ .policy = kv_policy_find("ems-r") };
     assert_int_equal(kv_options_fill(&o, 1000, 100, &e), 0);
     assert_true(o.local == 0.5f && o.phi == 0.5f);
