@@ -73,10 +73,12 @@ static int fit_open(struct fit *f, const struct kv_head *h, const struct kv_kept
 /* One pressing moves votes by e^-2 ... e^4: reference logits are those of a sample, and a slot that it hardly sees must not be
  * blown up. What pressings add up to is bounded by what votes mean: never under e^-2 of its own token, or one that is kept
  * would fade away, and never over all tokens there were (a fixed e^4 would be wrong: a slot of a long stream stands for
- * hundreds). Votes that another merge left outside are not moved further out. An exact slot would stand for evicted tokens beside it as well:
- * then what a question looks for there drowns out the other places that it looks at. SmolLM2-135M, 2,048 tokens, 192
- * slots, KL with their votes fitted, as they are, and without any merge: one number of several keys .068, .022 and .036
- * (21 samples), a number .026, .007 and .017 (25), a word .43, .25 and .34 (19), nothing asked .083, .085 and .138 (40). */
+ * hundreds). Votes that another merge left outside are not moved further out.
+ *
+ * Exact slots have their own vote only: with those of evicted tokens beside it what a question looks for there drowns out the
+ * other places that it looks at. SmolLM2-135M, 2,048 tokens, 192 slots, KL with all votes fitted, with these not, and without
+ * any merge: one number of several keys .068, .022, .036 (21 samples), a number .026, .007, .017 (25), a word .43, .25, .34
+ * (19), nothing asked .083, .085, .138 (40). */
 void kv_fit_range(bool exact, float beta, int n_tokens, float *lo, float *hi)
 {
     float most = fmaxf(4, logf((float)(n_tokens > 1 ? n_tokens : 1)));
@@ -162,7 +164,7 @@ static double weigh_rows(const struct fit *f, const struct kv_kept *kept, float 
 }
 
 /* The slots that are not exact, by rising number; returns how many. */
-static int free_slots(const struct kv_kept *kept, int32_t *slot)
+static int list_free(const struct kv_kept *kept, int32_t *slot)
 {
     int n = 0;
     for (int c = 0; c < kept->n; c++) {
@@ -230,7 +232,7 @@ static int fit_values(const struct fit *f, struct kv_kept *kept)
     int32_t *slot = arena_alloc(h->arena, (size_t)f->slots * sizeof *slot);
     if (!slot)
         return ERR_NOMEM;
-    int n = free_slots(kept, slot);
+    int n = list_free(kept, slot);
     if (n == 0)
         return 0;
     float *r = arena_alloc(h->arena, (size_t)f->rows * dim * sizeof *r);

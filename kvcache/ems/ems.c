@@ -17,17 +17,17 @@
  *                sides kept 16, but what it kept in front of a peak took the place of other peaks: at 64 slots the KL of a number
  *                told was .59, that of a word .70, and with 5 behind and 1 in front they are .23 and .17 (7 and 5 samples).
  *                Where a question is marked phi is .9, else 1/2. At 192 slots the KL of answers is .64 with 3/4 and .34 with .9
- *                where two rules are asked for (38 samples), .094 and .055 of three numbers (30), .25 and .18 of a word (19); that
- *                of a chain of names .049 and .059 (23), and where nothing is asked .072 with 1/2, .084 and .093 (24): what is
- *                asked needs exact slots, what is not asked a merge.
+ *                where two rules are asked for (38 samples), .094 and .055 of three numbers (30), .25 and .18 of a word (19);
+ *                that of a chain of names .049 and .059 (23), and where nothing is asked .072 with 1/2, .084 and .093 (24): what
+ *                is asked needs exact slots, what is not asked a merge.
  *   merged into  the rest of the budget, by rms_j = sqrt(mean_i P_ij^2) of the reference queries, which are turned to the
  *                positions to come: what the least-squares fit needs most, for a column's energy is what it can explain.
- *                Their values, and those of sinks and window, are free.
- *   irrelevant   everything else: its mass dissolves in the votes, what it said in the free values (kvcache/fit.h).
+ *                Their votes and values, and those of sinks and window, are free.
+ *   irrelevant   everything else: its mass dissolves in the free votes, what it said in the free values (kvcache/fit.h).
  *
- * Measured on SmolLM2-135M, 20 samples of 2048 tokens, 128 and 256 slots: KL to the full cache with the question hidden .078
- * and .050, without the merge .128 and .075, SnapKV .181 and .103. When it is seen, of 129 numbers 96 and 99 % are told, SnapKV
- * 5 and 19; of 128 words 90 and 96 %, SnapKV 80 and 88. In a prototype, values of all slots free had less KL (.051 and .030 for
+ * Measured on SmolLM2-135M, 20 samples of 2048 tokens, 128 and 256 slots: KL to the full cache with the question hidden .079
+ * and .049, without the merge .127 and .074, SnapKV .180 and .104. When it is seen, of 130 numbers 92 and 98 % are told, SnapKV
+ * 6 and 16; of 127 words 88 and 93 %, SnapKV 80 and 91. In a prototype, values of all slots free had less KL (.051 and .030 for
  * .064 and .032) but 8 and 15 of 19 numbers for 18 and 19: the fit bends the very slots that hold facts.
  */
 #include <math.h>

@@ -7,6 +7,7 @@
  *   lanes_bytes(a)             16 a: where entries of sixteen bytes lie
  *   lanes_look(table, i)       table[i], i < 8; lanes_level(table, i): of sixteen floats
  *   lanes_floor(x)             of x >= 0
+ *   lanes_as_floats(bits)      the floats that such bits are
  *   lanes_norm(scale, norm2)   scale / sqrt(norm2)
  *   pvq_points(place, pattern, rows, code)  four lines of codes of a panel's rows, and their norms
  */
@@ -47,10 +48,6 @@ static inline v16i lanes_count_less(v16i n, v16i a, v16i b)
 {
     return _mm512_mask_sub_epi32(n, _mm512_cmplt_epi32_mask(a, b), n, _mm512_set1_epi32(1));
 }
-static inline v16i lanes_xor(v16i a, v16i b)
-{
-    return _mm512_xor_si512(a, b);
-}
 static inline v16i lanes_shift(v16i a, v16i n)
 {
     return _mm512_srlv_epi32(a, n);
@@ -72,7 +69,7 @@ static inline v16i lanes_floor(v16 x)
 {
     return _mm512_cvttps_epi32(x);
 }
-static inline v16 lanes_floats(v16i bits)
+static inline v16 lanes_as_floats(v16i bits)
 {
     return _mm512_castsi512_ps(bits);
 }
@@ -165,10 +162,6 @@ static inline v16i lanes_count_less(v16i n, v16i a, v16i b)
 {
     return lanes_add(n, (v16i){ _mm256_cmpgt_epi32(b.a, a.a), _mm256_cmpgt_epi32(b.b, a.b) });
 }
-static inline v16i lanes_xor(v16i a, v16i b)
-{
-    return (v16i){ _mm256_xor_si256(a.a, b.a), _mm256_xor_si256(a.b, b.b) };
-}
 static inline v16i lanes_shift(v16i a, v16i n)
 {
     return (v16i){ _mm256_srlv_epi32(a.a, n.a), _mm256_srlv_epi32(a.b, n.b) };
@@ -182,15 +175,15 @@ static inline v16i lanes_look(const void *table, v16i i)
     __m256i t = _mm256_loadu_si256(table);
     return (v16i){ _mm256_permutevar8x32_epi32(t, i.a), _mm256_permutevar8x32_epi32(t, i.b) };
 }
-static inline v16 lanes_floats(v16i bits)
+static inline v16 lanes_as_floats(v16i bits)
 {
     return (v16){ _mm256_castsi256_ps(bits.a), _mm256_castsi256_ps(bits.b) };
 }
 static inline v16 lanes_level(const float *table, v16i i)
 {
-    v16 low = lanes_floats(lanes_look(table, i));
-    v16 high = lanes_floats(lanes_look(table + 8, i));
-    v16 upper = lanes_floats((v16i){ _mm256_slli_epi32(i.a, 28), _mm256_slli_epi32(i.b, 28) });
+    v16 low = lanes_as_floats(lanes_look(table, i));
+    v16 high = lanes_as_floats(lanes_look(table + 8, i));
+    v16 upper = lanes_as_floats((v16i){ _mm256_slli_epi32(i.a, 28), _mm256_slli_epi32(i.b, 28) });
     return (v16){ _mm256_blendv_ps(low.a, high.a, upper.a),
                   _mm256_blendv_ps(low.b, high.b, upper.b) };
 }

@@ -47,7 +47,7 @@ struct pvq_type {
     const struct pvq_half *half[2];
 };
 
-/* A form's. What kinds have is for vector look-ups, eight at a time. */
+/* A form's. What kinds have is for vector look-ups in eight entries. */
 struct pvq_table {
     int32_t base[PVQ_KINDS];        /* of pvq2 only, like digits and patterns */
     int32_t signed_base[PVQ_KINDS]; /* with the top bit turned */

@@ -520,7 +520,8 @@ EMU __m512i emu_select_bytes(__mmask64 k, __m512i no, __m512i yes)
 }
 
 #define _mm512_castsi128_si512(a)   (((emu){ .q = { (a) } }).si)
-#define _mm512_castsi256_si512(a)   (((emu){ .halfi = { (a), (a) } }).si)
+/* Nobody may rely on the upper half. */
+#define _mm512_castsi256_si512(a)   (((emu){ .halfi = { (a), ~(__m256i)(a) } }).si)
 #define _mm512_inserti32x4          emu_insert
 #define _mm512_movepi8_mask         emu_top_bits
 #define _mm512_mask_blend_epi8      emu_select_bytes

@@ -42,8 +42,8 @@ static void compare_head(struct check *c, const struct press_case *p, int item,
         bool fitted = i < kept.n && values && !kept.exact[i];
         check_near(c, fitted ? rule_of(p) : CHECK_PRESS_COPY, a.v + at, b.v + at, dim,
                    fitted ? size_of(b.v + at, dim) : 1);
-        check_near(c, i < kept.n && votes ? rule_of(p) : CHECK_PRESS_COPY, &a.beta[i], &b.beta[i],
-                   1, 1);
+        bool moved = i < kept.n && votes && !kept.exact[i];
+        check_near(c, moved ? rule_of(p) : CHECK_PRESS_COPY, &a.beta[i], &b.beta[i], 1, 1);
     }
 }
 

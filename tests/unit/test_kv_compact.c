@@ -125,7 +125,8 @@ static void test_evict(void **state)
 static void test_protected(void **state)
 {
     (void)state;
-    static const enum kv_merge merges[] = { KV_MERGE_FIT, KV_MERGE_VALUES, KV_MERGE_MEAN };
+    static const enum kv_merge merges[] = { KV_MERGE_FIT, KV_MERGE_VOTES, KV_MERGE_VALUES,
+                                            KV_MERGE_MEAN };
     static struct kv_slots k;
     for (int i = 0; i < n_pressing(); i++)
         for (size_t m = 0; m < sizeof merges / sizeof *merges; m++) {
@@ -141,6 +142,7 @@ static void test_protected(void **state)
                 kv_slots_read(&w, &s, h / KV_HEADS, h % KV_HEADS, &k);
                 for (int j = s.opt.sinks; j < o.protect; j++) {
                     assert_int_equal(k.pos[j], j);
+                    assert_true(k.beta[j] == 0);
                     for (int d = 0; d < KV_DIM; d++) {
                         float want[2];
                         for (int kind = 0; kind < 2; kind++)

@@ -276,7 +276,7 @@ static double error_from(int r0)
     return sum / (ROWS - r0);
 }
 
-/* Of queries that the fit did not see, by every merge. */
+/* Of queries that the fit did not see, by every merge; half of the slots are exact, or none. */
 static void errors_not_seen(bool exact, double *error)
 {
     for (int m = KV_MERGE_NONE; m <= KV_MERGE_FIT; m++) {
