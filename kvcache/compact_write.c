@@ -15,7 +15,7 @@ int press_choose(struct item *t)
     if (st->n_keep > 0 && policy->select != NULL)
         TRY(policy->select(&t->h, st->score, &kept));
     else if (st->n_keep > 0)
-        TRY(kv_top(st->score, st->n, st->n_keep, st->keep, t->h.arena));
+        kv_top(st->score, st->n, st->n_keep, st->keep);
     ASSERT(kept.n == st->n_keep);
     for (int i = 0; i < st->n_keep; i++) { /* no merge touches what a system prompt says */
         int pos = t->h.pos[st->keep[i]];

@@ -61,11 +61,11 @@ static int select_parts(const struct kv_head *h, const float *s, struct kv_kept 
     float *rank = arena_alloc(h->arena, (size_t)h->n * sizeof *rank);
     if (rank == NULL)
         return ERR_NOMEM;
-    TRY(kv_top(s, h->n, n_first, kept->keep, h->arena));
+    kv_top(s, h->n, n_first, kept->keep);
     memcpy(rank, h->rms, (size_t)h->n * sizeof *rank);
     for (int i = 0; i < n_first; i++)
         rank[kept->keep[i]] = INFINITY;
-    TRY(kv_top(rank, h->n, kept->n, kept->keep, h->arena));
+    kv_top(rank, h->n, kept->n, kept->keep);
     for (int i = 0; i < kept->n; i++)
         kept->exact[i] = rank[kept->keep[i]] == INFINITY && s[kept->keep[i]] != INFINITY;
     return 0;

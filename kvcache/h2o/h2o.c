@@ -34,7 +34,8 @@ static int select_half(const struct kv_head *h, const float *s, struct kv_kept *
         }
     }
     memset(kept->exact, 0, (size_t)kept->n * sizeof *kept->exact);
-    return kv_top(rank, h->n, kept->n, kept->keep, h->arena);
+    kv_top(rank, h->n, kept->n, kept->keep);
+    return 0;
 }
 
 const struct kv_policy kv_h2o = { .name = "h2o",

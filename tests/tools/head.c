@@ -103,8 +103,11 @@ int head_choose(const struct kv_policy *p, const float *score, int n)
     };
     memset(f.exact, p->select != NULL,
            sizeof f.exact); /* select has to say false where it means it */
-    int rc = p->select != NULL ? p->select(&f.h, score, &f.kept)
-                               : kv_top(score, f.h.n, n, f.keep, &f.arena);
+    int rc = 0;
+    if (p->select != NULL)
+        rc = p->select(&f.h, score, &f.kept);
+    else
+        kv_top(score, f.h.n, n, f.keep);
     for (int i = 0; i < n && rc == 0; i++) {
         assert_true(i == 0 || f.keep[i] > f.keep[i - 1]);
         memcpy(f.kept_k + i * HEAD_DIM, f.k + f.keep[i] * HEAD_DIM, HEAD_DIM * sizeof *f.kept_k);
