@@ -52,4 +52,7 @@ static inline float kv_value_at(const struct kv_slot_at *s, int i)
     return (float)((const int8_t *)value)[at] * s->side[2 * KV_PAGE_Q8 + s->slot];
 }
 
+/* A slot's key and value, [dim] each; either may be NULL. The same numbers as element by element. */
+void kv_slot_floats(const struct kv_slot_at *s, float *k, float *v);
+
 #endif
