@@ -121,8 +121,9 @@ static int fit_votes(struct fit *f, struct kv_kept *kept)
     for (int round = 0; round < KV_FIT_ROUNDS; round++) {
         carried(f, f->w, sum);
         for (int c = 0; c < slots; c++) {
-            float w = f->w[c] * (sum[c] + 1e-4f) / (own[c] + 1e-4f);
-            f->w[c] = w < lo[c] ? lo[c] : w > hi[c] ? hi[c] : w;
+            float w = f->w[c] * (sum[c] + 1e-4f) / (own[c] + 1e-4f), least = lo[c], most = hi[c];
+            w = w < least ? least : w;
+            f->w[c] = w > most ? most : w;
         }
     }
     bool ok = true;
@@ -207,20 +208,26 @@ static int ridge(const struct kv_head *h, float *delta, const float *p, float *r
 
 static const float F16_END = 65504;
 
-/* Adds delta to the values that are not exact, if all of them stay what an f16 can hold. */
-static void add_values(struct kv_kept *kept, const float *delta, int dim)
+/* Whether v + d stays what an f16 can hold; NaN is not. */
+static bool within_f16(const float *v, const float *d, int n)
 {
-    for (int pass = 0; pass < 2; pass++) {
-        const float *d = delta;
-        for (int c = 0; c < kept->n; c++) {
-            float *v = kept->v + (size_t)c * (size_t)dim;
-            for (int j = 0; j < dim && !kept->exact[c]; j++, d++) {
-                if (pass == 1)
-                    v[j] += *d;
-                else if (!(fabsf(v[j] + *d) < F16_END)) /* NaN ends here too */
-                    return;
-            }
-        }
+    int out = 0;
+    for (int j = 0; j < n; j++)
+        out |= !(fabsf(v[j] + d[j]) < F16_END);
+    return !out;
+}
+
+/* Adds delta[n][dim] to the values of the slots named, if all of them stay what an f16 can hold. */
+static void add_values(struct kv_kept *kept, const int32_t *slot, int n, const float *delta,
+                       size_t dim)
+{
+    for (int c = 0; c < n; c++)
+        if (!within_f16(kept->v + (size_t)slot[c] * dim, delta + (size_t)c * dim, (int)dim))
+            return;
+    for (int c = 0; c < n; c++) {
+        float *v = kept->v + (size_t)slot[c] * dim;
+        for (size_t j = 0; j < dim; j++)
+            v[j] += delta[(size_t)c * dim + j];
     }
 }
 
@@ -243,7 +250,7 @@ static int fit_values(const struct fit *f, struct kv_kept *kept)
     keep_columns(f->e, f->rows, f->slots, slot, n);
     int rc = ridge(h, delta, f->e, r, f->rows, n, (float)l);
     if (rc == 0)
-        add_values(kept, delta, h->dim);
+        add_values(kept, slot, n, delta, dim);
     return rc == ERR_NOMEM ? rc : 0;
 }
 
