@@ -24,7 +24,18 @@ struct option {
 };
 
 #define AT(field) offsetof(struct config, field)
-enum { S = CONFIG_SERVE, C = CONFIG_CHAT, B = CONFIG_BENCH, V = CONFIG_EVAL, Q = CONFIG_QUANTIZE };
+enum {
+    S = CONFIG_SERVE,
+    C = CONFIG_CHAT,
+    B = CONFIG_BENCH,
+    V = CONFIG_EVAL,
+    Q = CONFIG_QUANTIZE,
+    SPEED = CONFIG_BENCH_SPEED,
+    TASKS = CONFIG_EVAL_TASKS,
+    TEXT = CONFIG_EVAL_PPL | CONFIG_EVAL_KL,
+    PRESSED = CONFIG_BENCH_KV | CONFIG_EVAL_KV,
+    JUDGED = CONFIG_EVAL_KV
+};
 
 /* clang-format off */
 static const struct option table[] = {
@@ -37,11 +48,11 @@ static const struct option table[] = {
     { NULL, "synthetic", STR, AT(synthetic), S | B, "", 0, 0, NULL, "in the place of MODEL: random weights in the shape of a known model, as llama-3.1-8b:q4" },
     { NULL, "io", STR, AT(io), CONFIG_ALL, "auto", 0, 0, "auto uring pread", "how the file is read" },
     { "Engine", "kv-type", STR, AT(kv_type), CONFIG_RUN, "auto", 0, 0, "auto f16 bf16 f32", "element type of the KV cache; auto: bf16 on a GPU and where the CPU multiplies it natively, else f16" },
-    { NULL, "kv-narrow", STR, AT(kv_narrow), S | B | V, "auto", 0, 0, "auto same q8", "elements of a pressed cache (bench --kv and eval kv only, beside serve): as kv-type, or 8 bits with a scale a slot, which takes about half the bytes; auto: q8, but same with f32, and in serve with --kv-samples 0" },
+    { NULL, "kv-narrow", STR, AT(kv_narrow), S | PRESSED, "auto", 0, 0, "auto same q8", "elements of a pressed cache: as kv-type, or 8 bits with a scale a slot, which takes about half the bytes; auto: q8, but same with f32, and in serve with --kv-samples 0" },
     { NULL, "ctx", INT, AT(ctx), S | C | V, "0", 0, 1 << 22, NULL, "most tokens of a sequence; 0: what the model was trained for, or what the pool holds, if that is less (eval ppl, kl: at most 512; eval tasks: at most 1024)" },
     { NULL, "kv-size", BYTES, AT(kv_size), CONFIG_ENGINE, "0", 0, 1e15, NULL, "bytes of the KV pool, as 512M or 2G; 0: four sequences of full length, at most a quarter of the memory and no more than half of what the weights leave; on a GPU as many as may run at once and fit" },
     { NULL, "max-seqs", INT, AT(max_seqs), S, "64", 1, 4096, NULL, "sequences that run at once" },
-    { NULL, "max-batch", INT, AT(max_batch), CONFIG_RUN, "512", 1, 32768, NULL, "rows of one step: decoding sequences and prompt tokens together" },
+    { NULL, "max-batch", INT, AT(max_batch), CONFIG_RUN & ~CONFIG_EVAL_KL, "512", 1, 32768, NULL, "rows of one step: decoding sequences and prompt tokens together" },
     { NULL, "max-queue", INT, AT(max_queue), S, "1024", 1, 1000000, NULL, "requests that may wait; more are answered 429" },
     { NULL, "prefix-cache", BOOL, AT(prefix_cache), CONFIG_ENGINE, "true", 0, 0, NULL, "share the cache of equal prompt beginnings" },
     { "Pressing", "kv-samples", INT, AT(kv_samples), S, "4", 0, 32, "0 1 2 4 8 16 32", "queries kept with every page of 32 tokens for policies that press; 0: none, and nothing can be pressed" },
@@ -62,22 +73,22 @@ static const struct option table[] = {
     { NULL, "log-format", STR, AT(log_format), CONFIG_ALL, "logfmt", 0, 0, "logfmt json", "form of a log line" },
     { NULL, "log-prompts", BOOL, AT(log_prompts), S, "false", 0, 0, NULL, "log what users write and get; off for their privacy" },
     { "Measuring", "json", BOOL, AT(json), B | V | Q, "false", 0, 0, NULL, "print one JSON object per line instead of a table" },
-    { NULL, "chunks", INT, AT(chunks), V, "0", 0, 1e9, NULL, "ppl, kl: stop after this many chunks of text; 0: all" },
-    { NULL, "separator", STR, AT(separator), V, "", 0, 0, NULL, "ppl, kl: a mark that parts the documents of the text; each begins with BOS, or where the vocabulary knows the mark with that; empty: it is one document" },
+    { NULL, "chunks", INT, AT(chunks), TEXT, "0", 0, 1e9, NULL, "stop after this many chunks of text; 0: all" },
+    { NULL, "separator", STR, AT(separator), TEXT, "", 0, 0, NULL, "a mark that parts the documents of the text; each begins with BOS, or where the vocabulary knows the mark with that; empty: it is one document" },
     { NULL, "repeat", INT, AT(repeat), B, "3", 1, 1000, NULL, "runs of each test; the median counts" },
-    { NULL, "prompts", STR, AT(tests), B, "128,512", 0, 0, NULL, "without --kv: prompt lengths for prefill, comma separated; empty: none" },
-    { NULL, "batches", STR, AT(batches), B, "1,2,4,8", 0, 0, NULL, "without --kv: numbers of parallel sequences for decode" },
-    { NULL, "depths", STR, AT(depths), B, "0", 0, 0, NULL, "without --kv: tokens already in the cache for decode" },
+    { NULL, "prompts", STR, AT(tests), SPEED, "128,512", 0, 0, NULL, "prompt lengths for prefill, comma separated; empty: none" },
+    { NULL, "batches", STR, AT(batches), SPEED, "1,2,4,8", 0, 0, NULL, "numbers of parallel sequences for decode" },
+    { NULL, "depths", STR, AT(depths), SPEED, "0", 0, 0, NULL, "tokens already in the cache for decode" },
     { NULL, "kv", BOOL, AT(kv), B, "false", 0, 0, NULL, "measure a pressed KV cache instead: prefill, pressing, decode" },
-    { NULL, "policies", STR, AT(policies), B | V, "", 0, 0, NULL, "kv: policies, comma separated, each as NAME or NAME:option=value,...; empty: every one that presses" },
-    { NULL, "budgets", STR, AT(budgets), B | V, "", 0, 0, NULL, "kv: slots per KV head, comma separated; empty: 64,128,256,512 (bench: 256)" },
-    { NULL, "length", INT, AT(length), B | V, "0", 0, 1 << 20, NULL, "kv: tokens of a prompt; 0: 2048 (bench: 8192)" },
-    { NULL, "tasks", STR, AT(tasks), V, "", 0, 0, NULL, "kv: tasks, comma separated; empty: all" },
-    { NULL, "samples", INT, AT(samples), V, "200", 1, 1000000, NULL, "kv: samples of each task; tasks: how many of the file" },
-    { NULL, "seed", INT, AT(seed), V, "1", 0, 1e15, NULL, "kv, tasks: of the samples" },
-    { NULL, "text", STR, AT(text), V, "gutenberg", 0, 0, NULL, "kv: texts, comma separated: files, folders of .txt files, or recipes" },
-    { NULL, "base", STR, AT(base), V, "", 0, 0, NULL, "kv: of --policies, those that the others are compared with" },
-    { NULL, "out", STR, AT(out), V, "eval-kv", 0, 0, NULL, "kv: folder of the results; what is there already is not measured again" },
+    { NULL, "policies", STR, AT(policies), PRESSED, "", 0, 0, NULL, "policies, comma separated, each as NAME or NAME:option=value,...; empty: every one that presses" },
+    { NULL, "budgets", STR, AT(budgets), PRESSED, "", 0, 0, NULL, "slots per KV head, comma separated; empty: 64,128,256,512 (bench: 256)" },
+    { NULL, "length", INT, AT(length), PRESSED, "0", 0, 1 << 20, NULL, "tokens of a prompt; 0: 2048 (bench: 8192)" },
+    { NULL, "tasks", STR, AT(tasks), JUDGED, "", 0, 0, NULL, "tasks, comma separated; empty: all" },
+    { NULL, "samples", INT, AT(samples), TASKS | JUDGED, "200", 1, 1000000, NULL, "eval kv: samples of each task; eval tasks: how many of the file" },
+    { NULL, "seed", INT, AT(seed), TASKS | JUDGED, "1", 0, 1e15, NULL, "of the samples" },
+    { NULL, "text", STR, AT(text), JUDGED, "gutenberg", 0, 0, NULL, "texts, comma separated: files, folders of .txt files, or recipes" },
+    { NULL, "base", STR, AT(base), JUDGED, "", 0, 0, NULL, "of --policies, those that the others are compared with" },
+    { NULL, "out", STR, AT(out), JUDGED, "eval-kv", 0, 0, NULL, "folder of the results; what is there already is not measured again" },
     { "Quantizing", "codec", STR, AT(codec), Q, "auto", 0, 0, NULL, "form of the matrices in the layers; with --bits or --size the family that their forms are chosen from, as trellis; auto: trellis2, or trellis" },
     { NULL, "bits", NUM, AT(bits), Q, "0", 0, 32, NULL, "most bits a weight in the mean over the layers' matrices, scales included; 0: --codec is one form for all" },
     { NULL, "size", BYTES, AT(size), Q, "0", 0, 1e15, NULL, "instead of --bits: most bytes that all tensors of the folder may take, head and norms included, as 40M or 2G" },
@@ -186,30 +197,40 @@ static bool is_null(const yaml_node_t *v)
 static void command_names(unsigned commands, struct buf *out)
 {
     static const struct {
-        unsigned bit;
+        unsigned bits;
         const char *name;
-    } cmd[] = { { S, "serve" }, { C, "chat" }, { B, "bench" }, { V, "eval" }, { Q, "quantize" } };
+    } cmd[] = { { S, "serve" },
+                { C, "chat" },
+                { B, "bench" },
+                { SPEED, "bench without --kv" },
+                { CONFIG_BENCH_KV, "bench --kv" },
+                { V, "eval" },
+                { CONFIG_EVAL_PPL, "eval ppl" },
+                { CONFIG_EVAL_KL, "eval kl" },
+                { TASKS, "eval tasks" },
+                { JUDGED, "eval kv" },
+                { Q, "quantize" } };
     const char *sep = "";
     for (size_t i = 0; i < sizeof cmd / sizeof cmd[0]; i++) {
-        if ((commands & cmd[i].bit) == 0)
+        if ((commands & cmd[i].bits) != cmd[i].bits)
             continue;
         buf_addf(out, "%s%s", sep, cmd[i].name);
-        sep = " ";
+        commands &= ~cmd[i].bits;
+        sep = ", ";
     }
 }
 
-/* As on the command line: an option that nothing would read is a mistake, and not kept quiet about. */
-static int foreign(const struct option *o, enum config_command command, unsigned long line,
-                   struct err *e)
+/* An option that nothing would read is a mistake, and not kept quiet about. */
+static int foreign(const struct option *o, enum config_command command, struct err *e)
 {
     struct buf here;
     struct buf there;
-    buf_init(&here, 64);
-    buf_init(&there, 64);
+    buf_init(&here, 256);
+    buf_init(&there, 256);
     command_names(command, &here);
     command_names(o->commands, &there);
-    err_set(e, ERR_INVALID, "line %lu: %s has no option \"%s\"; these have: %s", line,
-            buf_str(&here), o->name, buf_str(&there));
+    err_set(e, ERR_INVALID, "%s has no option \"%s\"; these have: %s", buf_str(&here), o->name,
+            buf_str(&there));
     buf_free(&here);
     buf_free(&there);
     return ERR_INVALID;
@@ -230,13 +251,12 @@ static int set_pair(const struct file *f, const yaml_node_t *k, const yaml_node_
     if (o == NULL)
         return err_set(e, ERR_INVALID, "line %lu: there is no option \"%s\"; --help lists them",
                        line, name);
+    int rc = 0;
     if ((o->commands & f->command) == 0)
-        return foreign(o, f->command, line, e);
-    if (is_null(v))
-        return 0;
-    if (set(f->c, o, (const char *)v->data.scalar.value, e) < 0)
-        return err_prefix(e, "line %lu", line);
-    return 0;
+        rc = foreign(o, f->command, e);
+    else if (!is_null(v))
+        rc = set(f->c, o, (const char *)v->data.scalar.value, e);
+    return rc < 0 ? err_prefix(e, "line %lu", line) : 0;
 }
 
 /* YAML has each key of a mapping once, which its parser leaves to us. */
@@ -343,7 +363,9 @@ static int take_option(const struct args *a, int i, struct err *e)
     bool negated = o == NULL && value == NULL && strncmp(name, "no-", 3) == 0;
     if (negated)
         o = find(name + 3, len - 3);
-    if (o == NULL || (o->commands & a->command) == 0 || (negated && o->kind != BOOL))
+    if (o != NULL && (o->commands & a->command) == 0)
+        return foreign(o, a->command, e);
+    if (o == NULL || (negated && o->kind != BOOL))
         return err_set(e, ERR_INVALID, "there is no option --%.*s here; --help lists them",
                        (int)len, name);
     if (o->kind == BOOL && value == NULL) {
@@ -468,6 +490,11 @@ int config_help(enum config_command command, struct buf *out)
         buf_addf(out, "  %-36s %s", left, o->help);
         if (o->def[0] != 0)
             buf_addf(out, " [%s]", o->def);
+        if ((o->commands & command) != command) {
+            buf_adds(out, " (");
+            command_names(o->commands & command, out);
+            buf_addc(out, ')');
+        }
         buf_addc(out, '\n');
     }
     buf_adds(out, "\n  --config FILE                        read options from a YAML file first\n");

@@ -16,16 +16,22 @@
 #include "server/base/buf.h"
 #include "server/base/err.h"
 
-/* Which subcommand an option belongs to. */
+/* Which subcommand an option belongs to; of bench and eval, what they measure. */
 enum config_command {
     CONFIG_SERVE = 1,
     CONFIG_CHAT = 2,
-    CONFIG_BENCH = 4,
-    CONFIG_EVAL = 8,
-    CONFIG_QUANTIZE = 16,
+    CONFIG_BENCH_SPEED = 4,
+    CONFIG_BENCH_KV = 8,
+    CONFIG_EVAL_PPL = 16,
+    CONFIG_EVAL_KL = 32,
+    CONFIG_EVAL_TASKS = 64,
+    CONFIG_EVAL_KV = 128,
+    CONFIG_QUANTIZE = 256,
     CONFIG_ENGINE = CONFIG_SERVE | CONFIG_CHAT,
-    CONFIG_RUN = 15, /* those that run a model as the user wants it run */
-    CONFIG_ALL = 31
+    CONFIG_BENCH = CONFIG_BENCH_SPEED | CONFIG_BENCH_KV,
+    CONFIG_EVAL = CONFIG_EVAL_PPL | CONFIG_EVAL_KL | CONFIG_EVAL_TASKS | CONFIG_EVAL_KV,
+    CONFIG_RUN = CONFIG_ENGINE | CONFIG_BENCH | CONFIG_EVAL, /* a model as the user wants it run */
+    CONFIG_ALL = CONFIG_RUN | CONFIG_QUANTIZE
 };
 
 struct config {
@@ -69,7 +75,8 @@ struct config {
     int64_t max_tokens;
 };
 
-/* Fills c for one subcommand from argv (after the subcommand's name). The error names the option or the line of the file
+/* Fills c for one subcommand from argv (after the subcommand's name); for several at once, as CONFIG_EVAL, with what any of them
+ * takes. The error names the option or the line of the file
  * and what would be right. Strings belong to c until config_free. */
 int config_parse(struct config *c, enum config_command command, int argc, char **argv,
                  struct err *e) WARN_UNUSED;

@@ -223,12 +223,24 @@ static int print_bench(struct bench *b)
     return code;
 }
 
+/* What is to be measured, which says what options there are; what is wrong with them is said later. */
+static enum config_command measured(int argc, char **argv)
+{
+    struct config c;
+    struct err e;
+    enum config_command what = CONFIG_BENCH;
+    if (config_parse(&c, CONFIG_BENCH, argc, argv, &e) == 0)
+        what = c.kv ? CONFIG_BENCH_KV : c.help ? CONFIG_BENCH : CONFIG_BENCH_SPEED;
+    config_free(&c);
+    return what;
+}
+
 int cmd_bench(int argc, char **argv)
 {
     struct config c;
     struct err e;
     bool done;
-    int code = cli_config(&c, CONFIG_BENCH, usage, 1, argc, argv, &done);
+    int code = cli_config(&c, measured(argc, argv), usage, 1, argc, argv, &done);
     if (done)
         return code;
     struct session s = { 0 };

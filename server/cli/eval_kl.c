@@ -290,7 +290,7 @@ int eval_kl(int argc, char **argv)
     struct config c;
     struct err e;
     bool done;
-    int code = cli_config(&c, CONFIG_EVAL, usage, 4, argc, argv, &done);
+    int code = cli_config(&c, CONFIG_EVAL_KL, usage, 4, argc, argv, &done);
     if (done)
         return code;
     struct session s[SIDES] = { 0 };

@@ -362,7 +362,7 @@ int eval_kv(int argc, char **argv)
     struct config c;
     struct err e;
     bool done;
-    int code = cli_config(&c, CONFIG_EVAL, usage, 2, argc, argv, &done);
+    int code = cli_config(&c, CONFIG_EVAL_KV, usage, 2, argc, argv, &done);
     if (done)
         return code;
     struct session s = { 0 };

@@ -101,7 +101,7 @@ int eval_ppl(int argc, char **argv)
     struct config c;
     struct err e;
     bool done;
-    int code = cli_config(&c, CONFIG_EVAL, usage, 3, argc, argv, &done);
+    int code = cli_config(&c, CONFIG_EVAL_PPL, usage, 3, argc, argv, &done);
     if (done)
         return code;
     struct session s = { 0 };

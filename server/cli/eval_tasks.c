@@ -198,7 +198,7 @@ int eval_tasks(int argc, char **argv)
     struct config c;
     struct err e;
     bool done;
-    int code = cli_config(&c, CONFIG_EVAL, usage, 3, argc, argv, &done);
+    int code = cli_config(&c, CONFIG_EVAL_TASKS, usage, 3, argc, argv, &done);
     if (done)
         return code;
     struct session s = { 0 };

@@ -58,7 +58,7 @@ static void says_what_is_wrong(void **state)
         { "--kv-mass-floor=1.5", "a number from 0 to 1" },
         { "--prefix-cache=maybe", "neither" },
         { "--no-port", "no option --no-port" },
-        { "--chunks=3", "no option --chunks here" },
+        { "--chunks=3", "serve has no option \"chunks\"; these have: eval ppl, eval kl" },
         { "--config=/nonexistent/x.yaml", "/nonexistent/x.yaml" },
         { "--config", "--config needs a value" },
         { "--config=", "--config needs a value" },
@@ -147,14 +147,54 @@ static void a_file_belongs_to_a_command(void **state)
     static const char kv[] = "kv-narrow: same\n";
     assert_int_equal(config_parse(&c, CONFIG_CHAT, 0, NULL, &e), 0);
     assert_int_equal(config_read(&c, CONFIG_CHAT, kv, strlen(kv), &e), ERR_INVALID);
-    assert_string_equal(e.text, "line 1: chat has no option \"kv-narrow\"; these have: serve bench "
-                                "eval");
+    assert_string_equal(e.text, "line 1: chat has no option \"kv-narrow\"; these have: serve, "
+                                "bench --kv, eval kv");
+    config_free(&c);
+}
+
+/* What would be read by nobody is not taken, and it is said who reads it. */
+static void a_measurement_has_its_own_options(void **state)
+{
+    static const struct {
+        enum config_command command;
+        const char *word, *says;
+    } bad[] = {
+        { CONFIG_BENCH_KV, "--prompts=3",
+          "bench --kv has no option \"prompts\"; these have: bench without --kv" },
+        { CONFIG_BENCH_SPEED, "--policies=ems",
+          "bench without --kv has no option \"policies\"; these have: bench --kv, eval kv" },
+        { CONFIG_EVAL_KL, "--seed=3",
+          "eval kl has no option \"seed\"; these have: eval tasks, eval kv" },
+        { CONFIG_EVAL_KV, "--chunks=3",
+          "eval kv has no option \"chunks\"; these have: eval ppl, eval kl" },
+        { CONFIG_SERVE, "--json",
+          "serve has no option \"json\"; these have: bench, eval, quantize" },
+        { CONFIG_SERVE, "--no-json",
+          "serve has no option \"json\"; these have: bench, eval, quantize" },
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        struct config c;
+        struct err e;
+        char *argv[] = { (char *)(uintptr_t)bad[i].word };
+        assert_int_equal(config_parse(&c, bad[i].command, 1, argv, &e), ERR_INVALID);
+        assert_string_equal(e.text, bad[i].says);
+        config_free(&c);
+    }
+    struct config c;
+    struct err e;
+    char *argv[] = { (char *)(uintptr_t) "--chunks=3", (char *)(uintptr_t) "--tasks=copy" };
+    assert_int_equal(config_parse(&c, CONFIG_EVAL, 2, argv, &e), 0);
+    assert_int_equal(c.chunks, 3);
+    assert_string_equal(c.tasks, "copy");
     config_free(&c);
 }
 
 static void help_shows_the_file(void **state)
 {
-    static const enum config_command all[] = { CONFIG_SERVE, CONFIG_CHAT, CONFIG_BENCH, CONFIG_EVAL,
+    static const enum config_command all[] = { CONFIG_SERVE,    CONFIG_CHAT,       CONFIG_BENCH,
+                                               CONFIG_BENCH_KV, CONFIG_EVAL,       CONFIG_EVAL_PPL,
+                                               CONFIG_EVAL_KL,  CONFIG_EVAL_TASKS, CONFIG_EVAL_KV,
                                                CONFIG_QUANTIZE };
     (void)state;
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
@@ -225,6 +265,7 @@ int main(void)
         cmocka_unit_test(says_what_is_wrong),
         cmocka_unit_test(reads_yaml),
         cmocka_unit_test(a_file_belongs_to_a_command),
+        cmocka_unit_test(a_measurement_has_its_own_options),
         cmocka_unit_test(help_shows_the_file),
         cmocka_unit_test(the_environment_goes_over_the_file),
         cmocka_unit_test(is_what_the_documents_show),

@@ -56,7 +56,7 @@ static void options(struct config *c, const char *const *more)
     argv[n++] = "--kv-type=f32";
     for (int i = 0; more != NULL && more[i] != NULL; i++)
         argv[n++] = more[i];
-    if (config_parse(c, CONFIG_EVAL, n, (char **)(uintptr_t)argv, &e) < 0)
+    if (config_parse(c, CONFIG_EVAL_KL, n, (char **)(uintptr_t)argv, &e) < 0)
         fail_msg("%s", e.text);
 }
 

@@ -101,7 +101,7 @@ static void open_grid(struct kv_grid *g, struct config *c)
     snprintf(policies, sizeof policies, "--policies=%s,%s:phi=0", name, name);
     snprintf(base, sizeof base, "--base=%s", name);
     const char *argv[] = { policies, base, "--tasks=continue,number", "--budgets=32,64" };
-    assert_int_equal(config_parse(c, CONFIG_EVAL, 4, (char **)(uintptr_t)argv, &e), 0);
+    assert_int_equal(config_parse(c, CONFIG_EVAL_KV, 4, (char **)(uintptr_t)argv, &e), 0);
     if (kv_grid_open(g, c, "16", SAMPLES, &e) < 0)
         fail_msg("%s", e.text);
     g->settings = 42;

@@ -182,7 +182,7 @@ static void measure(const char *path, const char *more, struct tasks_result *out
     struct tasks t;
     struct err e;
     int n = more != NULL ? 2 : 1;
-    assert_int_equal(config_parse(&c, CONFIG_EVAL, n, (char **)(uintptr_t)argv, &e), 0);
+    assert_int_equal(config_parse(&c, CONFIG_EVAL_TASKS, n, (char **)(uintptr_t)argv, &e), 0);
     assert_int_equal(tasks_open(&t, path, 1, &e), 0);
     if (tasks_measure(toy.model, &t, &c, out, &e) < 0)
         fail_msg("%s", e.text);
@@ -233,7 +233,7 @@ static void refuses_what_does_not_fit(void **state)
     struct tasks_result r;
     struct err e;
     (void)state;
-    assert_int_equal(config_parse(&c, CONFIG_EVAL, 1, (char **)(uintptr_t)argv, &e), 0);
+    assert_int_equal(config_parse(&c, CONFIG_EVAL_TASKS, 1, (char **)(uintptr_t)argv, &e), 0);
     assert_int_equal(tasks_open(&t, write_text("long", GOOD), 1, &e), 0);
     assert_int_equal(tasks_measure(toy.model, &t, &c, &r, &e), ERR_LIMIT);
     assert_non_null(strstr(e.text, "the task at line 1: "));
@@ -257,7 +257,7 @@ static void refuses_no_numbers(void **state)
     assert_int_equal(
         model_open(&bad.model, bad.path, &(struct model_options){ .weights = "auto" }, bad.be, &e),
         0);
-    assert_int_equal(config_parse(&c, CONFIG_EVAL, 0, NULL, &e), 0);
+    assert_int_equal(config_parse(&c, CONFIG_EVAL_TASKS, 0, NULL, &e), 0);
     assert_int_equal(tasks_open(&t, write_text("good", GOOD), 1, &e), 0);
     assert_int_equal(tasks_measure(bad.model, &t, &c, &r, &e), ERR_FORMAT);
     assert_non_null(

@@ -41,7 +41,7 @@ static double kl_of(const char *out, const char *ref)
     struct kl_result r;
     struct config c;
     struct err e;
-    assert_int_equal(config_parse(&c, CONFIG_EVAL, 2, (char **)(uintptr_t)argv, &e), 0);
+    assert_int_equal(config_parse(&c, CONFIG_EVAL_KL, 2, (char **)(uintptr_t)argv, &e), 0);
     for (int i = 0; i < 2; i++) {
         struct model_options o = { .weights = "auto" };
         assert_int_equal(be_open(&s[i].be, &(struct be_config){ .n_threads = 1 }, &e), 0);
