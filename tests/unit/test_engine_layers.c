@@ -570,7 +570,7 @@ static void test_cancel_any(void **state)
     engine_close(en);
 }
 
-/* Every allocation of a job fails once: it ends with it, no page and no byte is lost. Every seventh under the
+/* Every allocation of a job fails once: it ends with it, no page and no byte is lost. Every fifth under the
  * thread sanitizer. */
 static void test_no_memory(void **state)
 {
@@ -579,7 +579,7 @@ static void test_no_memory(void **state)
     struct mem_stats before, now, after;
     uint64_t failed = 0;
     mem_stats(&before);
-    for (uint64_t n = 1;; n += check_races() ? 7 : 1) {
+    for (uint64_t n = 1;; n += check_races() ? 5 : 1) {
         struct engine *en = open_engine(&small);
         make_long(&r, 0, 1000, 8);
         mem_stats(&now);
