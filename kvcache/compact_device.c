@@ -238,7 +238,7 @@ int device_write(struct press *w, const struct kv_seq *s, struct err *e)
     be->ops->press(be, &p);
     for (int i = 0; i < w->n_heads; i++) {
         struct press_head *h = &w->head[i];
-        bool fitted = (votes || values) && w->n_ref > 0 && h->n_keep > 0;
+        bool fitted = (votes || values) && w->n_ref > 0 && kv_fit_takes(h->exact, h->n_keep);
         h->merged = fitted ? h->n - h->n_keep : 0;
     }
     return be->ops->sync(be, e);

@@ -257,7 +257,7 @@ static int fit_values(const struct fit *f, struct kv_kept *kept)
 int kv_fit(const struct kv_head *h, struct kv_kept *kept, enum kv_merge mode)
 {
     struct fit f;
-    if (h->n_ref == 0 || kept->n == 0)
+    if (h->n_ref == 0 || !kv_fit_takes(kept->exact, kept->n))
         return 0;
     TRY(fit_open(&f, h, kept));
     kept->merged = h->n - kept->n;

@@ -378,6 +378,10 @@ static void test_nothing_to_do(void **state)
     memset(w.exact, true, sizeof w.exact);
     fit(KV_MERGE_FIT);
     assert_kept_as_before();
+    assert_int_equal(w.kept.merged, 0);
+    w.exact[w.kept.n - 1] = false;
+    fit(KV_MERGE_FIT);
+    assert_int_equal(w.kept.merged, w.h.n - w.kept.n);
 }
 
 /* Numbers that are not finite never get into the cache. */
