@@ -74,12 +74,13 @@ void progress_add(struct progress *p, uint64_t n)
             (double)done / seconds);
 }
 
-void progress_end(struct progress *p)
+void progress_end(struct progress *p, bool all)
 {
     uint64_t done = __atomic_load_n(&p->done, __ATOMIC_RELAXED);
     double seconds = (double)(clock_ns() - p->start_ns) / 1e9;
     if (p->tty)
         log_text("\r\033[K");
-    LOG(I, "finished", "stage=%s done=%llu unit=%s seconds=%.3f rate=%.1f", LOG_STR(p->stage),
-        (unsigned long long)done, p->unit, seconds, seconds > 0 ? (double)done / seconds : 0.0);
+    LOG(I, all ? "finished" : "stopped", "stage=%s done=%llu unit=%s seconds=%.3f rate=%.1f",
+        LOG_STR(p->stage), (unsigned long long)done, p->unit, seconds,
+        seconds > 0 ? (double)done / seconds : 0.0);
 }

@@ -18,7 +18,7 @@ struct progress {
 void progress_start(struct progress *p, const char *stage, const char *unit, uint64_t total);
 /* Any thread; draws at most ten times a second. */
 void progress_add(struct progress *p, uint64_t n);
-/* Final line with the mean rate. */
-void progress_end(struct progress *p);
+/* Final line with the mean rate: finished, or stopped where not all was done. */
+void progress_end(struct progress *p, bool all);
 
 #endif

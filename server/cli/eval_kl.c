@@ -150,7 +150,7 @@ static int judge_text(struct kl *k, struct err *e)
         rc = judge_chunk(k, i, e);
         progress_add(&bar, (uint64_t)t->ctx);
     }
-    progress_end(&bar);
+    progress_end(&bar, rc == 0);
     return rc;
 }
 

@@ -267,7 +267,7 @@ static int measure(struct eval *v, struct err *e)
     for (int t = 0; t < v->grid.n_tasks; t++)
         for (int s = 0; s < v->grid.n_samples && rc == 0; s++)
             rc = run_sample(v, t, s, e);
-    progress_end(&v->bar);
+    progress_end(&v->bar, rc == 0);
     return rc;
 }
 

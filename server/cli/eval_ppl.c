@@ -59,7 +59,7 @@ static int judge_text(struct ppl *p, struct err *e)
         rc = judge_chunk(p, chunks_at(t, i), e);
         progress_add(&bar, (uint64_t)t->ctx);
     }
-    progress_end(&bar);
+    progress_end(&bar, rc == 0);
     return rc;
 }
 

@@ -135,7 +135,7 @@ static int judge_all(struct judge *j, const struct tasks *t, int n, struct tasks
         hits_norm += norm;
         progress_add(&bar, 1);
     }
-    progress_end(&bar);
+    progress_end(&bar, rc == 0);
     out->n = n;
     share(hits, n, &out->acc, &out->acc_err);
     share(hits_norm, n, &out->norm, &out->norm_err);

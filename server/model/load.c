@@ -408,7 +408,7 @@ int load_slots(struct model *m, const struct source *src, const struct slot *slo
         progress_start(&l.bar, "load", "B", total);
     rc = io_read(l.req, l.n, &(struct io_options){ .method = o->io }, on_read, &l, &m->io, e);
     if (l.progress)
-        progress_end(&l.bar);
+        progress_end(&l.bar, rc == 0);
 done:
     for (int i = 0; i < l.n_pressed; i++)
         weight_stage_close(&l.pressed[i].stage);

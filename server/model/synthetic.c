@@ -218,7 +218,7 @@ static int make_tensors(struct model *m, void *arg, struct err *e)
             s->w != NULL ? make_matrix(m, s, (uint64_t)i, k, e) : make_vector(m, s, (uint64_t)i, e);
     }
     if (k->o->progress)
-        progress_end(&k->bar);
+        progress_end(&k->bar, rc == 0);
     return rc < 0 ? rc : make_text(m, e);
 }
 

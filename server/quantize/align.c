@@ -200,7 +200,7 @@ int align_choose(const struct tok_ids *ids, const struct tokenizer *tok, const s
     if (rc == 0) {
         progress_start(&a.bar, "align", "sequences", (uint64_t)a.chunks);
         par_for(par, a.chunks, 1, score_chunks, &a);
-        progress_end(&a.bar);
+        progress_end(&a.bar, !a.failed && !fetch_cancelled());
         if (a.failed)
             rc = err_set(e, ERR_NOMEM, "no memory for the text of a sequence");
         else if (fetch_cancelled())

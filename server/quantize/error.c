@@ -90,7 +90,7 @@ static int round_all(struct allocation *a, struct err *e)
     int tasks = a->n * a->family.n;
     progress_start(&a->q->bar, "round", "forms", (uint64_t)tasks);
     par_for(a->q->session.be->par, tasks, 1, round_tasks, &r);
-    progress_end(&a->q->bar);
+    progress_end(&a->q->bar, !r.failed && !fetch_cancelled());
     if (r.failed)
         return err_set(e, r.err.code, "%s", r.err.text);
     return fetch_cancelled() ? err_set(e, ERR_CANCELLED, "stopped") : 0;

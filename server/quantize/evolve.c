@@ -113,7 +113,7 @@ int quantize_evolve(struct allocation *a, struct err *e)
     json_int_t done = json_integer_value(json_object_get(t.score, "generations"));
     progress_start(&q->bar, "evolve", "generations", (uint64_t)(q->config->generations - done));
     int rc = run(&t, e);
-    progress_end(&q->bar);
+    progress_end(&q->bar, rc == 0);
     judge_close(&t.judge);
     return rc;
 }

@@ -104,7 +104,7 @@ static int measure(struct pareto *p, const char *key, struct err *e)
         rc = judge_run(&p->judge, i, 1, &kl[i], e);
         progress_add(&bar, 1);
     }
-    progress_end(&bar);
+    progress_end(&bar, rc == 0);
     if (rc < 0)
         return rc;
     for (int i = 0; i < n; i++)

@@ -227,7 +227,7 @@ int quantize_probe(struct allocation *a, enum noise kind, struct err *e)
     TRY(open_probe(&p, q, kind, e));
     progress_start(&q->bar, "probe", "matrices", (uint64_t)missing);
     int rc = probe_layers(&p, a, notes, e);
-    progress_end(&q->bar);
+    progress_end(&q->bar, rc == 0);
     close_probe(&p);
     return rc;
 }

@@ -194,7 +194,7 @@ static int press_model(struct quantize *q, struct err *e)
     progress_start(&q->bar, "quantize", "w", total);
     if (rc == 0)
         rc = press_layers(q, e);
-    progress_end(&q->bar);
+    progress_end(&q->bar, rc == 0);
     return rc;
 }
 

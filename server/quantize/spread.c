@@ -122,7 +122,7 @@ int quantize_spread(struct allocation *a, double *want, struct err *e)
         rc = measure_layer(a, l, notes, e);
         progress_add(&a->q->bar, 1);
     }
-    progress_end(&a->q->bar);
+    progress_end(&a->q->bar, rc == 0);
     for (int i = 0; i < a->n && rc == 0; i++) {
         double spread = json_number_value(json_object_get(notes, a->matrix[i].slot->name));
         want[i] = spread > 0 ? log2(spread) / 2 : 0;

@@ -294,7 +294,7 @@ static int run_tuning(struct tuning *t, struct err *e)
     int rc = take_steps(t, &a, e);
     if (rc == 0)
         rc = take_code_steps(t, e);
-    progress_end(&t->bar);
+    progress_end(&t->bar, rc == 0);
     adam_close(&a);
     return rc;
 }

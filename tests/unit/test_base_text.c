@@ -259,7 +259,7 @@ static void test_progress(void **state)
     progress_start(&p, "loading weights", "B", 100);
     for (int i = 0; i < 1000; i++)
         progress_add(&p, 1);
-    progress_end(&p);
+    progress_end(&p, true);
     const char *text = catch_end();
     assert_non_null(strstr(text, "event=finished stage=\"loading weights\" done=1000 unit=B"));
     assert_ptr_equal(strchr(text, '\n'),
@@ -271,8 +271,9 @@ static void test_progress(void **state)
         p.tty = true;
         p.drawn_ns = 0;
         progress_add(&p, 1000000);
-        progress_end(&p);
+        progress_end(&p, false);
         text = catch_end();
+        assert_non_null(strstr(text, "event=stopped stage=\"s\" done=1000000"));
         assert_non_null(strstr(text, total > 0 ? "[##############################]" : "1.0M"));
     }
 }
