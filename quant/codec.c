@@ -189,15 +189,19 @@ void weight_fill(struct weight *w, int row0, int n, enum dtype type, const void 
     w->codec->encode(w, row0, n, scratch);
 }
 
-int weight_plan(struct weight *w, const float *src, float *scratch, enum cpu_isa isa, struct err *e)
+int weight_plan(struct weight *w, const float *src, const float *share, float *scratch,
+                enum cpu_isa isa, struct err *e)
 {
+    size_t cols = (size_t)w->cols;
     if (w->codec->plan == NULL)
         return 0;
-    if (weight_coder(w)->rotated) {
+    if (weight_coder(w)->rotated)
         to_codes(w, src, scratch, w->rows);
-        src = scratch;
-    }
-    return w->codec->plan(w, src, isa, e);
+    else
+        memcpy(scratch, src, (size_t)w->rows * cols * sizeof *scratch);
+    for (size_t i = 0; share != NULL && i < (size_t)w->rows * cols; i++)
+        scratch[i] *= share[i / cols];
+    return w->codec->plan(w, scratch, share, isa, e);
 }
 
 int weight_press(struct weight *w, int row0, int n, const float *src, float *scratch,

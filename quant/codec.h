@@ -174,9 +174,10 @@ struct codec {
     bool ordered;                  /* press takes the inputs in the order of moments_reorder() */
     /* NULL, or w is a sum, see weight_coder(): weight_matmul multiplies by the parts, cpu has nothing. */
     struct weight_sum (*split)(const struct weight *w);
-    /* Sees all rows of W at once, in the space of the codes, before they are pressed; press may then be called without moments.
-     * NULL: rows do not know of each other. */
-    int (*plan)(struct weight *w, const float *src, enum cpu_isa isa, struct err *e);
+    /* Sees all rows of W at once, in the space of the codes and times their shares, before they are pressed; press may then be
+     * called without moments. NULL: rows do not know of each other. */
+    int (*plan)(struct weight *w, const float *src, const float *share, enum cpu_isa isa,
+                struct err *e);
 };
 
 /* Names a codec's CUDA kernels in its table where they are built. */
@@ -232,9 +233,10 @@ size_t codec_part_bytes(const struct codec_part *p);
 /* Bytes [offset, offset + n) of a part of w, whose planes are the host's: from a file, to a file. */
 void weight_put(struct weight *w, int part, size_t offset, size_t n, const void *src);
 void weight_get(const struct weight *w, int part, size_t offset, size_t n, void *dst);
-/* What must precede weight_press where the codec has a plan: src [rows][cols] is all of W, scratch as large, as there. */
-int weight_plan(struct weight *w, const float *src, float *scratch, enum cpu_isa isa,
-                struct err *e) WARN_UNUSED;
+/* What must precede weight_press where the codec has a plan: src [rows][cols] is all of W, scratch as large, as there. share
+ * [rows], positive: how much an error in each row counts, as a factor of it; NULL: alike. */
+int weight_plan(struct weight *w, const float *src, const float *share, float *scratch,
+                enum cpu_isa isa, struct err *e) WARN_UNUSED;
 /* Presses rows [row0, row0 + n) of a host matrix whose codec has no press_all: with moments (of the inputs as they are or
  * rotated, as the codec wants them) by press, else by encode. src [n][cols] is W itself, scratch as large: it is rotated
  * there. */

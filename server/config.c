@@ -102,6 +102,7 @@ static const struct option table[] = {
     { NULL, "tokens", INT, AT(tokens), Q, "32768", 2, 1 << 28, NULL, "tokens that are taken of --calibrate" },
     { NULL, "context", INT, AT(context), Q, "512", 2, 1 << 22, NULL, "tokens of a sequence; at most what the model was trained for" },
     { NULL, "damp", NUM, AT(damp), Q, "0.01", 0, 1, NULL, "part of the mean of the diagonal that is added to it in the second moments" },
+    { NULL, "fisher", INT, AT(fisher), Q, "8192", 0, 1 << 28, NULL, "of forms with lowrank: tokens of --calibrate whose gradients say how much each row counts when factors are found, with all matrices in f32 beside; 0: rows count alike" },
     { NULL, "tune", INT, AT(tune), Q, "0", 0, 1 << 20, NULL, "steps of tuning once all is pressed: scales of rows, norms and biases move until the outputs are as near the model's as they get; 0: none" },
     { NULL, "tune-codes", INT, AT(tune_codes), Q, "0", 0, 1 << 20, NULL, "steps that move codes after --tune, of forms whose codes stand alone (planes, aqlm), towards the model's outputs; 0: none" },
     { NULL, "force", BOOL, AT(force), Q, "false", 0, 0, NULL, "start over where another run was not finished" },

@@ -66,7 +66,7 @@ struct config {
     char *policies, *budgets, *tasks, *text, *base, *out, *separator;
     /* quantize */
     char *codec, *head, *calibrate, *allocate, *forms, *align, *pareto;
-    int64_t tokens, context, tune, tune_codes, size, generations;
+    int64_t tokens, context, fisher, tune, tune_codes, size, generations;
     double bits, damp;
     bool force;
     /* chat */

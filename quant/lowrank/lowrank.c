@@ -156,7 +156,8 @@ static void put_factors(const struct weight *w, const float *a, const float *b, 
     codec_dense.encode(&l.b, 0, rank(w), b);
 }
 
-static int plan_lowrank(struct weight *w, const float *src, enum cpu_isa isa, struct err *e)
+static int plan_lowrank(struct weight *w, const float *src, const float *share, enum cpu_isa isa,
+                        struct err *e)
 {
     size_t k = (size_t)rank(w), rows = (size_t)w->rows, cols = (size_t)w->cols;
     float *a = mem_alloc(k * (2 * rows + cols) * sizeof *a);
@@ -165,6 +166,8 @@ static int plan_lowrank(struct weight *w, const float *src, enum cpu_isa isa, st
     float *turned = a + k * rows;
     float *b = turned + k * rows;
     lowrank_fit(isa, src, w->rows, w->cols, rank(w), a, b);
+    for (size_t i = 0; share != NULL && i < k * rows; i++)
+        a[i] /= share[i % rows];
     put_factors(w, a, b, turned);
     mem_free(a);
     return 0;

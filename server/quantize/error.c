@@ -61,7 +61,7 @@ static int measure_rounding(const struct allocation *a, struct matrix *m, int c,
     float *x = mem_alloc(2 * floats * sizeof *x);
     for (int r = 0; r < rows && x != NULL; r++)
         weight_row(from, (int)((int64_t)r * from->rows / rows), x + (ptrdiff_t)r * from->cols);
-    int rc = x != NULL ? weight_plan(&w, x, x + floats, be->isa, e)
+    int rc = x != NULL ? weight_plan(&w, x, NULL, x + floats, be->isa, e)
                        : err_set(e, ERR_NOMEM, "no memory to round %s", m->slot->name);
     if (rc == 0)
         rc = rounding_error(&w, x, x + floats, &m->error[c], e);

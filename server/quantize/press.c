@@ -172,16 +172,21 @@ static int count_units(struct press *l, struct group g)
 /* What a codec wants to see of the whole matrix first. */
 static int plan(const struct quantize *q, struct pressed *p, struct err *e)
 {
-    size_t cols = (size_t)p->w.cols;
-    size_t floats = (size_t)p->w.rows * cols;
+    size_t rows = (size_t)p->w.rows;
+    size_t floats = rows * (size_t)p->w.cols;
     if (p->w.codec->plan == NULL)
         return 0;
-    float *src = mem_zalloc(2 * floats, sizeof *src);
+    float *src = mem_zalloc(2 * floats + rows, sizeof *src);
     if (src == NULL)
         return err_set(e, ERR_NOMEM, "no memory for the numbers of %s", p->slot->name);
+    float *share = src + 2 * floats;
+    const float *from = quantize_shares(q, p->slot);
+    for (int r = 0; from != NULL && r < p->w.rows; r++)
+        share[r] = from[hf_row_of(&q->model->config, p->slot->name, r)];
     int rc = read_rows(q, p, 0, p->w.rows, src, e);
     if (rc == 0)
-        rc = weight_plan(&p->w, src, src + floats, q->session.be->isa, e);
+        rc = weight_plan(&p->w, src, from != NULL ? share : NULL, src + floats, q->session.be->isa,
+                         e);
     mem_free(src);
     return rc;
 }

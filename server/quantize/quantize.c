@@ -132,6 +132,7 @@ static int open_out(struct quantize *q, struct err *e)
 void quantize_close(struct quantize *q)
 {
     json_decref(q->state);
+    mem_free(q->share);
     mem_free(q->x);
     runner_close(&q->run);
     sequences_close(&q->text);
@@ -234,6 +235,8 @@ static int run(struct quantize *q, struct err *e)
         return quantize_pareto(q, e);
     TRY(open_out(q, e));
     int rc = quantize_allocate(q, e);
+    if (rc == 0)
+        rc = quantize_fisher(q, e);
     if (rc == 0)
         rc = press_model(q, e);
     if (rc == 0)

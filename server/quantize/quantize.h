@@ -10,7 +10,7 @@
  * Before that, where the matrices share a number of bits, it is settled what form each of them gets: allocate.h.
  *
  * quantize.c is the command; text.c makes sequences of the text, layer.c runs a layer, press.c presses and writes a shard,
- * loss.c measures what that lost, tune.c tunes the whole (server/tune/tune.h), state.c remembers, report.c tells.
+ * fisher.c says what rows are worth, loss.c measures what that lost, tune.c tunes the whole (server/tune/tune.h), state.c remembers, report.c tells.
  *
  * Thread: the command's; loops inside spread over the backend's workers.
  */
@@ -71,6 +71,7 @@ struct quantize {
     struct sequences text;
     struct runner run; /* one sequence, QUANTIZE_OUT rows of logits */
     float *x;          /* [text.n][text.len][dim] what the last layer left */
+    float *share;      /* of rows, fisher.c; NULL: alike */
     json_t *state;     /* OUT.part/quantize.json */
     struct progress bar;
 };
@@ -93,6 +94,14 @@ int quantize_whole(const struct quantize *q, const struct config *c, struct err 
 const char *quantize_codec(const struct config *c);
 /* The form of the embedding and the head. */
 const char *quantize_head(const struct config *c);
+
+/* Finds out how much each row of the layers' matrices counts, if a form that is still to be pressed asks for it. Memory: the
+ * matrices in f32, the head twice. ERR_NOMEM, ERR_CANCELLED. */
+int quantize_fisher(struct quantize *q, struct err *e) WARN_UNUSED;
+/* The option, or 0 where no form asks. */
+int64_t quantize_fisher_tokens(const struct quantize *q);
+/* [rows] of a slot of the model; NULL: alike. */
+const float *quantize_shares(const struct quantize *q, const struct slot *s);
 
 /* The layer that a tensor belongs to; -1: none. */
 int quantize_layer_of(const char *tensor);

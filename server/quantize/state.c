@@ -54,13 +54,14 @@ static json_t *make_options(const struct quantize *q)
     int64_t generations = strcmp(allocate, "evopress") == 0 ? c->generations : 0;
     size_t bytes = (size_t)q->text.n * (size_t)q->text.len * sizeof *q->text.token;
     return json_pack(
-        "{s:i, s:s, s:f, s:I, s:s, s:I, s:s, s:i, s:i, s:f, s:i, s:i, s:s, s:o, s:o, s:o}",
+        "{s:i, s:s, s:f, s:I, s:s, s:I, s:s, s:i, s:i, s:f, s:I, s:i, s:i, s:s, s:o, s:o, s:o}",
         "version", VERSION, "codec", quantize_codec(c), "bits", c->bits, "size",
         (json_int_t)c->size, "allocate", allocate, "generations", (json_int_t)generations, "head",
         quantize_head(c), "tokens", q->text.n * q->text.len, "context", q->text.len, "damp",
-        c->damp, "tune", (int)c->tune, "tune_codes", (int)c->tune_codes, "cpu",
-        cpu_isa_name(q->session.be->isa), "model", hex(model_hash(q->model)), "config",
-        hex(config_hash(&q->model->config)), "calibrate", hex(XXH3_64bits(q->text.token, bytes)));
+        c->damp, "fisher", (json_int_t)quantize_fisher_tokens(q), "tune", (int)c->tune,
+        "tune_codes", (int)c->tune_codes, "cpu", cpu_isa_name(q->session.be->isa), "model",
+        hex(model_hash(q->model)), "config", hex(config_hash(&q->model->config)), "calibrate",
+        hex(XXH3_64bits(q->text.token, bytes)));
 }
 
 static int append(const char *text, size_t n, void *out)

@@ -1,4 +1,5 @@
 #include <math.h>
+#include <string.h>
 
 #include "server/tune/tune_internal.h"
 
@@ -119,16 +120,35 @@ static void head_back(struct tune *t, const float *x, const float *xn, float *dx
     tune_norm_back(t, x, xn, t->m->out_norm, t->out_norm, t->d.hn, NULL, dx, n, c->dim, grad);
 }
 
-/* The sum of KL over all rows of x, what the last layer left; with grad also t->dx. */
+/* What n tokens from `at` on should lead to, as logits: the teacher's, or certainty of the next token, beside which all others
+ * are so small that exp() makes zeros of them. */
+static void want(struct tune *t, const struct tune_text *text, int at, int n)
+{
+    size_t vocab = (size_t)t->m->config.vocab;
+    if (text->x != NULL) {
+        const float *x = text->x + (size_t)at * (size_t)t->m->config.dim;
+        run_head(t, t->teacher, t->wanted_head, x, t->a.hn, n, t->wanted);
+        return;
+    }
+    for (size_t i = 0; i < (size_t)n * vocab; i++)
+        t->wanted[i] = -1e4f;
+    for (int r = 0; r < n; r++)
+        t->wanted[(size_t)r * vocab + (size_t)text->token[at + r + 1]] = 0;
+}
+
+/* The sum of KL over all rows of x, what the last layer left; with grad also t->dx. Of a text that is its own teacher nobody knows
+ * what comes after the last token. */
 static double judge(struct tune *t, const struct tune_text *text, const float *x, double *grad)
 {
     size_t dim = (size_t)t->m->config.dim;
     struct judging j = { t, grad != NULL };
+    int rows = text->x != NULL ? text->len : text->len - 1;
     double kl = 0;
-    for (int at = 0, n; at < text->len; at += n) {
-        n = text->len - at < TUNE_OUT ? text->len - at : TUNE_OUT;
+    memset(t->dx + (size_t)rows * dim, 0, (size_t)(text->len - rows) * dim * sizeof *t->dx);
+    for (int at = 0, n; at < rows; at += n) {
+        n = rows - at < TUNE_OUT ? rows - at : TUNE_OUT;
         size_t from = (size_t)at * dim;
-        run_head(t, t->teacher, t->wanted_head, text->x + from, t->a.hn, n, t->wanted);
+        want(t, text, at, n);
         run_head(t, t->m, t->head, x + from, t->a.hn, n, t->logits);
         par_for(t->be->par, n, 1, judge_rows, &j);
         for (int r = 0; r < n; r++)
@@ -164,4 +184,12 @@ double tune_loss(struct tune *t, const struct tune_text *text, double *grad)
     t->seen += grad != NULL ? n : 0;
     t->lost += grad != NULL ? kl : 0;
     return kl;
+}
+
+double tune_fisher(struct tune *t, const struct tune_text *text, double *grad, double *info)
+{
+    t->info = info;
+    double loss = tune_loss(t, text, grad);
+    t->info = NULL;
+    return loss;
 }

@@ -115,6 +115,22 @@ void tune_multiply(const struct tune *t, const struct tune_matrix *m, const floa
     par_for(t->be->par, n, 0, scale_rows, &s);
 }
 
+/* Adds to the information of a matrix's rows. */
+static void inform(const struct tune *t, const struct tune_matrix *m, const float *dy,
+                   const float *x, int n)
+{
+    size_t rows = (size_t)m->stored->rows;
+    size_t cols = (size_t)m->stored->cols;
+    double *info = t->info + m->at;
+    for (int i = 0; i < n; i++, dy += rows, x += cols) {
+        double squares = 0;
+        for (size_t c = 0; c < cols; c++)
+            squares += (double)x[c] * (double)x[c];
+        for (size_t r = 0; r < rows; r++)
+            info[r] += (double)dy[r] * (double)dy[r] * squares;
+    }
+}
+
 void tune_multiply_back(const struct tune *t, const struct tune_matrix *m, float *dy,
                         const float *x, const float *y, float *dx, bool add, int n, double *grad)
 {
@@ -124,6 +140,8 @@ void tune_multiply_back(const struct tune *t, const struct tune_matrix *m, float
     par_for(t->be->par, n, 0, scale_rows, &s);
     if (m->slopes.g != NULL)
         tune_slopes_add(t, m, dy, x, n);
+    if (t->info != NULL)
+        inform(t, m, dy, x, n);
     struct dense_product p = { .c = dx, .a = dy, .b = m->w, .m = n, .scale = 1, .add = add };
     p.n = m->stored->cols;
     p.k = m->stored->rows;

@@ -81,6 +81,7 @@ struct tune {
     double kl[TUNE_OUT];       /* of the rows at hand */
     struct tune_acts a;
     struct tune_back d;
+    double *info;      /* [n] of tune_fisher; NULL: nobody asked */
     int64_t seen;      /* tokens that slopes are of, */
     double lost;       /* and the sum of their losses */
     float *code_room;  /* codes.c: [threads] of the room that a row takes; NULL: nobody asked */

@@ -144,7 +144,7 @@ static void press(struct weight *w, const struct moments *m)
 {
     struct err e;
     int step = codec_step(w->codec);
-    assert_int_equal(weight_plan(w, src, scratch, CPU_REF, &e), 0);
+    assert_int_equal(weight_plan(w, src, NULL, scratch, CPU_REF, &e), 0);
     for (int r = 0; r < ROWS; r += step)
         assert_int_equal(
             weight_press(w, r, ROWS - r < step ? ROWS - r : step, src + r * COLS, scratch, m, &e),
@@ -185,7 +185,7 @@ static void presses_the_rest(void **state)
         press(&w, NULL);
         assert_true(lost(&w) < 0.5 * without);
         mem_fail_at(1);
-        assert_int_equal(weight_plan(&w, src, scratch, CPU_REF, &e), ERR_NOMEM);
+        assert_int_equal(weight_plan(&w, src, NULL, scratch, CPU_REF, &e), ERR_NOMEM);
         for (uint64_t fail = 1; fail <= 2; fail++) {
             mem_fail_at(fail);
             assert_int_equal(weight_press(&w, 0, ROWS, src, scratch, &m, &e), ERR_NOMEM);
@@ -195,6 +195,45 @@ static void presses_the_rest(void **state)
         weight_close(&q, level[0]);
         weight_close(&w, level[0]);
     }
+}
+
+/* The sum of squares of what factors alone leave, each row times its share. */
+static double left_of(const struct weight *w, const float *share)
+{
+    double sum = 0;
+    for (int r = 0; r < ROWS; r++) {
+        weight_row(w, r, back);
+        for (int k = 0; k < COLS; k++) {
+            double d = (double)(back[k] - src[r * COLS + k]) * (double)share[r];
+            sum += d * d;
+        }
+    }
+    return sum;
+}
+
+/* Factors leave the least of what counts: of rows that count more, less, at the cost of the others. */
+static void weighs_rows(void **state)
+{
+    (void)state;
+    struct err e;
+    float share[ROWS], alike[ROWS];
+    fill();
+    for (int r = 0; r < ROWS; r++) {
+        share[r] = r % 4 == 0 ? 3.0f : 0.3f;
+        alike[r] = 1;
+    }
+    double left[2][2];
+    for (int i = 0; i < 2; i++) {
+        struct weight w = make(level[0], word[0], true); /* no codes yet: zeros */
+        assert_int_equal(weight_plan(&w, src, i == 1 ? share : NULL, scratch, CPU_REF, &e), 0);
+        left[i][0] = left_of(&w, alike);
+        left[i][1] = left_of(&w, share);
+        weight_close(&w, level[0]);
+    }
+    print_message("rows alike: %.4f of the plain optimum; weighed: %.4f\n", left[1][0] / left[0][0],
+                  left[1][1] / left[0][1]);
+    assert_true(left[1][0] > 1.001 * left[0][0]);
+    assert_true(left[1][1] < 0.9 * left[0][1]);
 }
 
 /* Both parts of a row are multiplied by a number, and no other row. */
@@ -297,9 +336,13 @@ static void multiplies_together(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(fits_what_is_strong), cmocka_unit_test(counts_its_bits),
-        cmocka_unit_test(presses_the_rest),    cmocka_unit_test(rescales),
-        cmocka_unit_test(multiplies),          cmocka_unit_test(multiplies_together),
+        cmocka_unit_test(fits_what_is_strong),
+        cmocka_unit_test(counts_its_bits),
+        cmocka_unit_test(presses_the_rest),
+        cmocka_unit_test(weighs_rows),
+        cmocka_unit_test(rescales),
+        cmocka_unit_test(multiplies),
+        cmocka_unit_test(multiplies_together),
     };
     return cmocka_run_group_tests(tests, levels_open, levels_close);
 }

@@ -266,6 +266,38 @@ static void presses_sums(void **state)
     press_to("--codec=lowrank16+trellis2");
 }
 
+static double asked_fisher(const char *out)
+{
+    json_t *notes = notes_of(out);
+    double n = number(json_object_get(notes, "options"), "fisher");
+    json_decref(notes);
+    return n;
+}
+
+/* How much a row counts makes other factors, and is noted where it is asked for. */
+static void weighs_rows(void **state)
+{
+    static const char *const alike[] = { "--codec=lowrank16+planes2", "--fisher=0", NULL };
+    static const char *const weighed[] = { "--codec=lowrank16+planes2", "--fisher=300", NULL };
+    static const char *const other[] = { "--codec=planes2", NULL };
+    int n;
+    (void)state;
+    must_run("alike", alike);
+    must_run("weighed", weighed);
+    must_run("other", other);
+    assert_true(asked_fisher("alike") == 0);
+    assert_true(asked_fisher("weighed") == 300);
+    assert_true(asked_fisher("other") == 0);
+    float *a = logits_of("alike", "auto", &n);
+    float *b = logits_of("weighed", "auto", &n);
+    assert_memory_not_equal(a, b, (size_t)n * sizeof *a);
+    mem_free(b);
+    mem_free(a);
+    fetch_remove(in_root("alike"));
+    fetch_remove(in_root("weighed"));
+    fetch_remove(in_root("other"));
+}
+
 /* So many shards are done. */
 static bool shards_done(const void *n)
 {
@@ -420,13 +452,21 @@ static void survives_lack_of_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(is_loaded_again),       cmocka_unit_test(reads_gguf),
-        cmocka_unit_test(notes_what_was_lost),   cmocka_unit_test(goes_on),
-        cmocka_unit_test(presses_to_every_form), cmocka_unit_test(makes_folders_for_others),
-        cmocka_unit_test(presses_sums),          cmocka_unit_test(survives_signals),
-        cmocka_unit_test(takes_no_more_tokens),  cmocka_unit_test(keeps_to_its_options),
-        cmocka_unit_test(refuses_no_numbers),    cmocka_unit_test(chooses_a_codec),
-        cmocka_unit_test(says_what_is_wrong),    cmocka_unit_test(survives_lack_of_memory),
+        cmocka_unit_test(is_loaded_again),
+        cmocka_unit_test(reads_gguf),
+        cmocka_unit_test(notes_what_was_lost),
+        cmocka_unit_test(goes_on),
+        cmocka_unit_test(presses_to_every_form),
+        cmocka_unit_test(makes_folders_for_others),
+        cmocka_unit_test(presses_sums),
+        cmocka_unit_test(weighs_rows),
+        cmocka_unit_test(survives_signals),
+        cmocka_unit_test(takes_no_more_tokens),
+        cmocka_unit_test(keeps_to_its_options),
+        cmocka_unit_test(refuses_no_numbers),
+        cmocka_unit_test(chooses_a_codec),
+        cmocka_unit_test(says_what_is_wrong),
+        cmocka_unit_test(survives_lack_of_memory),
     };
     log_setup(&(struct log_config){ .level = LOG_E });
     return cmocka_run_group_tests(tests, eval_open, scratch_close);

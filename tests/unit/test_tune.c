@@ -375,6 +375,72 @@ static void sums_up_inputs(void **state)
     close_pair(&p);
 }
 
+/* ---- information ------------------------------------------------------------------------------------------------- */
+
+/* With the text for a teacher the loss is -log p of its tokens, as the engine has it. */
+static void the_text_teaches(void **state)
+{
+    struct pair p;
+    struct err e;
+    const float *z;
+    double want = 0;
+    (void)state;
+    open_pair(&p, "tests/golden/archs/llama3-scaling", "planes3g32", 2);
+    int vocab = p.model[1]->config.vocab;
+    assert_int_equal(runner_append(&p.run[1], 0, p.token, LEN, LEN, &z, &e), 0);
+    for (int r = 0; r + 1 < LEN; r++, z += vocab)
+        want += logits_peak(z, vocab).lse - (double)z[p.token[r + 1]];
+    p.text.x = NULL;
+    double got = tune_loss(p.tune, &p.text, NULL);
+    assert_true(fabs(got - want) < 1e-4 * want);
+    close_pair(&p);
+}
+
+/* Of a row, the squares of its slopes: of two tokens only the first has any, so that tokens cannot but be independent. */
+static double squares_of(struct pair *p, const struct tune_matrix *m, int row)
+{
+    const float h = 0x1p-7f;
+    double sum = 0;
+    for (int k = 0; k < m->stored->cols; k++) {
+        float *w = m->w + (size_t)row * (size_t)m->stored->cols + k, was = *w;
+        *w = was + h;
+        double up = tune_loss(p->tune, &p->text, NULL);
+        *w = was - h;
+        double slope = (up - tune_loss(p->tune, &p->text, NULL)) / (2 * (double)h);
+        *w = was;
+        sum += slope * slope;
+    }
+    return sum;
+}
+
+static void rows_have_information(void **state)
+{
+    struct tune_matrix *all[TUNE_MATRICES];
+    struct pair p;
+    (void)state;
+    open_pair(&p, "tests/golden/archs/qwen3-head-norms", "f32", 2);
+    double *info = mem_zalloc((size_t)p.n, sizeof *info);
+    assert_non_null(info);
+    p.text.x = NULL;
+    p.text.len = 2;
+    tune_fisher(p.tune, &p.text, p.grad, info);
+    tune_matrices(&p.tune->layer[0], all);
+    for (int k = 0; k < TUNE_MATRICES; k++)
+        for (int i = 0; i < 2; i++) {
+            int row = i * 5 % all[k]->stored->rows;
+            double want = squares_of(&p, all[k], row);
+            double got = info[all[k]->at + row];
+            if (k < 2) /* nobody asks where there is but one token to attend to */
+                assert_true(got < 1e-9 && want < 1e-9);
+            else /* differences of a loss in f32 show no less than 1e-5 */
+                assert_true(fabs(got - want) < 1e-3 * want + 1e-5);
+        }
+    mem_free(info);
+    close_pair(&p);
+}
+
+/* ---- steps of codes ---------------------------------------------------------------------------------------------- */
+
 /* A step makes the loss less, the engine says so too, and unmaking it brings back every bit. */
 static void codes_step_down(void **state)
 {
@@ -470,6 +536,8 @@ int main(void)
         cmocka_unit_test(steps_down),
         cmocka_unit_test(matrices_have_slopes),
         cmocka_unit_test(sums_up_inputs),
+        cmocka_unit_test(the_text_teaches),
+        cmocka_unit_test(rows_have_information),
         cmocka_unit_test(codes_step_down),
         cmocka_unit_test(moves_for_any_threads),
         cmocka_unit_test(lacks_memory),
