@@ -136,7 +136,7 @@ static void want(struct tune *t, const struct tune_text *text, int at, int n)
         t->wanted[(size_t)r * vocab + (size_t)text->token[at + r + 1]] = 0;
 }
 
-/* The sum of KL over all rows of x, what the last layer left; with grad also t->dx. Of a text that is its own teacher nobody knows
+/* The sum of KL over all rows of x, what the last layer left; with grad also t->dx. Where the text is the teacher nobody knows
  * what comes after the last token. */
 static double judge(struct tune *t, const struct tune_text *text, const float *x, double *grad)
 {

@@ -61,9 +61,9 @@ struct tune_text {
 /* The sum of KL(teacher || student) over all tokens, in nats; where the text is the teacher, that of -log p of the tokens after
  * the first. grad[tune_count_all] += d(that sum) / dlog f, unless NULL. */
 double tune_loss(struct tune *t, const struct tune_text *text, double *grad);
-/* The same, and what an error in each row of the matrices costs: info[tune_count_all] += sum over tokens of (dloss / dy_r)^2 |x|^2
- * of row r, its Fisher information where the text is the teacher and tokens are taken for independent of each other (FWSVD,
- * arXiv 2207.00112, section 3.2: there the squares are of gradients summed up over a batch). */
+/* The same, and what an error in each row r of the matrices costs: info[tune_count_all] += sum over tokens of
+ * (dloss / dy_r)^2 |x|^2, its Fisher information where the text is the teacher and tokens are taken for independent of each other
+ * (FWSVD, arXiv 2207.00112: there the squares are of gradients summed up over a batch). */
 double tune_fisher(struct tune *t, const struct tune_text *text, double *grad, double *info);
 
 /* ---- codes ------------------------------------------------------------------------------------------------------- */
