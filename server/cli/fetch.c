@@ -172,7 +172,7 @@ int fetch_url(const char *url, const char *out, uint64_t size, struct err *e)
     CURL *c = curl_easy_init();
     CURLcode rc = c != NULL ? transfer_all(c, &d, url, error) : CURLE_OUT_OF_MEMORY;
     curl_easy_cleanup(c);
-    progress_end(&d.bar, rc == CURLE_OK);
+    progress_end(&d.bar, rc == CURLE_OK && (size == 0 || d.at == size));
     if (close(d.fd) < 0 && d.write_errno == 0)
         d.write_errno = errno;
     return judge(&d, rc, url, c != NULL ? error : "", out, e);

@@ -1,6 +1,7 @@
 /* What an error in each row of the layers' matrices costs, for codecs that look at a matrix as a whole (lowrank): the root of the
  * row's Fisher information (server/tune/tune.h), in units of its matrix's mean. */
 #include <math.h>
+#include <stdio.h>
 
 #include "server/base/mem.h"
 #include "server/cli/fetch.h"
@@ -10,35 +11,22 @@
 /* Of the mean information, what a row has at least: what some thousand tokens did not need others may. */
 static const double LEAST = .01;
 
-static bool asks(const struct quantize *q, const struct slot *s)
-{
-    struct weight w;
-    struct err e;
-    if (s->w == NULL || tune_count(s) == 0 ||
-        weight_open_form(&w, q->session.be, quantize_form(q, s), false, s->rows, s->cols, &e) < 0)
-        return false;
-    bool plans = w.codec->plan != NULL;
-    weight_close(&w, q->session.be);
-    return plans;
-}
-
+/* Asked before forms are chosen, too: of a family all forms find factors, or none. */
 int64_t quantize_fisher_tokens(const struct quantize *q)
 {
-    for (int i = 0; i < q->model->n_slots; i++)
-        if (asks(q, &q->model->slot[i]))
+    const char *codec = quantize_codec(q->config);
+    for (int bits = 0; bits <= FAMILY_FORMS; bits++) {
+        char digit[12] = "", word[64];
+        struct weight w;
+        struct err e;
+        if (bits > 0)
+            snprintf(digit, sizeof digit, "%d", bits);
+        int n = snprintf(word, sizeof word, "%s%s", codec, digit);
+        if (n < (int)sizeof word && weight_set_form(&w, word, PROBE_COLS, PROBE_COLS, &e) == 0 &&
+            w.codec->plan != NULL)
             return q->config->fisher;
-    return 0;
-}
-
-/* Whether a layer that is still to be pressed has a form that asks. */
-static bool wanted(const struct quantize *q)
-{
-    for (int i = 0; i < q->model->n_slots; i++) {
-        const struct slot *s = &q->model->slot[i];
-        if (!hf_write_has_shard(q->out, quantize_layer_of(s->name) + 1) && asks(q, s))
-            return true;
     }
-    return false;
+    return 0;
 }
 
 /* n sequences, evenly spread. */
@@ -89,7 +77,7 @@ static int find_shares(struct quantize *q, struct tune *t, struct err *e)
 int quantize_fisher(struct quantize *q, struct err *e)
 {
     struct tune *t;
-    if (q->config->fisher == 0 || !wanted(q))
+    if (quantize_fisher_tokens(q) == 0)
         return 0;
     int rc = tune_open(&t, q->session.model, q->model, q->text.len, e);
     if (rc < 0)

@@ -231,12 +231,14 @@ static int run(struct quantize *q, struct err *e)
             "%s: a sequence is held out to judge by, and there is but one of %d tokens; take "
             "more --tokens or a shorter --context",
             q->config->tune > 0 ? "tune" : "tune-codes", q->text.len);
-    if (q->config->pareto[0] != 0)
+    if (q->config->pareto[0] != 0) {
+        TRY(quantize_fisher(q, e));
         return quantize_pareto(q, e);
+    }
     TRY(open_out(q, e));
-    int rc = quantize_allocate(q, e);
+    int rc = quantize_fisher(q, e);
     if (rc == 0)
-        rc = quantize_fisher(q, e);
+        rc = quantize_allocate(q, e);
     if (rc == 0)
         rc = press_model(q, e);
     if (rc == 0)

@@ -71,7 +71,7 @@ struct quantize {
     struct sequences text;
     struct runner run; /* one sequence, QUANTIZE_OUT rows of logits */
     float *x;          /* [text.n][text.len][dim] what the last layer left */
-    float *share;      /* of rows, fisher.c; NULL: alike */
+    float *share;      /* of rows, fisher.c, for forms of a bank too; NULL: alike */
     json_t *state;     /* OUT.part/quantize.json */
     struct progress bar;
 };
@@ -95,10 +95,10 @@ const char *quantize_codec(const struct config *c);
 /* The form of the embedding and the head. */
 const char *quantize_head(const struct config *c);
 
-/* Finds out how much each row of the layers' matrices counts, if a form that is still to be pressed asks for it. Memory: the
- * matrices in f32, the head twice. ERR_NOMEM, ERR_CANCELLED. */
+/* Finds out how much each row of the layers' matrices counts, if the codec asks for it. Memory: the matrices in f32, the head
+ * twice. ERR_NOMEM, ERR_CANCELLED. */
 int quantize_fisher(struct quantize *q, struct err *e) WARN_UNUSED;
-/* The option, or 0 where no form asks. */
+/* The option, or 0 where the codec does not ask. */
 int64_t quantize_fisher_tokens(const struct quantize *q);
 /* [rows] of a slot of the model; NULL: alike. */
 const float *quantize_shares(const struct quantize *q, const struct slot *s);

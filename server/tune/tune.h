@@ -53,8 +53,8 @@ void tune_settle(struct tune *t);
 
 struct tune_text {
     const int32_t *token; /* [len] */
-    const float *
-        x; /* [len][dim] what the teacher's last layer left, as model_layer() has it; NULL: the text is the teacher */
+    /* [len][dim] what the teacher's last layer left, as model_layer() has it; NULL: the text is the teacher */
+    const float *x;
     int len;
 };
 

@@ -188,6 +188,12 @@ static void a_measurement_has_its_own_options(void **state)
     assert_int_equal(c.chunks, 3);
     assert_string_equal(c.tasks, "copy");
     config_free(&c);
+    char *once[] = { (char *)(uintptr_t) "--config=/dev/null" };
+    assert_int_equal(config_parse(&c, CONFIG_SERVE, 1, once, &e), 0);
+    config_free(&c);
+    assert_int_equal(config_parse(&c, CONFIG_BENCH, 1, once, &e), ERR_INVALID);
+    assert_non_null(strstr(e.text, "/dev/null is read twice"));
+    config_free(&c);
 }
 
 static void help_shows_the_file(void **state)

@@ -280,8 +280,13 @@ static void weighs_rows(void **state)
     static const char *const alike[] = { "--codec=lowrank16+planes2", "--fisher=0", NULL };
     static const char *const weighed[] = { "--codec=lowrank16+planes2", "--fisher=300", NULL };
     static const char *const other[] = { "--codec=planes2", NULL };
+    static const char *const family[] = { "--codec=lowrank16+planes", "--bits=30", "--fisher=300",
+                                          "--allocate=uniform", NULL };
     int n;
     (void)state;
+    must_run("family", family);
+    assert_true(asked_fisher("family") == 300);
+    fetch_remove(in_root("family"));
     must_run("alike", alike);
     must_run("weighed", weighed);
     must_run("other", other);

@@ -275,6 +275,26 @@ static void judges_what_comes_out(void **state)
     assert_true(kl[2] < kl[0]);
 }
 
+/* Forms of a bank are what is made of them alone, where rows count differently as well. */
+static void weighs_rows_of_its_bank(void **state)
+{
+    char bank[300];
+    snprintf(bank, sizeof bank, "--forms=%s/weighed", root);
+    const char *more[] = { "--codec=lowrank16+trellis", "--bits=30", "--allocate=lgreco", bank,
+                           NULL };
+    const char *form[] = { "--codec=lowrank16+trellis3", NULL };
+    (void)state;
+    press_toy("out", more);
+    press_toy("form", form);
+    same_folders("weighed/lowrank16+trellis3", "form");
+    fetch_remove(in_root("out"));
+    fetch_remove(in_root("form"));
+    fetch_remove(in_root("weighed/lowrank16+trellis2"));
+    fetch_remove(in_root("weighed/lowrank16+trellis3"));
+    fetch_remove(in_root("weighed/lowrank16+trellis4"));
+    assert_int_equal(rmdir(in_root("weighed")), 0);
+}
+
 /* A bank that is there is used as it is, whatever is done with what comes of it, and only for what it was made for. */
 static void keeps_its_bank(void **state)
 {
@@ -363,10 +383,15 @@ static void survives_lack_of_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(keeps_the_budget),         cmocka_unit_test(measures_curvature),
-        cmocka_unit_test(measures_rounding),        cmocka_unit_test(measures_spread),
-        cmocka_unit_test(prefers_what_loses_least), cmocka_unit_test(judges_what_comes_out),
-        cmocka_unit_test(keeps_its_bank),           cmocka_unit_test(goes_on),
+        cmocka_unit_test(keeps_the_budget),
+        cmocka_unit_test(measures_curvature),
+        cmocka_unit_test(measures_rounding),
+        cmocka_unit_test(measures_spread),
+        cmocka_unit_test(prefers_what_loses_least),
+        cmocka_unit_test(judges_what_comes_out),
+        cmocka_unit_test(weighs_rows_of_its_bank),
+        cmocka_unit_test(keeps_its_bank),
+        cmocka_unit_test(goes_on),
         cmocka_unit_test(survives_lack_of_memory),
     };
     log_setup(&(struct log_config){ .level = LOG_E });
