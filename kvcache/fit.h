@@ -16,9 +16,8 @@ enum { KV_FIT_ROUNDS = 10 };
 
 /* Fits kept->beta and kept->v against h->ref_*; mode: VOTES, VALUES or FIT. Slots that are exact keep votes and values. One call
  * moves votes by a factor of e^-2 to e^4, and all calls together no lower than e^-2 and no higher than e^4 or h->n_tokens,
- * whichever is more. Without reference queries, or slots that are not exact, nothing
- * changes and nothing is merged. ERR_NOMEM only: then kept may be half done. Where a system is
- * not positive definite or a result is not finite, what was there stays. */
+ * whichever is more. Without reference queries, or slots that are not exact, nothing changes and nothing is merged. ERR_NOMEM
+ * only: then kept may be half done. Where a system is not positive definite or a result is not finite, what was there stays. */
 int kv_fit(const struct kv_head *h, struct kv_kept *kept, enum kv_merge mode) WARN_UNUSED;
 /* Whether a fit of n slots has any that it may change; else it takes nothing in. */
 static inline bool kv_fit_takes(const bool *exact, int n)

@@ -16,7 +16,7 @@ static inline int kv_pool_reach(const struct kv_options *o, int own)
 
 /* order[n] = the candidates from best to worst; ties: the later one is better; NaN is the worst. scratch[n]. Takes O(n). */
 void kv_order(const float *score, int n, int32_t *order, int32_t *scratch);
-/* keep[k] = the k candidates with the highest score, rising; ties go to the later one; NaN counts as the lowest. O(n). */
+/* keep[k] = the k <= n candidates with the highest score, rising; ties go to the later one; NaN counts as the lowest. O(n). */
 void kv_top(const float *score, int n, int k, int32_t *keep);
 
 /* The weight of the local score, opt.local; when a cache is pressed again at most a half, for what is remembered of a slot: the

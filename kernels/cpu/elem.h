@@ -1,4 +1,4 @@
-/* One element of the KV cache, whatever its type: for plain C. */
+/* One element of the KV cache, or all of a slot's, whatever their type: for plain C. */
 #ifndef WRING_KERNELS_CPU_ELEM_H
 #define WRING_KERNELS_CPU_ELEM_H
 

@@ -236,7 +236,7 @@ static int run(struct quantize *q, struct err *e)
         return quantize_pareto(q, e);
     }
     TRY(open_out(q, e));
-    int rc = quantize_fisher(q, e);
+    int rc = last_open(q) >= 0 ? quantize_fisher(q, e) : 0;
     if (rc == 0)
         rc = quantize_allocate(q, e);
     if (rc == 0)

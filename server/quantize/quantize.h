@@ -10,7 +10,8 @@
  * Before that, where the matrices share a number of bits, it is settled what form each of them gets: allocate.h.
  *
  * quantize.c is the command; text.c makes sequences of the text, layer.c runs a layer, press.c presses and writes a shard,
- * fisher.c says what rows are worth, loss.c measures what that lost, tune.c tunes the whole (server/tune/tune.h), state.c remembers, report.c tells.
+ * fisher.c says what rows are worth, loss.c measures what that lost, tune.c tunes the whole (server/tune/tune.h), state.c
+ * remembers, report.c tells.
  *
  * Thread: the command's; loops inside spread over the backend's workers.
  */
